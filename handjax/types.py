@@ -1,0 +1,86 @@
+"""Records that cross files.
+
+Conventions, everywhere in handjax: metres and radians; OpenCV camera axes (x right,
+y down, z forward); 2-D in pixels of the network crop; joints in `skeleton.JOINTS`
+order; models see right hands only (the data path mirrors left ones).
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+AnyArray = Array | np.ndarray
+
+
+class Paper(NamedTuple):
+    """Where a family comes from, and which of its equations live in which file."""
+
+    name: str
+    """Short name used in equation tags: `(TokenHand Eq. 2)`."""
+    title: str
+    url: str
+    equations: dict[int | str, str]
+    """Equation (number, or name where the source does not number it) -> what it is;
+    each has exactly one home, the docstring tagged `(<name> Eq. <key>)`."""
+    not_code: dict[int | str, str] = {}  # noqa: RUF012 - NamedTuple defaults are shared by design
+    """Equations that are no code of ours, and why."""
+
+
+class Batch(NamedTuple):
+    """One training or evaluation batch, as the loader makes it (see `data_pipelines`).
+
+    3-D is in the axes of the crop's virtual camera, which the loader obtains by turning
+    the real camera towards the box (`crop.py`); left hands are already mirrored.
+    """
+
+    image: UInt8[AnyArray, "batch height width 3"] | None
+    """RGB, 0..255; None in stages that need no image."""
+    vertices: Float[AnyArray, "batch 778 3"]
+    """Mesh, metres, minus `root3d`."""
+    joints3d: Float[AnyArray, "batch 21 3"]
+    """Joints in `skeleton.JOINTS` order, metres, minus `root3d`."""
+    joints2d: Float[AnyArray, "batch 21 2"]
+    """Pixels of the crop, x right, y down; the centre of the first pixel is (0, 0)."""
+    root3d: Float[AnyArray, "batch 3"]
+    """Root joint (`config.data.root`) in the crop camera, metres."""
+    intrinsics: Float[AnyArray, "batch 3 3"]
+    """Camera matrix of the crop, pixels."""
+    R_crop_camera: Float[AnyArray, "batch 3 3"]
+    """Rotation from the real camera's axes to the crop camera's."""
+    mano_pose: Float[AnyArray, "batch 16 3"]
+    """Absolute axis-angle in radians, wrist first, crop camera; zero if not known."""
+    betas: Float[AnyArray, "batch 10"]
+    """Shape coefficients of the hand model; zero where not known."""
+    joints2d_valid: Bool[AnyArray, "batch 21"]
+    """The joint is annotated and strictly inside both the photo and the crop."""
+    joints3d_valid: Bool[AnyArray, "batch"]
+    vertices_valid: Bool[AnyArray, "batch"]
+    mano_valid: Bool[AnyArray, "batch"]
+    is_right: Bool[AnyArray, "batch"]
+    """Side in the photo, before mirroring."""
+    example_valid: Bool[AnyArray, "batch"]
+    """False for the padding that fills the last evaluation batch."""
+    index: Int[AnyArray, "batch"]
+    """Position of the example in its split, to name it in reports."""
+
+
+class HandOutput(NamedTuple):
+    """What every family predicts; optional fields are None when a family has none."""
+
+    vertices: Float[AnyArray, "batch 778 3"]
+    """Mesh, metres, crop camera axes, relative to the root joint."""
+    joints3d: Float[AnyArray, "batch 21 3"]
+    """Joints in `skeleton.JOINTS` order, same frame."""
+    joints2d: Float[AnyArray, "batch 21 2"] | None = None
+    """Pixels of the network crop."""
+    logits: Float[AnyArray, "batch token code"] | None = None
+    """Token scores before softmax (token families)."""
+    indices: Int[AnyArray, "batch token"] | None = None
+    """Chosen code of each token (token families)."""
+    cam: Float[AnyArray, "batch 3"] | None = None
+    """Weak perspective of the crop: scale, x, y (families that predict one)."""
+
+
+Variables = dict[str, Any]
+"""Flax variables: `params`, `batch_stats`, `codebook`, `constants`."""
