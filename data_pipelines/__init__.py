@@ -1,0 +1,1 @@
+"""From photographs and annotations to batches; numpy only in the workers."""

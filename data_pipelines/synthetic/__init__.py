@@ -1,0 +1,1 @@
+"""Annotated renders of the built-in hand."""

@@ -1,0 +1,1 @@
+"""Blocks with more than one user, or with a literature of their own."""

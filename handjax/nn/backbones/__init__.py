@@ -1,0 +1,1 @@
+"""Backbones: image in, named feature maps out."""
