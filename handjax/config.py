@@ -1,0 +1,285 @@
+"""What every config starts from, and what values are allowed.
+
+A config is an `ml_collections.ConfigDict` of plain values (numbers, strings, tuples and
+dicts of them), so that it can be saved as JSON, compared with the one of an older run
+and changed from the command line (`--config.train.log_every=10`).
+"""
+
+import difflib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ml_collections
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+OPTIMIZERS = ("adamw", "adam", "sgd")
+SCHEDULES = ("cosine", "step", "constant")
+DECAY_MASKS = ("no_1d", "paper", "all")
+STAGE_DATA = ("images", "poses")
+
+NEUTRAL_KEYS = (
+    "data.threads",
+    "eval.batch_size",
+    "eval.num",
+    "train.checkpoint_every",
+    "train.compile_cache",
+    "train.eval_every",
+    "train.image_every",
+    "train.keep",
+    "train.keep_every",
+    "train.log_every",
+    "train.num_images",
+)
+"""Keys that may change between two runs of one workdir: they do not enter the numbers
+that training computes."""
+
+
+def base() -> ml_collections.ConfigDict:
+    """Defaults that a family's config fills in: `family`, `model` and `stages`."""
+    return ml_collections.ConfigDict(
+        dict(
+            family="",
+            seed=0,
+            model=dict(),  # fields of the family's Model
+            # source: "open" (built in) or the path of a MANO file; tips: a name of
+            # skeleton.MANO_TIPS, "" for the ones the file names.
+            hand=dict(source="open", side="right", tips=""),
+            stages=dict(),  # name -> stage(...)
+            data=_data(),
+            train=_train(),
+            mesh=dict(
+                data=-1, fsdp=1
+            ),  # devices along each axis; -1: all that are left
+            eval=dict(batch_size=32, num=0),  # num: test examples used, 0 for all
+        )
+    )
+
+
+def _data() -> dict[str, Any]:
+    return dict(
+        name="synthetic",  # "synthetic" is rendered on first use; others are prepared
+        dir="",  # "": $HANDJAX_DATA or ~/.cache/handjax, then a name made of the sizes
+        num_train=20_000,
+        num_test=1_000,
+        seed=0,
+        image_size=224,  # side of the stored picture, pixels
+        crop_size=224,  # side of what the network sees, pixels
+        root="middle_mcp",
+        box_scale=1.25,  # of the box around the joints, in evaluation
+        mix=dict(),  # further datasets: directory -> weight (this one weighs 1)
+        threads=2,
+        max_corrupt=10,  # unreadable records that are skipped before training stops
+        augment=dict(),  # fields of data_pipelines.augment.AugmentConfig
+    )
+
+
+def _train() -> dict[str, Any]:
+    return dict(
+        log_every=50,
+        eval_every=1_000,  # 0: only at the end of each stage
+        checkpoint_every=1_000,
+        image_every=1_000,  # 0: only at the end of each stage
+        num_images=8,
+        keep=2,  # checkpoints of each stage
+        keep_every=0,  # further ones kept for good, every so many steps
+        precision="auto",  # "auto": bfloat16 on accelerators, float32 on CPU
+        donate=True,
+        compile_cache="auto",  # "auto": ~/.cache/handjax/xla; "": no cache
+        stop_on_nonfinite=True,
+    )
+
+
+def stage(
+    *,
+    steps: int,
+    batch_size: int,
+    losses: dict[str, float],
+    data: str = "images",
+    optimizer: dict[str, Any] | None = None,
+    schedule: dict[str, Any] | None = None,
+    grad_clip: float = 0.0,
+) -> dict[str, Any]:
+    """The value of one `config.stages.<name>`, with every key present.
+
+    Args:
+        steps: number of updates; `batch_size` is over all devices and hosts.
+        batch_size: examples in one update.
+        losses: weight of each loss that the stage's `loss_fn` returns.
+        data: "images" (decoded crops) or "poses" (the geometry alone).
+        optimizer: changes to `name, lr, b1, b2, eps, momentum, weight_decay,
+            decay_mask`.
+        schedule: changes to `name, warmup_steps, warmup_factor, end_factor,
+            boundaries, decay_factor` (see `optimizers.schedule`).
+        grad_clip: largest global norm of the gradients; 0 does not clip.
+    """
+    return dict(
+        steps=steps,
+        batch_size=batch_size,
+        losses=losses,
+        data=data,
+        optimizer=_updated(_OPTIMIZER, optimizer or {}, "optimizer"),
+        schedule=_updated(_SCHEDULE, schedule or {}, "schedule"),
+        grad_clip=float(grad_clip),
+    )
+
+
+_OPTIMIZER = dict(
+    name="adamw",
+    lr=1e-3,
+    b1=0.9,
+    b2=0.999,
+    eps=1e-8,
+    momentum=0.9,  # of "sgd"
+    weight_decay=0.01,
+    decay_mask="no_1d",  # "paper": names with `bn` or `bias` are spared; "all": none
+)
+_SCHEDULE = dict(
+    name="cosine",
+    warmup_steps=0,
+    warmup_factor=0.0,  # of lr, at the first step of the warm-up
+    end_factor=0.0,  # of lr, at the last step of "cosine"
+    boundaries=(0.5,),  # of "step": fractions of the run at which lr drops
+    decay_factor=0.1,  # of "step": what each drop multiplies lr by
+)
+
+
+def _updated(
+    defaults: dict[str, Any], changes: dict[str, Any], where: str
+) -> dict[str, Any]:
+    unknown = sorted(set(changes) - set(defaults))
+    if unknown:
+        raise ValueError(
+            f"{where} has no key {unknown[0]!r}{suggest(unknown[0], defaults)}"
+        )
+    return {**defaults, **changes}
+
+
+def suggest(word: str, known: Any) -> str:
+    """End of a sentence about an unknown `word`: a near one, or the whole list."""
+    known = sorted(str(k) for k in known)
+    near = difflib.get_close_matches(word, known, n=1)
+    if near:
+        return f". Did you mean {near[0]!r}?"
+    return f"; allowed: {', '.join(known)}." if known else "."
+
+
+# --- Comparing and saving ----------------------------------------------------
+
+
+Config = ml_collections.ConfigDict | Mapping[str, Any]
+
+
+def flatten(config: Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves of a nested config as ("train.log_every", 50) pairs, tuples as lists."""
+    if isinstance(config, ml_collections.ConfigDict):
+        config = config.to_dict()
+    for key in sorted(config):
+        value = config[key]
+        if isinstance(value, Mapping) and len(value):
+            yield from flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, Mapping):
+            yield f"{prefix}{key}", {}
+        else:
+            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
+
+
+def to_json(config: ml_collections.ConfigDict) -> str:
+    """Readable JSON of the resolved config, keys in order."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def from_json(text: str) -> ml_collections.ConfigDict:
+    """Inverse of `to_json` (tuples come back as tuples)."""
+
+    def tuples(value: Any) -> Any:
+        if isinstance(value, list):
+            return tuple(tuples(v) for v in value)
+        if isinstance(value, dict):
+            return {k: tuples(v) for k, v in value.items()}
+        return value
+
+    return ml_collections.ConfigDict(tuples(json.loads(text)))
+
+
+def difference(old: Config, new: Config) -> list[str]:
+    """One line for each key whose value differs, neutral keys left out."""
+    a, b = dict(flatten(old)), dict(flatten(new))
+    return [
+        f"  config.{key}: {_shown(a, key)} -> {_shown(b, key)}"
+        for key in sorted(set(a) | set(b))
+        if key not in NEUTRAL_KEYS and _shown(a, key) != _shown(b, key)
+    ]
+
+
+def _shown(leaves: dict[str, Any], key: str) -> str:
+    return json.dumps(leaves[key]) if key in leaves else "(absent)"
+
+
+# --- Checking ----------------------------------------------------------------
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Refuse values that cannot work, before anything slow is started.
+
+    Raises:
+        ValueError: names the key, its value, and what is allowed.
+    """
+    train, mesh = config.train, config.mesh
+    _one_of("train.precision", train.precision, PRECISIONS)
+    for key in ("log_every", "checkpoint_every", "keep"):
+        _at_least(f"train.{key}", train[key], 1)
+    for key in ("eval_every", "image_every", "num_images", "keep_every"):
+        _at_least(f"train.{key}", train[key], 0)
+    _at_least("mesh.fsdp", mesh.fsdp, 1)
+    if mesh.data != -1:
+        _at_least("mesh.data", mesh.data, 1)
+    _at_least("eval.batch_size", config.eval.batch_size, 1)
+    _at_least("data.crop_size", config.data.crop_size, 16)
+    _at_least("data.threads", config.data.threads, 0)
+    if not config.stages:
+        raise ValueError("config.stages is empty; name at least one stage.")
+    for name, value in config.stages.items():
+        _check_stage(f"stages.{name}", value)
+
+
+def _check_stage(where: str, value: ml_collections.ConfigDict) -> None:
+    _at_least(f"{where}.steps", value.steps, 1)
+    _at_least(f"{where}.batch_size", value.batch_size, 1)
+    _one_of(f"{where}.data", value.data, STAGE_DATA)
+    _one_of(f"{where}.optimizer.name", value.optimizer.name, OPTIMIZERS)
+    _one_of(f"{where}.schedule.name", value.schedule.name, SCHEDULES)
+    _one_of(f"{where}.optimizer.decay_mask", value.optimizer.decay_mask, DECAY_MASKS)
+    _positive(f"{where}.optimizer.lr", value.optimizer.lr)
+    _at_least(f"{where}.grad_clip", value.grad_clip, 0)
+    _at_least(f"{where}.schedule.warmup_steps", value.schedule.warmup_steps, 0)
+    if value.schedule.warmup_steps > value.steps:
+        raise ValueError(
+            f"config.{where}.schedule.warmup_steps={value.schedule.warmup_steps} is "
+            f"more than the {value.steps} steps of the stage; warm up for fewer."
+        )
+    for loss, weight in value.losses.items():
+        _at_least(f"{where}.losses.{loss}", weight, 0)
+
+
+def _one_of(key: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(
+            f"config.{key}={value!r} is not one of {', '.join(allowed)}"
+            f"{suggest(str(value), allowed) if isinstance(value, str) else '.'}"
+        )
+
+
+def _at_least(key: str, value: Any, least: int) -> None:
+    if not (
+        isinstance(value, (int, float)) and math.isfinite(value) and value >= least
+    ):
+        raise ValueError(
+            f"config.{key}={value!r} must be a number of at least {least}."
+        )
+
+
+def _positive(key: str, value: Any) -> None:
+    if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+        raise ValueError(f"config.{key}={value!r} must be a number above 0.")
