@@ -1,0 +1,223 @@
+"""Errors of hand meshes as the benchmarks define them, in millimetres.
+
+Inputs are metres. "PA" errors are measured after the similarity transform (rotation,
+scale, translation) that best maps the prediction onto the target, found for joints and
+for vertices separately. Benchmarks differ in one point, which `procrustes` names:
+
+* "freihand": the rotation may be a reflection, and norms get + 1e-8, as in the official
+  scripts of FreiHAND and HO3D. A mirrored hand scores 0.
+* "proper": det = +1, as HaMeR, METRO and most papers on DexYCB measure.
+
+`procrustes_align` and `point_errors_mm` take numpy arrays (float64 for reports) or JAX
+arrays (inside jit, for training logs); everything else is numpy.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+from scipy.spatial import cKDTree
+
+from handjax.types import AnyArray, Batch, HandOutput
+
+PROCRUSTES = ("freihand", "proper")
+
+METRICS = (
+    "pa_mpjpe_mm",
+    "pa_mpvpe_mm",
+    "mpjpe_mm",
+    "mpvpe_mm",
+    "f5",
+    "f15",
+    "auc_joints",
+    "auc_vertices",
+)
+"""Keys of an evaluation. F-scores and areas under the curve are of aligned points."""
+
+AUC_THRESHOLDS_MM = np.linspace(0.0, 50.0, 100)
+F_THRESHOLDS_MM = (5.0, 15.0)
+
+_NORM_EPS = 1e-8
+
+
+# --- alignment ----------------------------------------------------------------------
+
+
+def procrustes_align(
+    target: Float[AnyArray, "*batch point 3"],
+    prediction: Float[AnyArray, "*batch point 3"],
+    *,
+    procrustes: str = "freihand",
+) -> Float[AnyArray, "*batch point 3"]:
+    """Similarity transform of `prediction` nearest to `target`, set by set.
+
+    A prediction whose points all coincide has no rotation or scale; it is moved to the
+    target's centre.
+    """
+    xp = target.__array_namespace__()
+    target_mean = xp.mean(target, axis=-2, keepdims=True)
+    target = target - target_mean
+    prediction = prediction - xp.mean(prediction, axis=-2, keepdims=True)
+    target_norm = _frobenius_norm(target) + _NORM_EPS
+    target = target / target_norm
+    prediction = prediction / (_frobenius_norm(prediction) + _NORM_EPS)
+
+    # R maximises trace(R^T C), C = prediction^T target; then scale = trace(R^T C).
+    covariance = xp.einsum("...pi,...pj->...ij", prediction, target)
+    u, singular, vt = xp.linalg.svd(covariance)
+    if procrustes == "proper":
+        # Flipping the direction of least overlap turns a reflection into the best
+        # rotation (Kabsch, Umeyama).
+        sign = xp.sign(xp.linalg.det(u) * xp.linalg.det(vt))[..., None]
+        ones = xp.ones_like(singular[..., :2])
+        flip = xp.concatenate([ones, sign], axis=-1)
+        singular = singular * flip
+        u = u * flip[..., None, :]
+    elif procrustes != "freihand":
+        raise ValueError(
+            f"procrustes={procrustes!r} is not one of 'freihand' (reflections allowed) "
+            "or 'proper' (rotations only)."
+        )
+    scale = xp.sum(singular, axis=-1)[..., None, None]
+    return (prediction @ (u @ vt)) * (scale * target_norm) + target_mean
+
+
+def _frobenius_norm(points):
+    xp = points.__array_namespace__()
+    return xp.sqrt(xp.sum(points**2, axis=(-2, -1), keepdims=True))
+
+
+# --- errors of one hand -------------------------------------------------------------
+
+
+def point_errors_mm(
+    target: Float[AnyArray, "*batch point 3"],
+    prediction: Float[AnyArray, "*batch point 3"],
+) -> Float[AnyArray, "*batch point"]:
+    """Euclidean distance of corresponding points."""
+    xp = target.__array_namespace__()
+    return 1e3 * xp.sqrt(xp.sum((target - prediction) ** 2, axis=-1))
+
+
+def auc(errors_mm: Float[np.ndarray, "*batch point"]) -> Float[np.ndarray, "*batch"]:
+    """Area under the curve of correct points over 0..50 mm, 0..1.
+
+    The curve has 100 thresholds (a point is correct at t if its error is <= t) and is
+    integrated by trapezoids. The area is linear in the points, so averages of it over
+    hands are the area under the average curve, as the official scripts compute it.
+    """
+    step = AUC_THRESHOLDS_MM[1]
+    weights = np.full(len(AUC_THRESHOLDS_MM), step)
+    weights[[0, -1]] /= 2
+    # Area that a point contributes once it is correct from threshold k on.
+    area_from = np.append(np.cumsum(weights[::-1])[::-1], 0.0) / AUC_THRESHOLDS_MM[-1]
+    first_correct = np.searchsorted(AUC_THRESHOLDS_MM, errors_mm, side="left")
+    return area_from[first_correct].mean(axis=-1)
+
+
+def f_scores(
+    target: Float[np.ndarray, "point 3"], prediction: Float[np.ndarray, "other 3"]
+) -> Float[np.ndarray, "2"]:
+    """F-score of two point clouds at 5 and 15 mm.
+
+    Harmonic mean of the shares of points whose nearest neighbour in the other cloud is
+    nearer than the threshold; 0 when both shares are 0 (or a point is not finite).
+    """
+    if not (np.isfinite(target).all() and np.isfinite(prediction).all()):
+        return np.zeros(2)
+    to_prediction = 1e3 * cKDTree(prediction).query(target)[0]
+    to_target = 1e3 * cKDTree(target).query(prediction)[0]
+    scores = []
+    for threshold in F_THRESHOLDS_MM:
+        recall = np.mean(to_prediction < threshold)
+        precision = np.mean(to_target < threshold)
+        total = precision + recall
+        scores.append(2 * precision * recall / total if total > 0 else 0.0)
+    return np.array(scores)
+
+
+# --- errors of a split --------------------------------------------------------------
+
+
+class MetricSums:
+    """Adds up errors batch by batch; every metric is a mean over hands."""
+
+    def __init__(self, *, root: int, procrustes: str = "freihand"):
+        self.root = root
+        """Joint that is subtracted before MPJPE and MPVPE."""
+        self.procrustes = procrustes
+        self.count = 0
+        self._sums = dict.fromkeys(METRICS, 0.0)
+        self._counts = dict.fromkeys(METRICS, 0)
+
+    def add(self, batch: Batch, output: HandOutput) -> None:
+        """Count the annotated hands of a batch; padding is left out."""
+        example_valid = np.asarray(batch.example_valid)
+        self.count += int(example_valid.sum())
+        hands = [_float64(batch.joints3d), _float64(batch.vertices)]
+        guesses = [_float64(output.joints3d), _float64(output.vertices)]
+        joints_valid = example_valid & np.asarray(batch.joints3d_valid)
+        vertices_valid = example_valid & np.asarray(batch.vertices_valid)
+        roots = [
+            points[:, self.root : self.root + 1] for points in (hands[0], guesses[0])
+        ]
+        for part, valid in (("joints", joints_valid), ("vertices", vertices_valid)):
+            k = 0 if part == "joints" else 1
+            self._add_part(
+                part,
+                (hands[k] - roots[0])[valid],
+                (guesses[k] - roots[1])[valid],
+            )
+
+    def _add_part(self, part, target, prediction) -> None:
+        letter = "j" if part == "joints" else "v"
+        aligned = procrustes_align(target, prediction, procrustes=self.procrustes)
+        aligned_mm = point_errors_mm(target, aligned)
+        self._put(f"mp{letter}pe_mm", point_errors_mm(target, prediction).mean(axis=-1))
+        self._put(f"pa_mp{letter}pe_mm", aligned_mm.mean(axis=-1))
+        self._put(f"auc_{part}", auc(aligned_mm))
+        if part == "vertices" and len(target):
+            scores = np.stack(
+                [f_scores(*pair) for pair in zip(target, aligned, strict=True)]
+            )
+            self._put("f5", scores[:, 0])
+            self._put("f15", scores[:, 1])
+
+    def _put(self, name: str, values: np.ndarray) -> None:
+        self._sums[name] += float(np.sum(values))
+        self._counts[name] += len(values)
+
+    def means(self) -> dict[str, float | None]:
+        """The metrics of all hands so far; None where no hand was annotated."""
+        return {
+            name: self._sums[name] / self._counts[name] if self._counts[name] else None
+            for name in METRICS
+        }
+
+
+def _float64(points) -> np.ndarray:
+    return np.asarray(points, np.float64)
+
+
+def training_errors_mm(
+    batch: Batch, output: HandOutput, *, procrustes: str = "freihand"
+) -> dict[str, Float[AnyArray, ""]]:
+    """Mean errors of a batch, for training logs; runs inside jit.
+
+    Unlike `MetricSums`, errors before alignment take the model's own root as it is.
+    """
+    errors = {}
+    for letter, target, prediction, valid in (
+        ("j", batch.joints3d, output.joints3d, batch.joints3d_valid),
+        ("v", batch.vertices, output.vertices, batch.vertices_valid),
+    ):
+        target = jnp.asarray(target, jnp.float32)
+        prediction = jnp.asarray(prediction, jnp.float32)
+        aligned = procrustes_align(target, prediction, procrustes=procrustes)
+        valid = jnp.asarray(valid & batch.example_valid, jnp.float32)
+        for name, points in (
+            (f"mp{letter}pe_mm", prediction),
+            (f"pa_mp{letter}pe_mm", aligned),
+        ):
+            mean = jnp.mean(point_errors_mm(target, points), axis=-1)
+            errors[name] = jnp.sum(mean * valid) / jnp.maximum(jnp.sum(valid), 1.0)
+    return errors
