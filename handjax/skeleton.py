@@ -55,3 +55,6 @@ MANO_TIPS = {
 }
 """Finger-tip vertices of MANO meshes (thumb, index, middle, ring, little) by the
 project that uses them. Other meshes name their own in the model file."""
+
+MANO_TIPS_LEFT = {"manopth": (745, 317, 445, 556, 673)}
+"""Where a project uses other vertices for left hands than `MANO_TIPS` says."""

@@ -1,0 +1,185 @@
+"""Unpickling that can build nothing but what the caller names.
+
+A pickle is a program: it names importable objects ("globals") and calls them. Here the
+caller gives a table of the globals a format is known to need, and what stands in for
+each; any other global is refused by name before it is imported. Stand-ins are made
+anew for every file, because a pickle may also set attributes on what it reached.
+"""
+
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+Allowed = Mapping[tuple[str, str], Any]
+"""(module, name) of a global -> the object that the pickle gets instead."""
+
+_MOVED = (
+    (re.compile(r"^__builtin__$"), "builtins"),
+    (re.compile(r"^numpy\._core\b"), "numpy.core"),
+    (re.compile(r"^scipy\.sparse\._(?=[a-z])"), "scipy.sparse."),
+)
+"""Modules that Python 3, numpy 2 and scipy 1.8 renamed: both spellings mean one entry
+of the table, and none is imported (which would warn)."""
+
+
+class RefusedPickleError(ValueError):
+    """A pickle names a global that its format does not need."""
+
+
+class _Marker:
+    """Stands for a class that a pickle passes around but must not call."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def __call__(self, *args, **kwargs):
+        raise RefusedPickleError(f"a pickle tried to call {self._name} itself")
+
+
+class Holder:
+    """An inert object that keeps the state a pickle gives it; see `holder`."""
+
+    state: Mapping[str, Any] = {}  # noqa: RUF012 - replaced, never changed
+
+    def __setstate__(self, state):
+        if not isinstance(state, dict):
+            raise ValueError(
+                f"{type(self).__name__} has a state of type "
+                f"{type(state).__name__}; expected a dict"
+            )
+        self.state = state
+
+
+def holder(name: str) -> type[Holder]:
+    """Return a new inert class to stand in for the class called `name`."""
+    return type(name, (Holder,), {})
+
+
+def numpy_globals() -> dict[tuple[str, str], Any]:
+    """Return stand-ins for the three globals that plain numpy arrays need."""
+    ndarray = _Marker("numpy.ndarray")
+
+    def reconstruct(subtype, shape, typecode):
+        if subtype is not ndarray:
+            raise RefusedPickleError("a pickle makes an array of a foreign class")
+        return np.empty((0,), np.int8)  # the state that follows holds the content
+
+    def dtype(spec, align=False, copy=True):
+        if not isinstance(spec, str):
+            raise RefusedPickleError(f"a pickle makes a dtype of {spec!r}")
+        # Always a copy: the state that follows is set on it.
+        return np.dtype(spec, align=bool(align), copy=True)
+
+    return {
+        ("numpy.core.multiarray", "_reconstruct"): reconstruct,
+        ("numpy", "ndarray"): ndarray,
+        ("numpy", "dtype"): dtype,
+    }
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file, allowed: Allowed, path: str):
+        super().__init__(file, encoding="latin1")  # strings of Python 2
+        self._path = path
+        self._allowed = {(_current(m), n): value for (m, n), value in allowed.items()}
+
+    def find_class(self, module, name):
+        key = (_current(module), name)
+        if key not in self._allowed:
+            names = sorted(f"{m}.{n}" for m, n in self._allowed)
+            raise RefusedPickleError(
+                f"{self._path}: refused to load {module}.{name}, which is not in this "
+                f"format. Allowed: {', '.join(names)}. Nothing was run. If you trust "
+                f"the file, open it with the tool that made it and save plain arrays "
+                f"as npz."
+            )
+        return self._allowed[key]
+
+    def persistent_load(self, pid):
+        raise RefusedPickleError(f"{self._path}: refused to load persistent id {pid!r}")
+
+
+def _current(module: str) -> str:
+    for pattern, replacement in _MOVED:
+        module = pattern.sub(replacement, module)
+    return module
+
+
+def load(path: str | os.PathLike, allowed: Allowed) -> Any:
+    """Read one pickle, giving it only the globals of `allowed`.
+
+    Args:
+        path: File to read.
+        allowed: What the format needs; see `numpy_globals` and `holder`.
+
+    Raises:
+        RefusedPickleError: It names another global; the message says which.
+        ValueError: It is truncated or not a pickle.
+        OSError: The file cannot be read.
+    """
+    with open(path, "rb") as file:
+        return _read(file, allowed, os.fspath(path))
+
+
+def load_npz(path: str | os.PathLike, allowed: Allowed) -> dict[str, Any]:
+    """Read an npz; object arrays in it (pickles) get only `allowed`.
+
+    Zero-dimensional object arrays come back as the object they hold.
+
+    Raises:
+        RefusedPickleError: An object array names a global that is not in `allowed`.
+        ValueError: It is truncated or not an npz.
+        OSError: The file cannot be read.
+    """
+    name = os.fspath(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {
+                member.removesuffix(".npy"): _read_member(
+                    archive, member, allowed, name
+                )
+                for member in archive.namelist()
+                if member.endswith(".npy")
+            }
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise ValueError(
+            f"{name}: not a complete npz file ({error}). Copy it again."
+        ) from error
+
+
+def _read_member(archive: zipfile.ZipFile, member: str, allowed: Allowed, path: str):
+    with archive.open(member) as file:
+        try:
+            return np.lib.format.read_array(file, allow_pickle=False)
+        except ValueError as error:
+            if "Object arrays" not in str(error):
+                raise ValueError(f"{path}: array {member!r}: {error}") from error
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        header(file)
+        array = _read(file, allowed, f"{path}, array {member!r}")
+    return array.item() if isinstance(array, np.ndarray) and array.ndim == 0 else array
+
+
+def _read(file, allowed: Allowed, path: str) -> Any:
+    try:
+        return _Unpickler(file, allowed, path).load()
+    except RefusedPickleError:
+        raise
+    except MemoryError:
+        raise
+    except Exception as error:
+        # A damaged pickle can fail anywhere in the machine that runs it.
+        raise ValueError(
+            f"{path}: not a complete pickle ({type(error).__name__}: {error}). "
+            f"Download or copy it again."
+        ) from error
