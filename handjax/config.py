@@ -87,7 +87,7 @@ def _train() -> dict[str, Any]:
         precision="auto",  # "auto": bfloat16 on accelerators, float32 on CPU
         donate=True,
         compile_cache="auto",  # "auto": ~/.cache/handjax/xla; "": no cache
-        stop_on_nonfinite=True,
+        init_from="",  # workdir whose finished stages are taken over
     )
 
 
@@ -117,7 +117,7 @@ def stage(
     return dict(
         steps=steps,
         batch_size=batch_size,
-        losses=losses,
+        losses={name: float(weight) for name, weight in losses.items()},
         data=data,
         optimizer=_updated(_OPTIMIZER, optimizer or {}, "optimizer"),
         schedule=_updated(_SCHEDULE, schedule or {}, "schedule"),

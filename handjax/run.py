@@ -1,0 +1,94 @@
+"""What the stages of one training run share, and when the run has to stop."""
+
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import ml_collections
+import numpy as np
+
+from handjax import logs
+from handjax.stages import Stage
+from handjax.types import Batch
+
+
+class Data(Protocol):
+    """Batches of a run; `handjax.data.open_data` makes one from `config.data`."""
+
+    def train(self, stage: Stage, batch_size: int, start_step: int) -> Iterator[Batch]:
+        """Endless batches of this process, from the one of update `start_step` on."""
+        ...
+
+
+class Hooks(NamedTuple):
+    """What happens at intervals besides training."""
+
+    evaluate: Callable[["Run", Stage, Any, int], dict[str, Any]] | None = None
+    """(run, stage, variables, step) -> scalars for the log; writes its own files."""
+    draw: Callable[["Run", Stage, Any, int], dict[str, Any]] | None = None
+    """(run, stage, variables, step) -> pictures by name; writes its own files."""
+
+
+class Run(NamedTuple):
+    """What the stages of one run share."""
+
+    config: ml_collections.ConfigDict
+    workdir: Path
+    family: Any
+    """Module of `handjax.models`."""
+    model: Any
+    hand: Any
+    """`models.HandConstants`: what `init_all` needs of the hand model."""
+    hand_info: dict[str, str]
+    """Name and sha256 of the hand model, for the checkpoints."""
+    example: Batch
+    """A tiny batch to initialise the model with."""
+    data: Data
+    mesh: jax.sharding.Mesh
+    hooks: Hooks
+    stop: "Stop"
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes and talks."""
+        return jax.process_index() == 0
+
+    def say(self, text: str) -> None:
+        """Print a line, on process 0."""
+        if self.first:
+            logs.say(text)
+
+
+class Stop:
+    """Whether the run should save and end: after a signal or a number of steps."""
+
+    def __init__(self, after: int | None = None):
+        self.reason = ""
+        self._left = after
+
+    def listen(self) -> None:
+        """Turn SIGTERM and the first Ctrl-C into a request; the second one is final."""
+        signal.signal(signal.SIGTERM, self._signal)
+        signal.signal(signal.SIGINT, self._signal)
+
+    def _signal(self, number: int, frame: Any) -> None:
+        del frame
+        self.reason = signal.Signals(number).name
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def step(self) -> bool:
+        """Count a step; True if the run should end now, agreed by all processes."""
+        if self._left is not None:
+            self._left -= 1
+            if self._left <= 0:
+                self.reason = self.reason or "--stop_after"
+        if jax.process_count() == 1:
+            return bool(self.reason)
+        from jax.experimental import multihost_utils
+
+        told = multihost_utils.process_allgather(np.array(bool(self.reason)))
+        if np.any(told):
+            self.reason = self.reason or "another process, which was told to stop"
+        return bool(self.reason)

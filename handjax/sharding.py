@@ -1,0 +1,100 @@
+"""Device mesh, where each array lives, and batches that span hosts.
+
+The mesh has two axes. `data` splits the batch; `fsdp` splits the batch too and also the
+large parameters with their optimiser state, for models that one device cannot hold.
+"""
+
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+MIN_SPLIT_SIZE = 2**16
+"""Parameters with fewer elements are not worth the traffic of splitting them."""
+
+
+def make_mesh(config: ml_collections.ConfigDict, devices: Any = None) -> Mesh:
+    """Mesh of `config.mesh` over all devices of all hosts (or over `devices`).
+
+    Raises:
+        ValueError: if the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    data, fsdp = config.data, config.fsdp
+    if data == -1:
+        data = len(devices) // fsdp
+    if data * fsdp != len(devices) or data < 1:
+        raise ValueError(
+            f"config.mesh.data={config.data} times config.mesh.fsdp={fsdp} does not "
+            f"cover the {len(devices)} devices here; set mesh.data=-1 and an fsdp that "
+            f"divides {len(devices)}."
+        )
+    # Auto: the compiler propagates shardings, as this code expects; make_mesh's default
+    # (Explicit) would ask for a sharding at every reshape.
+    return jax.make_mesh(
+        (data, fsdp),
+        ("data", "fsdp"),
+        axis_types=(AxisType.Auto, AxisType.Auto),
+        devices=devices,
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole array."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The leading axis is split over all devices."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def state_sharding(mesh: Mesh, tree: Any) -> Any:
+    """Sharding of each array (or its shape) of a train state.
+
+    The longest axis that the fsdp axis divides is split; small arrays are replicated.
+    """
+    size = mesh.shape["fsdp"]
+
+    def of(leaf: Any) -> NamedSharding:
+        shape = np.shape(leaf)
+        if size == 1 or np.prod(shape) < MIN_SPLIT_SIZE:
+            return replicated(mesh)
+        axes = [i for i, n in enumerate(shape) if n % size == 0]
+        if not axes:
+            return replicated(mesh)
+        axis = max(axes, key=lambda i: shape[i])
+        spec = ["fsdp" if i == axis else None for i in range(len(shape))]
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return jax.tree.map(of, tree)
+
+
+def per_process(batch_size: int, mesh: Mesh, key: str) -> int:
+    """Examples that this host loads of a global batch.
+
+    Args:
+        batch_size: examples over all hosts.
+        mesh: the devices that share them.
+        key: config key that holds the number, for the message.
+
+    Raises:
+        ValueError: if the devices cannot share the batch equally.
+    """
+    if batch_size % mesh.size:
+        raise ValueError(
+            f"config.{key}={batch_size} cannot be shared equally by {mesh.size} "
+            f"devices ({jax.process_count()} processes); make it a multiple of "
+            f"{mesh.size}."
+        )
+    return batch_size // jax.process_count()
+
+
+def global_batch(mesh: Mesh, batch: Any) -> Any:
+    """Global arrays from the part of the batch that this process loaded."""
+    where = batch_sharding(mesh)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(where, np.asarray(x)), batch
+    )

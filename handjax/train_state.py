@@ -1,0 +1,203 @@
+"""The state of one training stage and the function that advances it by one step."""
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from handjax import optimizers
+from handjax.stages import Stage
+from handjax.types import Variables
+
+RNG_STREAMS = ("dropout", "drop_path", "codebook", "mask")
+"""Names under which a loss function finds random keys, new ones at every step."""
+
+GRAD_NORMS = "grad_norms"
+"""Key of the gradient norms in the metrics of a step: a dict by parameter path."""
+
+
+class TrainState(NamedTuple):
+    """Everything that a step changes; all of it is in the checkpoint."""
+
+    step: Any
+    """Number of updates done, int32."""
+    params: dict[str, Any]
+    """Trainable and frozen parameters, nested as Flax nests them."""
+    collections: dict[str, Any]
+    """The other collections: `batch_stats`, `codebook`, `constants`."""
+    opt_state: Any
+    """Of the trainable parameters only."""
+    rng: Any
+    """Key data of the stage; step n uses `fold_in(rng, n)`."""
+
+    @property
+    def variables(self) -> Variables:
+        """What `model.apply` takes."""
+        return {"params": self.params, **self.collections}
+
+
+def flat(tree: Any) -> dict[str, Any]:
+    """A nested dict as {"tokenizer/vq/embedding": array}."""
+    return flax.traverse_util.flatten_dict(tree, sep="/")
+
+
+def nested(leaves: dict[str, Any]) -> dict[str, Any]:
+    """Inverse of `flat`."""
+    return flax.traverse_util.unflatten_dict(leaves, sep="/")
+
+
+def partition(params: Any, stage: Stage) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parameters by path: those that the stage trains, and the frozen ones.
+
+    Raises:
+        ValueError: if the stage's pattern matches no parameter.
+    """
+    leaves = flat(params)
+    chosen = {k: v for k, v in leaves.items() if re.search(stage.trainable, k)}
+    if not chosen:
+        parts = sorted({k.split("/")[0] for k in leaves})
+        raise ValueError(
+            f"Stage {stage.name!r}: trainable={stage.trainable!r} matches no "
+            f"parameter; the paths begin with {', '.join(parts)}."
+        )
+    return chosen, {k: v for k, v in leaves.items() if k not in chosen}
+
+
+def frozen(variables: Variables, stage: Stage) -> dict[str, Any]:
+    """Every array that the stage must leave bit-equal, by `collection/path`."""
+    return {k: v for k, v in _by_name(variables) if not _matches(stage, k)}
+
+
+def trained(variables: Variables, stage: Stage) -> dict[str, Any]:
+    """Every array that the stage is there to make, by `collection/path`."""
+    return {k: v for k, v in _by_name(variables) if _matches(stage, k)}
+
+
+def _by_name(variables: Variables) -> list[tuple[str, Any]]:
+    return sorted(flat(dict(variables)).items())
+
+
+def _matches(stage: Stage, name: str) -> bool:
+    return re.search(stage.trainable, name.split("/", 1)[1]) is not None
+
+
+def create(
+    variables: Variables, stage: Stage, config: ml_collections.ConfigDict, rng: Any
+) -> TrainState:
+    """State before the first step of a stage.
+
+    Args:
+        variables: what the model starts from.
+        stage: decides which parameters get optimiser state.
+        config: `config.stages.<name>`.
+        rng: typed key of the stage.
+    """
+    trainable, _ = partition(variables["params"], stage)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        collections={k: v for k, v in variables.items() if k != "params"},
+        opt_state=optimizers.optimizer(config).init(trainable),
+        rng=jax.random.key_data(rng),
+    )
+
+
+def make_step(
+    model: Any, stage: Stage, config: ml_collections.ConfigDict
+) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]:
+    """The function (state, batch) -> (state, metrics) of one stage, not yet jitted.
+
+    Metrics hold `loss`, `loss_<name>` unweighted, `lr`, `grad_norm`, `update_norm`,
+    what the family returns, and `GRAD_NORMS`.
+    """
+    tx = optimizers.optimizer(config)
+    lr = optimizers.schedule(config)
+    weights = config.losses.to_dict()
+
+    def total(
+        trainable: Any, rest: Any, collections: Any, batch: Any, rngs: Any
+    ) -> Any:
+        variables = {"params": nested({**rest, **trainable}), **collections}
+        losses, metrics, updates = stage.loss_fn(model, variables, batch, rngs)
+        _check_losses(stage, losses, weights)
+        _check_updates(stage, updates, collections)
+        loss = sum(weights[name] * losses[name] for name in weights)  # the one place
+        return loss, (losses, metrics, updates)
+
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
+        rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        rngs = {n: jax.random.fold_in(rng, i) for i, n in enumerate(RNG_STREAMS)}
+        trainable, rest = partition(state.params, stage)
+        (loss, (losses, metrics, updates)), grads = jax.value_and_grad(
+            total, has_aux=True
+        )(trainable, rest, state.collections, batch, rngs)
+        changes, opt_state = tx.update(grads, state.opt_state, trainable)
+        trainable = optax.apply_updates(trainable, changes)
+        norms = {path: jnp.linalg.norm(grad.ravel()) for path, grad in grads.items()}
+        metrics = {
+            **metrics,
+            **{f"loss_{name}": value for name, value in losses.items()},
+            "loss": loss,
+            "lr": lr(state.step),
+            "grad_norm": optax.global_norm(norms),
+            "update_norm": optax.global_norm(changes),
+            GRAD_NORMS: norms,
+        }
+        state = TrainState(
+            step=state.step + 1,
+            params=nested({**rest, **trainable}),
+            collections={**state.collections, **updates},
+            opt_state=opt_state,
+            rng=state.rng,
+        )
+        return state, metrics
+
+    return step
+
+
+def _check_losses(stage: Stage, losses: dict, weights: dict) -> None:
+    if set(losses) != set(weights):
+        raise ValueError(
+            f"Stage {stage.name!r} returns losses {sorted(losses)} but "
+            f"config.stages.{stage.name}.losses weighs {sorted(weights)}; the two must "
+            "be the same (a weight of 0 switches a loss off)."
+        )
+
+
+def _check_updates(stage: Stage, updates: dict, collections: dict) -> None:
+    unknown = sorted(set(updates) - set(collections))
+    if unknown:
+        raise ValueError(
+            f"Stage {stage.name!r} updates collections {unknown}, which the model does "
+            f"not have; it has {sorted(collections)}."
+        )
+
+
+def first_nonfinite(
+    metrics: dict[str, Any],
+    grad_norms: dict[str, Any],
+    config: ml_collections.ConfigDict,
+) -> str:
+    """Name of the first quantity of a step that is inf or nan, "" if all are finite.
+
+    Args:
+        metrics: scalars of `make_step`, on the host.
+        grad_norms: norm of each trainable parameter's gradient, by path.
+        config: `config.stages.<name>`; its losses are looked at first.
+    """
+    for name in config.losses:
+        if not np.isfinite(metrics[f"loss_{name}"]):
+            return f"loss {name!r} is {float(metrics[f'loss_{name}'])}"
+    for name in sorted(grad_norms):
+        if not np.isfinite(grad_norms[name]):
+            return f"the gradient of {name!r} is {float(grad_norms[name])}"
+    for name in ("loss", "grad_norm", "update_norm"):
+        if not np.isfinite(metrics[name]):
+            return f"{name!r} is {float(metrics[name])}"
+    return ""
