@@ -189,7 +189,7 @@ def draw_skeleton(
 
 
 def draw_box(
-    image: UInt8[np.ndarray, "height width 3"], box_px: Sequence[float]
+    image: UInt8[np.ndarray, "height width 3"], box_px: Sequence[float | int]
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Outline of a box x0, y0, x1, y1."""
     out = image.copy()
