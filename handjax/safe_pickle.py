@@ -44,7 +44,7 @@ class _Marker:
 class Holder:
     """An inert object that keeps the state a pickle gives it; see `holder`."""
 
-    state: Mapping[str, Any] = {}  # noqa: RUF012 - replaced, never changed
+    state: Mapping[str, Any] = {}
 
     def __setstate__(self, state):
         if not isinstance(state, dict):

@@ -1,0 +1,250 @@
+"""The hand model: shape and pose to mesh and joints, differentiable, in stages.
+
+- Loading:  `hand = HandModel.load("open")` (or a MANO file)
+- Shaping:  `shaped = hand.with_shape(betas)`
+- Posing:   `posed = shaped.with_pose(global_orient, hand_pose, transl)`
+- Results:  `posed.vertices`, `posed.joints3d`, `posed.joints16`
+
+or all at once: `vertices, joints16 = skin(hand, mano_pose, betas, transl)`. Everything
+is stateless and takes any leading axes; shape and pose may have different ones that
+broadcast (one shape, many poses).
+
+Conventions: metres, radians; joint rotations are local (parent from child), the first
+is `global_orient`. Poses are absolute: no rotation is the flat hand. Files and layers
+with MANO's default `flat_hand_mean=False` store poses relative to the mean pose: give
+those with `pose_mean="mean"`. `transl` is added last, as smplx does. Arrays may be of
+a right or a left hand; nothing here depends on it.
+"""
+
+from typing import Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from handjax import mano_files, rotations, skeleton
+from handjax.mano_files import ManoFile, joint_regressor, mirror
+from handjax.types import AnyArray
+
+__all__ = ["HandModel", "PosedHand", "ShapedHand", "joint_regressor", "mirror", "skin"]
+
+Form = Literal["axis_angle", "matrix", "rotation_6d"]
+_FORMS = {"axis_angle": (3,), "matrix": (3, 3), "rotation_6d": (6,)}
+PoseMean = Literal["flat", "mean"]
+
+
+class HandModel(NamedTuple):
+    """A hand model on the device; a pytree of arrays."""
+
+    v_template: Float[Array, "778 3"]
+    """Flat rest mesh, metres."""
+    shapedirs: Float[Array, "778 3 10"]
+    posedirs: Float[Array, "778 3 135"]
+    J_regressor: Float[Array, "16 778"]
+    weights: Float[Array, "778 16"]
+    joint_regressor: Float[Array, "21 778"]
+    """`joints3d = joint_regressor @ vertices`, `skeleton.JOINTS` order."""
+    hands_mean: Float[Array, "15 3"]
+    """Mean pose, axis-angle."""
+    hands_components: Float[Array, "45 45"]
+    """Principal components of the pose, one a row."""
+    faces: Int[Array, "1538 3"]
+
+    @classmethod
+    def load(cls, source="open", *, dtype=jnp.float32, **options) -> "HandModel":
+        """Load a model; the options are those of `mano_files.load`."""
+        return cls.from_file(mano_files.load(source, **options), dtype=dtype)
+
+    @classmethod
+    def from_file(cls, file: ManoFile, *, dtype=jnp.float32) -> "HandModel":
+        """Put the arrays of a file on the device."""
+        return cls(
+            v_template=jnp.asarray(file.v_template, dtype),
+            shapedirs=jnp.asarray(file.shapedirs, dtype),
+            posedirs=jnp.asarray(file.posedirs, dtype),
+            J_regressor=jnp.asarray(file.J_regressor, dtype),
+            weights=jnp.asarray(file.weights, dtype),
+            joint_regressor=jnp.asarray(joint_regressor(file), dtype),
+            hands_mean=jnp.asarray(file.hands_mean.reshape(15, 3), dtype),
+            hands_components=jnp.asarray(file.hands_components, dtype),
+            faces=jnp.asarray(file.faces, jnp.int32),
+        )
+
+    def with_shape(self, betas: Float[AnyArray, "*batch 10"]) -> "ShapedHand":
+        """Shape the flat hand."""
+        betas = jnp.asarray(betas, self.v_template.dtype)
+        offsets = _einsum("vxb,...b->...vx", self.shapedirs, betas)
+        vertices = jnp.broadcast_to(self.v_template, offsets.shape) + offsets
+        joints16 = _einsum("jv,...vx->...jx", self.J_regressor, vertices)
+        return ShapedHand(self, vertices, joints16)
+
+    def pose_from_components(
+        self, coefficients: Float[AnyArray, "*batch component"]
+    ) -> Float[Array, "*batch 15 3"]:
+        """Return the absolute axis-angle pose of principal-component coefficients.
+
+        The mean pose plus the first components, as MANO's `use_pca=True` with
+        `flat_hand_mean=False` and DexYCB's labels.
+        """
+        coefficients = jnp.asarray(coefficients, self.v_template.dtype)
+        components = self.hands_components[: coefficients.shape[-1]]
+        pose = _einsum("...c,cp->...p", coefficients, components)
+        pose = pose.reshape(*pose.shape[:-1], 15, 3)
+        return pose + jnp.broadcast_to(self.hands_mean, pose.shape)
+
+
+class PosedHand(NamedTuple):
+    """A hand in a pose."""
+
+    vertices: Float[Array, "*batch 778 3"]
+    """Metres."""
+    joints16: Float[Array, "*batch 16 3"]
+    """The skeleton's own joints, `skeleton.MANO_JOINTS` order, metres."""
+    joints3d: Float[Array, "*batch 21 3"]
+    """Joints of the posed mesh, `skeleton.JOINTS` order, metres."""
+
+
+class ShapedHand(NamedTuple):
+    """A flat hand of some shape."""
+
+    model: HandModel
+    vertices: Float[Array, "*batch 778 3"]
+    """Flat mesh, metres."""
+    joints16: Float[Array, "*batch 16 3"]
+    """Its skeleton, `skeleton.MANO_JOINTS` order."""
+
+    def with_pose(
+        self,
+        global_orient: Float[AnyArray, "..."],
+        hand_pose: Float[AnyArray, "..."],
+        transl: Float[AnyArray, "*batch 3"] | None = None,
+        *,
+        form: Form = "axis_angle",
+        pose_mean: PoseMean = "flat",
+    ) -> PosedHand:
+        """Pose by pose correctives and linear blend skinning.
+
+        Args:
+            global_orient: Rotation of the whole hand about its wrist joint, `*batch`
+                and the axes of `form`.
+            hand_pose: Local rotations of joints 1..15, `*batch 15` and those axes.
+            transl: Added after posing.
+            form: `"axis_angle"` (3), `"matrix"` (3, 3) or `"rotation_6d"` (6, columns).
+            pose_mean: `"flat"` for absolute poses; `"mean"` if `hand_pose` is relative
+                to the mean pose (axis-angle only: the mean is added to its numbers).
+
+        Raises:
+            ValueError: Shapes or options that do not fit.
+        """
+        dtype = self.vertices.dtype
+        rotation = _matrices(self.model, global_orient, hand_pose, form, pose_mean)
+        batch = np.broadcast_shapes(rotation.shape[:-3], self.vertices.shape[:-2])
+        if transl is not None:
+            batch = np.broadcast_shapes(batch, np.shape(transl)[:-1])
+        rotation = jnp.broadcast_to(rotation.astype(dtype), (*batch, 16, 3, 3))
+        flat = jnp.broadcast_to(self.vertices, (*batch, 778, 3))
+        joints = jnp.broadcast_to(self.joints16, (*batch, 16, 3))
+        vertices, joints16 = _blend_skin(self.model, flat, joints, rotation)
+        if transl is not None:
+            shift = jnp.broadcast_to(jnp.asarray(transl, dtype), (*batch, 3))
+            vertices, joints16 = (x + shift[..., None, :] for x in (vertices, joints16))
+        joints3d = _einsum("jv,...vx->...jx", self.model.joint_regressor, vertices)
+        return PosedHand(vertices, joints16, joints3d)
+
+
+def skin(
+    hand: HandModel,
+    mano_pose: Float[AnyArray, "*batch 16 3"],
+    betas: Float[AnyArray, "*batch 10"],
+    transl: Float[AnyArray, "*batch 3"] | None = None,
+) -> tuple[Float[Array, "*batch 778 3"], Float[Array, "*batch 16 3"]]:
+    """Return mesh and skeleton of an absolute axis-angle pose, wrist first."""
+    shaped = hand.with_shape(betas)
+    posed = shaped.with_pose(mano_pose[..., 0, :], mano_pose[..., 1:, :], transl)
+    return posed.vertices, posed.joints16
+
+
+def _matrices(hand, global_orient, hand_pose, form, pose_mean) -> Array:
+    """Return the 16 local rotation matrices of a pose in any form."""
+    if form not in _FORMS or pose_mean not in ("flat", "mean"):
+        raise ValueError(
+            f"form={form!r}, pose_mean={pose_mean!r}: form is one of {list(_FORMS)}, "
+            f"pose_mean 'flat' or 'mean'."
+        )
+    if pose_mean == "mean" and form != "axis_angle":
+        raise ValueError(
+            f"pose_mean='mean' adds axis-angle numbers, so it needs form='axis_angle', "
+            f"not {form!r}. Convert the pose first (handjax.rotations)."
+        )
+    axes = _FORMS[form]
+    ends = len(axes)
+    pose, orient = jnp.asarray(hand_pose), jnp.asarray(global_orient)
+    if pose.shape[-1 - ends :] != (15, *axes) or orient.shape[-ends:] != axes:
+        raise ValueError(
+            f"form={form!r} needs global_orient with last axes {axes} and hand_pose "
+            f"with {(15, *axes)}; given {orient.shape} and {pose.shape}."
+        )
+    if pose_mean == "mean":
+        pose = pose + jnp.broadcast_to(hand.hands_mean.astype(pose.dtype), pose.shape)
+    batch = np.broadcast_shapes(pose.shape[: -1 - ends], orient.shape[:-ends])
+    pose = jnp.broadcast_to(pose, (*batch, 15, *axes))
+    orient = jnp.broadcast_to(orient, (*batch, *axes))
+    joined = jnp.concatenate(
+        [jnp.expand_dims(orient, len(batch)), pose], axis=len(batch)
+    )
+    if form == "axis_angle":
+        return rotations.axis_angle_to_matrix(joined)
+    return rotations.rotation_6d_to_matrix(joined) if form == "rotation_6d" else joined
+
+
+def _blend_skin(hand: HandModel, flat: Array, joints: Array, rotation: Array):
+    """Return the posed mesh and joints of a flat mesh and its skeleton."""
+    batch = rotation.shape[:-3]
+    bent = rotation[..., 1:, :, :] - jnp.broadcast_to(
+        jnp.eye(3, dtype=rotation.dtype), (*batch, 15, 3, 3)
+    )
+    bent = bent.reshape(*batch, 135)
+    flat = flat + _einsum("vxp,...p->...vx", hand.posedirs, bent)
+    R, t = _forward_kinematics(joints, rotation)
+    # x' = R_j (x - joint_j) + t_j, blended over the joints j.
+    shift = t - _einsum("...jab,...jb->...ja", R, joints)
+    affine = jnp.concatenate([R, shift[..., None]], axis=-1)
+    blended = _einsum("vj,...jab->...vab", hand.weights, affine)
+    vertices = _einsum("...vab,...vb->...va", blended[..., :3], flat) + blended[..., 3]
+    return vertices, t
+
+
+def _forward_kinematics(joints: Array, rotation: Array) -> tuple[Array, Array]:
+    """Chain local rotations into global ones and joint positions.
+
+    Five fingers of three joints hang off the wrist (`skeleton.MANO_PARENTS`, which
+    `mano_files.load` checks), so all fingers move together: three steps, not fifteen.
+    """
+    batch = rotation.shape[:-3]
+    wrist_R, wrist_t = rotation[..., :1, :, :], joints[..., :1, :]
+    local_R = rotation[..., 1:, :, :].reshape(*batch, 5, 3, 3, 3)
+    rest = joints[..., 1:, :].reshape(*batch, 5, 3, 3)
+    R = jnp.broadcast_to(wrist_R, (*batch, 5, 3, 3))
+    t = parent = jnp.broadcast_to(wrist_t, (*batch, 5, 3))
+    all_R, all_t = [], []
+    for level in range(3):
+        t = t + _einsum("...fab,...fb->...fa", R, rest[..., level, :] - parent)
+        R = _einsum("...fab,...fbc->...fac", R, local_R[..., level, :, :])
+        parent = rest[..., level, :]
+        all_R.append(R)
+        all_t.append(t)
+    fingers_R = jnp.stack(all_R, axis=-3).reshape(*batch, 15, 3, 3)
+    fingers_t = jnp.stack(all_t, axis=-2).reshape(*batch, 15, 3)
+    R = jnp.concatenate([wrist_R, fingers_R], axis=-3)
+    return R, jnp.concatenate([wrist_t, fingers_t], axis=-2)
+
+
+def _einsum(equation: str, *operands: Array) -> Array:
+    # Accelerators round matrix products to bf16 or tf32 by default: millimetres here.
+    return jnp.einsum(equation, *operands, precision="highest")
+
+
+assert skeleton.MANO_PARENTS == (
+    -1,
+    *(p for k in range(1, 16, 3) for p in (0, k, k + 1)),
+)
