@@ -1,1 +1,52 @@
-"""Backbones: image in, named feature maps out."""
+"""Backbones: image in, named feature maps out.
+
+Every module of this package whose name has no leading underscore is a family of
+backbones. It has `VARIANTS` (names of the published sizes), `NUM_FEATURES` (channels of
+the map "final", by name) and `build`. Every backbone is called alike:
+
+    maps = backbone(image, train=False)   # image normalised, (batch, height, width, 3)
+
+and returns maps "stride4", "stride8", "stride16", "stride32" and "final".
+"""
+
+import importlib
+import pkgutil
+from types import ModuleType
+
+import flax.linen as nn
+
+
+def names() -> tuple[str, ...]:
+    """Names that `build` knows."""
+    return tuple(name for family in _families() for name in family.VARIANTS)
+
+
+def build(name: str, **options) -> nn.Module:
+    """Build a backbone.
+
+    Args:
+        name: Published size, such as "fastvit_ma36".
+        **options: Fields of the family's module, such as `drop_path_rate` or `dtype`.
+    """
+    return family(name).build(name, **options)
+
+
+def num_features(name: str) -> int:
+    """Channels of the map "final" of a backbone."""
+    return family(name).NUM_FEATURES[name]
+
+
+def family(name: str) -> ModuleType:
+    """Module that a backbone lives in (for `fuse`, `import_torch`, ...)."""
+    for module in _families():
+        if name in module.VARIANTS:
+            return module
+    raise ValueError(f"backbone={name!r} is not one of {sorted(names())}.")
+
+
+def _families():
+    return [
+        importlib.import_module(f"{__name__}.{module.name}")
+        for module in pkgutil.iter_modules(__path__)
+        if not module.name.startswith("_")
+    ]
