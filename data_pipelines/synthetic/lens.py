@@ -1,0 +1,98 @@
+"""From light to a photograph: blur, exposure, vignetting, noise, tone curve."""
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Float, UInt8
+
+
+class Lens(NamedTuple):
+    """One camera and its settings."""
+
+    exposure: float
+    blur: float
+    """Standard deviation of the point spread, output pixels."""
+    motion: tuple[float, float]
+    """Length in output pixels and direction in radians of motion blur."""
+    vignette: float
+    """Share of the light lost in the corners."""
+    noise: float
+    """Standard deviation at mid grey, display units."""
+    grain: float
+    """Size of the noise's grain, pixels."""
+    quality: int
+    """Of the JPEG."""
+    seed: int
+    """Of the noise."""
+
+
+def sample(rng: np.random.Generator) -> Lens:
+    """Draw moderate defects; most pictures are clean."""
+    moving = rng.random() < 0.15
+    return Lens(
+        exposure=float(rng.uniform(0.8, 1.25)),
+        blur=float(0.38 + max(0.0, rng.normal(0, 0.25))),
+        motion=(float(rng.uniform(1, 5)) if moving else 0.0, rng.uniform(0, np.pi)),
+        vignette=float(rng.uniform(0, 0.35) if rng.random() < 0.5 else 0),
+        noise=float(abs(rng.normal(0, 0.010))),
+        grain=float(rng.uniform(0.3, 0.9)),
+        quality=int(rng.integers(70, 96)),
+        seed=int(rng.integers(2**31)),
+    )
+
+
+def expose(
+    light: Float[np.ndarray, "fine fine 3"], lens: Lens, size: int
+) -> UInt8[np.ndarray, "size size 3"]:
+    """Turn supersampled linear light into display RGB.
+
+    Args:
+        light: Linear RGB, several samples to a pixel along each side.
+        lens: The camera.
+        size: Pixels along each side of the picture.
+    """
+    per_pixel = light.shape[0] / size
+    # The shoulder comes before the blur: a bright edge must not eat into its neighbour.
+    light = _shoulder(light * np.float32(lens.exposure))
+    if lens.motion[0] > 0:
+        light = cv2.filter2D(light, -1, _streak(lens.motion, per_pixel))
+    light = cv2.GaussianBlur(light, (0, 0), lens.blur * per_pixel)
+    image = cv2.resize(light, (size, size), interpolation=cv2.INTER_AREA)
+    if lens.vignette > 0:
+        u = np.linspace(-1, 1, size, dtype=np.float32)
+        falloff = 1 - lens.vignette * (u[:, None] ** 2 + u[None] ** 2) / 2
+        image = image * falloff[..., None].astype(np.float32)
+    image = np.maximum(image, 0) ** np.float32(1 / 2.2)
+    image = image + _noise(lens, image)
+    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def _shoulder(light: np.ndarray) -> np.ndarray:
+    """Linear up to 0.6, then bends towards 1."""
+    bright = np.maximum(light - np.float32(0.6), 0)
+    return np.minimum(light, np.float32(0.6)) + np.float32(0.4) * np.tanh(bright / 0.4)
+
+
+def _streak(motion: tuple[float, float], per_pixel: float) -> np.ndarray:
+    length, angle = motion[0] * per_pixel, motion[1]
+    half = int(np.ceil(length / 2)) + 1
+    kernel = np.zeros((2 * half + 1, 2 * half + 1), np.float32)
+    for step in np.linspace(-length / 2, length / 2, 8 * half):
+        x, y = half + step * np.cos(angle), half + step * np.sin(angle)
+        x0, y0 = int(x), int(y)
+        for i, wy in ((y0, 1 - y + y0), (y0 + 1, y - y0)):
+            for j, wx in ((x0, 1 - x + x0), (x0 + 1, x - x0)):
+                kernel[i, j] += wy * wx
+    return kernel / kernel.sum()
+
+
+def _noise(lens: Lens, image: np.ndarray) -> np.ndarray:
+    """Noise with grain; stronger in the shadows, mostly the same in all colours."""
+    rng = np.random.default_rng(lens.seed)
+    size = image.shape[0]
+    noise = rng.standard_normal((size, size, 4), dtype=np.float32)
+    noise = cv2.GaussianBlur(noise, (0, 0), lens.grain)
+    noise /= noise.std()
+    both = 0.8 * noise[..., 3:] + 0.6 * noise[..., :3]
+    return lens.noise * both * (1.25 - 0.5 * np.clip(image, 0, 1))

@@ -1,0 +1,89 @@
+"""One picture and its annotations, from a seed; the fields of `schema`."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from data_pipelines.synthetic import render, scene
+
+SPLITS = {"train": 1, "test": 2}
+"""Splits and the number that keeps their randomness apart."""
+LEAST_VISIBLE = 0.35
+"""Share of the hand's silhouette that must be seen; other scenes are drawn again."""
+_MIRROR = np.array([1.0, -1.0, -1.0])
+"""A reflection in x turns an axis-angle vector (x, y, z) into (x, -y, -z)."""
+
+
+class Generator:
+    """Makes example `index` of a split; depends on nothing but the seed."""
+
+    def __init__(self, *, seed: int, image_size: int, left_fraction: float):
+        self.seed, self.left_fraction = seed, left_fraction
+        self._sampler = scene.Sampler(image_size)
+
+    def __call__(self, split: str, index: int) -> dict:
+        """Return one record, see `data_pipelines.schema`."""
+        attempt = 0
+        while True:
+            rng = np.random.default_rng([self.seed, SPLITS[split], index, attempt])
+            is_right = bool(rng.random() >= self.left_fraction)
+            drawn = self._sampler(rng)
+            picture = render.render(drawn)
+            if picture.visible >= LEAST_VISIBLE:
+                break
+            attempt += 1
+        key = f"{split}/{self.seed}/{index}"
+        return _record(drawn, picture, key=key, is_right=is_right)
+
+
+def _record(
+    drawn: scene.Scene, picture: render.Picture, *, key: str, is_right: bool
+) -> dict:
+    """Annotations; the whole world is mirrored for a left hand."""
+    size = len(picture.image)
+    image, vertices, joints3d = picture.image, drawn.vertices, drawn.joints3d
+    mano_pose, transl = drawn.mano_pose, drawn.transl
+    if not is_right:
+        flip = np.array([-1.0, 1.0, 1.0])
+        image = image[:, ::-1]
+        vertices, joints3d, transl = vertices * flip, joints3d * flip, transl * flip
+        mano_pose = mano_pose * _MIRROR
+    joints2d = project(joints3d, drawn.intrinsics)
+    outline = project(vertices, drawn.intrinsics)
+    inside = ((joints2d >= 0) & (joints2d <= size - 1)).all(-1)
+    low, high = outline.min(0), outline.max(0)
+    low, high = np.maximum(low, 0), np.minimum(high, size - 1)
+    ones = np.ones((len(joints3d), 1))
+    return {
+        "image": _jpeg(image, drawn.lens.quality),
+        "image_size": np.array([size, size]),
+        "crop_origin": np.zeros(2),
+        "crop_scale": 1.0,
+        "key": key,
+        "dataset": "synthetic",
+        "is_right": is_right,
+        "bbox_center": (low + high) / 2,
+        "bbox_size": high - low,
+        "joints2d": np.concatenate([joints2d, inside[:, None]], -1),
+        "joints3d": np.concatenate([joints3d, ones], -1),
+        "vertices": vertices,
+        "mano_pose": mano_pose.reshape(48),
+        "mano_betas": drawn.betas,
+        "mano_transl": transl,
+        "K": drawn.intrinsics,
+        "occluded": picture.hidden,
+        "visible": picture.visible,
+    }
+
+
+def project(points: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
+    """Pinhole projection to pixels; the centre of the first pixel is (0, 0)."""
+    homogeneous = points @ intrinsics.T
+    return homogeneous[:, :2] / homogeneous[:, 2:]
+
+
+def _jpeg(image: np.ndarray, quality: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image)).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
