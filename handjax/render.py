@@ -24,6 +24,8 @@ FINGER_COLORS = {
     "little": (180, 90, 220),
 }
 
+Color = Sequence[float] | Float[np.ndarray, "vertex 3"]
+
 _SUPERSAMPLE = 2
 _PAPER = 245
 _GAP = 4
@@ -50,7 +52,7 @@ def draw_mesh(
     faces: Int[np.ndarray, "face 3"],
     intrinsics: Float[np.ndarray, "3 3"],
     *,
-    color: Sequence[float] = PREDICTION_COLOR,
+    color: Color = PREDICTION_COLOR,
     alpha: float = 0.85,
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Shaded mesh over a picture, seen by the camera that took it.
@@ -61,7 +63,7 @@ def draw_mesh(
             not drawn.
         faces: Vertex indices.
         intrinsics: Camera matrix, pixels of `image`.
-        color: RGB of the surface, 0..1.
+        color: RGB of the surface, 0..1; one for all, or one per vertex.
         alpha: 1 hides what is behind the hand.
     """
     vertices = np.asarray(vertices, np.float64)
@@ -78,7 +80,7 @@ def turned_view(
     size: int = 224,
     yaw_deg: float = 0.0,
     pitch_deg: float = 0.0,
-    color: Sequence[float] = PREDICTION_COLOR,
+    color: Color = PREDICTION_COLOR,
     radius: float | None = None,
 ) -> UInt8[np.ndarray, "size size 3"]:
     """Orthographic view of the mesh alone, turned about its centre.
@@ -89,7 +91,7 @@ def turned_view(
         size: Side of the picture, pixels.
         yaw_deg: Turn about the vertical; 90 shows the side that faced +x.
         pitch_deg: Turn about the horizontal; 90 shows it from above.
-        color: RGB of the surface, 0..1.
+        color: RGB of the surface, 0..1; one for all, or one per vertex.
         radius: Half of the picture's side in metres; None fits the mesh.
     """
     vertices = np.asarray(vertices, np.float64)
@@ -132,7 +134,10 @@ def _composite(image, points_px, vertices, faces, color, alpha, *, perspective):
     )
     seen = (raster.face_index >= 0)[..., None]
     shaded = _shade(raster, vertices, faces, perspective)[..., None]
-    layer = np.where(seen, shaded * np.asarray(color), 0.0)
+    color = np.asarray(color, np.float64)
+    if color.ndim == 2:
+        color = interpolate(raster, faces, color)
+    layer = np.where(seen, shaded * color, 0.0)
     cover = alpha * _downsample(seen.astype(np.float64))
     layer = alpha * _downsample(layer)
     region = out[low[1] : high[1], low[0] : high[0]]

@@ -106,3 +106,11 @@ def test_contact_sheet_shows_each_valid_hand_with_and_without_photo():
         without, output._replace(joints2d=None), FACES, size=size
     )
     assert blank.shape == with_photo.shape
+
+
+def test_each_vertex_may_have_its_colour():
+    color = np.where(UPRIGHT[:, :1] > 0, [[1.0, 0, 0]], [[0, 0, 1.0]])
+    picture = render.turned_view(UPRIGHT, FACES, size=64, color=color).astype(int)
+    red, blue = (picture[..., k] - picture[..., 2 - k] for k in (0, 2))
+    assert (red[:, 40:] > 20).sum() > 50 and (blue[:, 40:] > 20).sum() == 0
+    assert (blue[:, :25] > 20).sum() > 50 and (red[:, :25] > 20).sum() == 0
