@@ -36,7 +36,7 @@ def initial_state(
         config=config,
         rng=jax.random.fold_in(root, index + 1),
     )
-    init = functools.partial(_init, run, jax.random.fold_in(root, 0))
+    init = functools.partial(initial_variables, run)
     shapes = jax.eval_shape(lambda: make(init()))
     shardings = sharding.state_sharding(run.mesh, shapes)
     target = checkpoints.abstract(shapes, shardings)
@@ -72,7 +72,9 @@ def _variables_only(state: TrainState) -> dict[str, Any]:
     return {"params": state.params, **state.collections}
 
 
-def _init(run: Run, rng: jax.Array) -> Any:
+def initial_variables(run: Run) -> Any:
+    """Freshly made variables; to be called inside jit or eval_shape."""
+    rng = jax.random.fold_in(jax.random.key(run.config.seed), 0)
     names = ("params", *train_state.RNG_STREAMS)
     rngs = {name: jax.random.fold_in(rng, i) for i, name in enumerate(names)}
     return run.model.init(rngs, run.example, run.hand, method="init_all")

@@ -1,5 +1,7 @@
 """A family small enough for tests of the trainer: an MLP and a toy codebook."""
 
+import types
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -56,7 +58,7 @@ class Model(nn.Module):
         return HandOutput(vertices=vertices, joints3d=vertices[:, :21])
 
     def init_all(self, batch, hand):
-        self.put_variable("constants", "faces", jnp.asarray(hand["faces"]))
+        self.put_variable("constants", "faces", jnp.asarray(hand.faces))
         self.reconstruct(batch.vertices)
         return self(batch.image)
 
@@ -179,4 +181,4 @@ class Data:
         return "noise from memory"
 
 
-HAND = {"faces": np.zeros((1538, 3), np.int32)}
+HAND = types.SimpleNamespace(faces=np.zeros((1538, 3), np.int32))

@@ -1,0 +1,245 @@
+"""From a config to a finished workdir: everything around the training loop."""
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import ml_collections
+
+from handjax import (
+    checkpoints,
+    files,
+    logs,
+    models,
+    parameters,
+    sharding,
+    training,
+)
+from handjax import (
+    config as configs,
+)
+from handjax.command_line import UsageError
+from handjax.recorder import NonFiniteError
+from handjax.run import Hooks, Run, Stop
+
+
+def train(
+    config: ml_collections.ConfigDict,
+    workdir: str | None,
+    *,
+    dry_run: bool = False,
+    force_config: bool = False,
+    stop_after: int | None = None,
+    distributed: bool = False,
+) -> int:
+    """Train or resume; returns the exit code.
+
+    Raises:
+        UsageError: for what the user can put right; the message says how.
+    """
+    if distributed:
+        jax.distributed.initialize()
+    _use_compile_cache(config.train.compile_cache)
+    try:
+        run = _prepare(config, workdir, dry_run, force_config, stop_after)
+        if dry_run:
+            return 0
+        run.stop.listen()
+        finished = training.fit(run)
+    except (ValueError, FileNotFoundError) as error:
+        if _is_ours(error):
+            raise UsageError(str(error)) from error
+        raise
+    except (checkpoints.CheckpointError, NonFiniteError) as error:
+        logs.say(f"error: {error}", file=sys.stderr)
+        return 1
+    if finished is None:
+        return 130 if run.stop.reason == "SIGINT" else 0
+    if run.first:
+        _finish(run)
+    return 0
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether our own code raised it, with a message meant for the user."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    roots = [Path(__file__).parent, Path(__file__).parents[1] / "data_pipelines"]
+    raised_in = Path(trace.tb_frame.f_code.co_filename) if trace else Path()
+    return any(root in raised_in.parents for root in roots)
+
+
+def _use_compile_cache(where: str) -> None:
+    if where == "auto":
+        where = str(Path.home() / ".cache" / "handjax" / "xla")
+    if where:
+        jax.config.update("jax_compilation_cache_dir", where)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 2.0)
+
+
+def compute_dtype(precision: str) -> str:
+    """Name of the dtype that `config.train.precision` means on these devices."""
+    if precision != "auto":
+        return precision
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+# --- Before training ---------------------------------------------------------
+
+
+def _prepare(
+    config: ml_collections.ConfigDict,
+    workdir: str | None,
+    dry_run: bool,
+    force_config: bool,
+    stop_after: int | None,
+) -> Run:
+    """Build and check everything, and say what will be done."""
+    from handjax import data, mano_files
+    from handjax.reports import Reports
+
+    family = models.load(config.family)
+    stages = family.stages(config)
+    mesh = sharding.make_mesh(config.mesh)
+    for stage in stages:
+        key = f"stages.{stage.name}.batch_size"
+        sharding.per_process(config.stages[stage.name].batch_size, mesh, key)
+    dtype = compute_dtype(config.train.precision)
+    model = checkpoints.build_model(family, config, dtype=dtype)
+    if workdir and not dry_run:
+        _claim(Path(workdir), config, force_config)
+    hand_file = mano_files.load(
+        config.hand.source, side=config.hand.side, tips=config.hand.tips or None
+    )
+    reports = Reports()
+    opened = data.open_data(config, hand_file, create=not dry_run)
+    run = Run(
+        config=config,
+        workdir=Path(workdir or "."),
+        family=family,
+        model=model,
+        hand=models.hand_constants(hand_file),
+        hand_info={"name": hand_file.name, "sha256": hand_file.sha256},
+        example=data.example_batch(config, hand_file),
+        data=opened,
+        mesh=mesh,
+        hooks=Hooks(reports.evaluate, reports.draw),
+        stop=Stop(stop_after),
+    )
+    _introduce(run, stages, dtype)
+    if run.first and not dry_run:
+        _write_environment(run)
+    return run
+
+
+def _introduce(run: Run, stages: tuple, dtype: str) -> None:
+    """Print what is about to happen."""
+    config, device = run.config, jax.devices()[0]
+    run.say(
+        f"{config.family} on {jax.device_count()} x {device.device_kind} "
+        f"({jax.process_count()} process{'es' * (jax.process_count() > 1)}, mesh "
+        f"{dict(run.mesh.shape)}), {dtype}, jax {jax.__version__}, seed {config.seed}"
+    )
+    run.say(f"hand model: {run.hand_info['name']} ({run.hand_info['sha256'][:12]})")
+    run.say(f"data: {run.data.describe()}")
+    run.say(parameters.table(run, stages))
+    for stage in stages:
+        options = config.stages[stage.name]
+        run.say(
+            f"stage {stage.name}: {options.steps} steps of {options.batch_size} "
+            f"({options.data}), {options.optimizer.name} lr {options.optimizer.lr:g} "
+            f"{options.schedule.name}, losses "
+            + ", ".join(f"{w:g} {name}" for name, w in options.losses.items())
+        )
+
+
+def _claim(workdir: Path, config: ml_collections.ConfigDict, force: bool) -> None:
+    """Write config.json, or compare with the one that is there."""
+    if workdir.exists() and not workdir.is_dir():
+        raise UsageError(f"--workdir={str(workdir)!r} is a file; name a directory.")
+    path = workdir / "config.json"
+    if path.exists() and not force:
+        changes = configs.difference(configs.from_json(path.read_text()), config)
+        if changes:
+            raise UsageError(
+                f"{workdir} was started with another config:\n"
+                + "\n".join(changes)
+                + "\nUse another --workdir, or --force_config to go on with the new "
+                "values."
+            )
+    if jax.process_index() == 0:
+        try:
+            files.write_bytes(path, configs.to_json(config).encode())
+        except OSError as error:
+            raise UsageError(
+                f"--workdir={str(workdir)!r} cannot be written: {error.strerror}."
+            ) from error
+
+
+def _write_environment(run: Run) -> None:
+    """Add this start to environment.json."""
+    path = run.workdir / "environment.json"
+    starts = json.loads(path.read_text())["starts"] if path.exists() else []
+    starts.append(
+        {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
+            "versions": _versions(),
+            "commit": _commit(),
+            "devices": [d.device_kind for d in jax.devices()],
+            "processes": jax.process_count(),
+            "platform": platform.platform(),
+            "cpus": os.cpu_count(),
+            "hand": run.hand_info,
+            "data": run.data.describe(),
+        }
+    )
+    files.write_json(path, {"starts": starts})
+
+
+def _versions() -> dict[str, str]:
+    from importlib import metadata
+
+    names = ("handjax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _commit() -> str:
+    """Commit of the source tree, "" where there is none."""
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except OSError:
+        return ""
+    return result.stdout.strip()
+
+
+# --- After training ----------------------------------------------------------
+
+
+def _finish(run: Run) -> None:
+    """Print the table of all stages and write DONE."""
+    from handjax import reports
+
+    table = reports.final_table(run)
+    run.say(table)
+    files.write_bytes(run.workdir / "DONE", (table + "\n").encode())
+    run.say(f"done; results, pictures and checkpoints are in {run.workdir}")

@@ -1,0 +1,38 @@
+"""Where the parameters of a model are, as a table."""
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+
+from handjax import resume, train_state
+from handjax.run import Run
+from handjax.stages import Stage
+
+
+def count(variables: Any) -> dict[str, int]:
+    """Number of parameters of each part (the first name of their paths)."""
+    parts: dict[str, int] = {}
+    for path, leaf in train_state.flat(variables["params"]).items():
+        part = path.split("/")[0]
+        parts[part] = parts.get(part, 0) + int(np.prod(leaf.shape))
+    return parts
+
+
+def table(run: Run, stages: tuple[Stage, ...]) -> str:
+    """Parameters by part, and the stages that train them."""
+    shapes = jax.eval_shape(lambda: resume.initial_variables(run))
+    paths = list(train_state.flat(shapes["params"]))
+    rows = []
+    for part, number in sorted(count(shapes).items()):
+        inside = [p for p in paths if p.split("/")[0] == part]
+        trained = [
+            s.name for s in stages if any(re.search(s.trainable, p) for p in inside)
+        ]
+        rows.append((part, number, ", ".join(trained) or "never"))
+    rows.append(("all parts", sum(n for _, n, _ in rows), ""))
+    width = max(len(part) for part, _, _ in rows)
+    lines = [f"{'part':<{width}}  {'parameters':>12}  trained in"]
+    lines += [f"{part:<{width}}  {n:>12,}  {who}".rstrip() for part, n, who in rows]
+    return "\n".join(lines)

@@ -1,0 +1,104 @@
+"""Batches of meshes without pictures, posed on the fly: what a tokenizer trains on.
+
+Poses come from the pose prior of the synthetic data (endless, drawn from a seed), the
+mesh from whatever hand model the run uses.
+"""
+
+from collections.abc import Iterator
+
+import grain
+import jax
+import numpy as np
+
+from data_pipelines.synthetic.poses import PosePriorSource
+from handjax import mano
+from handjax.mano_files import ManoFile
+from handjax.types import Batch
+
+DEPTH = 0.5
+"""Metres from the camera to the root: a nominal place, for nothing is photographed."""
+
+
+def pose_batches(
+    hand_file: ManoFile,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    root: int,
+    crop_size: int,
+    process: tuple[int, int] = (0, 1),
+    threads: int = 2,
+) -> Iterator[Batch]:
+    """Endless batches; update n is the same wherever the run was resumed.
+
+    Args:
+        hand_file: whose mesh is posed.
+        batch_size: of this process.
+        seed: of the poses.
+        start_step: number of batches to skip.
+        root: joint that is subtracted.
+        crop_size: side of the nominal crop, pixels.
+        process: (index, count); each process draws other poses.
+        threads: that draw poses ahead of time.
+    """
+    index, count = process
+    source = PosePriorSource(seed)
+    poses = (
+        grain.MapDataset.source(source)[index::count]
+        .batch(batch_size, drop_remainder=True)[start_step:]
+        .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4))
+    )
+    hand = mano.HandModel.from_file(hand_file)
+    posed = jax.jit(
+        lambda pose, betas: hand.with_shape(betas).with_pose(pose[:, 0], pose[:, 1:])
+    )
+    for drawn in poses:
+        result = jax.device_get(posed(drawn["mano_pose"], drawn["betas"]))
+        yield from_meshes(
+            result.vertices,
+            result.joints3d,
+            root=root,
+            crop_size=crop_size,
+            mano_pose=drawn["mano_pose"],
+            betas=drawn["betas"],
+        )
+
+
+def from_meshes(
+    vertices: np.ndarray,
+    joints3d: np.ndarray,
+    *,
+    root: int,
+    crop_size: int,
+    mano_pose: np.ndarray | None = None,
+    betas: np.ndarray | None = None,
+) -> Batch:
+    """A batch of meshes in front of a nominal camera, with no picture."""
+    size, root3d = len(vertices), joints3d[:, root]
+    yes = np.ones(size, bool)
+    intrinsics = np.diag([2.0 * crop_size, 2.0 * crop_size, 1.0])
+    intrinsics[:2, 2] = crop_size / 2
+    place = root3d * 0 + np.array([0, 0, DEPTH], np.float32)
+    relative = joints3d - root3d[:, None]
+    seen = (relative + place[:, None]) @ intrinsics.T
+    return Batch(
+        image=None,
+        vertices=(vertices - root3d[:, None]).astype(np.float32),
+        joints3d=relative.astype(np.float32),
+        joints2d=(seen[..., :2] / seen[..., 2:]).astype(np.float32),
+        root3d=place.astype(np.float32),
+        intrinsics=np.broadcast_to(intrinsics, (size, 3, 3)).astype(np.float32),
+        R_crop_camera=np.broadcast_to(np.eye(3), (size, 3, 3)).astype(np.float32),
+        mano_pose=np.zeros((size, 16, 3), np.float32)
+        if mano_pose is None
+        else mano_pose,
+        betas=np.zeros((size, 10), np.float32) if betas is None else betas,
+        joints2d_valid=np.zeros((size, 21), bool),
+        joints3d_valid=yes,
+        vertices_valid=yes,
+        mano_valid=np.full(size, mano_pose is not None),
+        is_right=yes,
+        example_valid=yes,
+        index=np.arange(size),
+    )

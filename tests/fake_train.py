@@ -1,0 +1,30 @@
+"""`python tests/fake_train.py ...` is `handjax.train` with the fake family and data."""
+
+import sys
+import types
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import fake_family
+import jax
+
+from handjax import models, train
+
+models.load = lambda name: fake_family
+models.hand_constants = lambda file: types.SimpleNamespace(faces=file.faces)
+
+
+class Data(fake_family.Data):
+    def train_split(self):
+        yield fake_family.batch(8, (1, 2))
+
+
+sys.modules["handjax.data"] = types.SimpleNamespace(  # type: ignore[assignment]
+    open_data=lambda config, hand_file, create: Data(),
+    example_batch=lambda config, hand_file: fake_family.batch(2, (0,)),
+)
+
+if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")
+    sys.exit(train.cli())
