@@ -18,12 +18,12 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from handjax import safe_pickle, skeleton
+from handjax import mano_arrays, skeleton
 
 OPEN_HAND = Path(__file__).parent / "assets" / "open_hand.npz"
 LEFT_SHAPEDIRS = ("as_is", "x_negated", "all_negated")
@@ -32,17 +32,6 @@ _FOLDERS = ("", "models", "mano", "mano/models", "mano_v1_2/models")
 """Where a folder given by the user may keep the files: the official archive's layout
 and those that other projects ask for."""
 
-_SHAPES = {
-    "v_template": (778, 3),
-    "shapedirs": (778, 3, 10),
-    "posedirs": (778, 3, 135),
-    "J_regressor": (16, 778),
-    "weights": (778, 16),
-    "f": (1538, 3),
-    "kintree_table": (2, 16),
-    "hands_mean": (45,),
-    "hands_components": (45, 45),
-}
 _HASHED = ("v_template", "shapedirs", "posedirs", "J_regressor", "weights", "faces")
 
 
@@ -105,7 +94,7 @@ def load(
     if left_shapedirs not in LEFT_SHAPEDIRS:
         raise ValueError(f"left_shapedirs={left_shapedirs!r}: not in {LEFT_SHAPEDIRS}.")
     path = OPEN_HAND if source == "open" else find(source, side)
-    arrays = _arrays(path)
+    arrays = mano_arrays.read(path)
     right_hand = _points_along_negative_x(arrays)
     if right_hand != (side == "right"):
         if source != "open":
@@ -175,59 +164,6 @@ def mirror(file: ManoFile) -> ManoFile:
     return mirrored._replace(sha256=_digest(mirrored))
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read the arrays of one file, dense, with their shapes checked."""
-    allowed = safe_pickle.numpy_globals() | {
-        ("__builtin__", "set"): set,
-        ("chumpy.ch", "Ch"): safe_pickle.holder("Ch"),
-        ("chumpy.reordering", "Select"): safe_pickle.holder("Select"),
-        ("scipy.sparse.csc", "csc_matrix"): safe_pickle.holder("csc_matrix"),
-    }
-    read = safe_pickle.load_npz if path.suffix == ".npz" else safe_pickle.load
-    data = read(path, allowed)
-    if not isinstance(data, Mapping):
-        raise ValueError(f"{path}: expected a dict of arrays, found {type(data)}.")
-    missing = sorted(set(_SHAPES) - set(data))
-    if missing:
-        raise ValueError(
-            f"{path}: not a hand model in MANO's format: no {missing} among "
-            f"{sorted(map(str, data))}."
-        )
-    arrays = {key: _dense(data[key], path, key) for key in _SHAPES}
-    for key, shape in _SHAPES.items():
-        if arrays[key].shape != shape:
-            raise ValueError(
-                f"{path}: {key} has shape {arrays[key].shape}, MANO's format has "
-                f"{shape}. Is this a hand model (MANO_RIGHT.pkl, MANO_LEFT.pkl)?"
-            )
-        if not np.isfinite(arrays[key]).all():
-            raise ValueError(f"{path}: {key} holds values that are not finite.")
-    return arrays | {k: np.asarray(data[k]) for k in ("tips", "tip_names") if k in data}
-
-
-def _dense(value: Any, path: Path, key: str) -> np.ndarray:
-    """Turn what the file holds for one key into a plain array."""
-    kind, state = type(value).__name__, getattr(value, "state", {})
-    try:
-        if kind == "csc_matrix":
-            import scipy.sparse
-
-            parts = (state["data"], state["indices"], state["indptr"])
-            shape = tuple(state["_shape"])
-            return scipy.sparse.csc_matrix(parts, shape=shape).toarray()
-        if kind == "Ch":
-            return np.asarray(state["x"])
-        if kind == "Select":
-            flat = _dense(state["a"], path, key).ravel()
-            return flat[np.asarray(state["idxs"])].reshape(state["preferred_shape"])
-    except (KeyError, IndexError, ValueError) as error:
-        raise ValueError(f"{path}: {key}: damaged {kind}: {error!r}.") from error
-    array = np.asarray(value)
-    if array.dtype.kind not in "fiu":
-        raise ValueError(f"{path}: {key} is no array of numbers ({type(value)}).")
-    return array
-
-
 def _make(
     arrays: Mapping[str, np.ndarray],
     tips: str | Sequence[int] | None,
@@ -250,7 +186,7 @@ def _make(
         )
     floats = {
         key: np.asarray(arrays[key], np.float64)
-        for key in _SHAPES
+        for key in mano_arrays.SHAPES
         if key not in ("f", "kintree_table")
     }
     file = ManoFile(
@@ -319,7 +255,9 @@ def _cured(shapedirs: np.ndarray, path: Path, option: str) -> np.ndarray:
     right = path.with_name(path.name.replace("LEFT", "RIGHT"))
     known = None
     if right != path and right.is_file():
-        known = not np.abs(shapedirs - _arrays(right)["shapedirs"]).sum() > 1e-6
+        known = (
+            not np.abs(shapedirs - mano_arrays.read(right)["shapedirs"]).sum() > 1e-6
+        )
     if known is False and option != "as_is":
         raise ValueError(
             f"left_shapedirs={option!r}, but the shapedirs of {path} already differ "
