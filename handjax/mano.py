@@ -16,7 +16,7 @@ those with `pose_mean="mean"`. `transl` is added last, as smplx does. Arrays may
 a right or a left hand; nothing here depends on it.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,9 +28,8 @@ from handjax.types import AnyArray
 
 __all__ = ["HandModel", "PosedHand", "ShapedHand", "joint_regressor", "mirror", "skin"]
 
-Form = Literal["axis_angle", "matrix", "rotation_6d"]
 _FORMS = {"axis_angle": (3,), "matrix": (3, 3), "rotation_6d": (6,)}
-PoseMean = Literal["flat", "mean"]
+"""How a rotation can be given, and the axes that it then has."""
 
 
 class HandModel(NamedTuple):
@@ -119,8 +118,8 @@ class ShapedHand(NamedTuple):
         hand_pose: Float[AnyArray, "..."],
         transl: Float[AnyArray, "*batch 3"] | None = None,
         *,
-        form: Form = "axis_angle",
-        pose_mean: PoseMean = "flat",
+        form: str = "axis_angle",
+        pose_mean: str = "flat",
     ) -> PosedHand:
         """Pose by pose correctives and linear blend skinning.
 

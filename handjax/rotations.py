@@ -10,15 +10,13 @@ Every function is smooth enough to train through: gradients are finite at no rot
 and at a half turn. (At exactly pi the axis has two signs; one of them is chosen.)
 """
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, UInt32
 
 from handjax.types import AnyArray
 
-Layout = Literal["columns", "rows", "interleaved"]
+LAYOUTS = ("columns", "rows", "interleaved")
 """Where six numbers sit in the matrix: `columns` is first column then second (HaMeR,
 Hamba); `rows` first row then second (PyTorch3D, TokenHMR); `interleaved` the first two
 columns read row by row (SPIN)."""
@@ -46,9 +44,14 @@ def matrix_to_axis_angle(
 
 
 def rotation_6d_to_matrix(
-    numbers: Float[AnyArray, "*batch 6"], *, layout: Layout = "columns"
+    numbers: Float[AnyArray, "*batch 6"], *, layout: str = "columns"
 ) -> Float[Array, "*batch 3 3"]:
-    """Return the rotation nearest in Gram-Schmidt's sense to two vectors."""
+    """Return the rotation that Gram-Schmidt makes of two vectors.
+
+    Raises:
+        ValueError: `layout` is not one of `LAYOUTS`.
+    """
+    _check_layout(layout)
     numbers = jnp.asarray(numbers)
     if layout == "interleaved":
         first, second = numbers[..., 0::2], numbers[..., 1::2]
@@ -60,9 +63,14 @@ def rotation_6d_to_matrix(
 
 
 def matrix_to_rotation_6d(
-    matrix: Float[AnyArray, "*batch 3 3"], *, layout: Layout = "columns"
+    matrix: Float[AnyArray, "*batch 3 3"], *, layout: str = "columns"
 ) -> Float[Array, "*batch 6"]:
-    """Return two columns (or rows) of the matrix as six numbers."""
+    """Return two columns (or rows) of the matrix as six numbers.
+
+    Raises:
+        ValueError: `layout` is not one of `LAYOUTS`.
+    """
+    _check_layout(layout)
     matrix = jnp.asarray(matrix)
     if layout == "rows":
         parts = (matrix[..., 0, :], matrix[..., 1, :])
@@ -171,6 +179,11 @@ def geodesic_angle(
     # sqrt has no gradient at 0: take 0 there.
     sine = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
     return jnp.arctan2(sine, jnp.trace(R, axis1=-2, axis2=-1) - 1)
+
+
+def _check_layout(layout: str) -> None:
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout={layout!r} is not one of {LAYOUTS}.")
 
 
 def _sinc(square: Array) -> Array:
