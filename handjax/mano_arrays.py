@@ -74,7 +74,9 @@ def _dense(value: Any, path: Path, key: str) -> np.ndarray:
 
             parts = (state["data"], state["indices"], state["indptr"])
             shape = tuple(state["_shape"])
-            return scipy.sparse.csc_matrix(parts, shape=shape).toarray()
+            matrix = scipy.sparse.csc_matrix(parts, shape=shape)
+            matrix.check_format(full_check=True)  # toarray trusts the indices
+            return matrix.toarray()
         if kind == "Ch":
             return np.asarray(state["x"])
         if kind == "Select":

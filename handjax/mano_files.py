@@ -83,7 +83,7 @@ def load(
         side: `"right"` or `"left"`. The open hand is mirrored; a file must hold it.
         tips: Finger-tip vertices: a name in `skeleton.MANO_TIPS` or five ids (thumb to
             little). By default what the file names, else `"smplx"`.
-        left_shapedirs: Cure for MANO_LEFT; see the head of this file.
+        left_shapedirs: Cure for MANO_LEFT, see above; other hands ignore it.
 
     Raises:
         FileNotFoundError: With the paths tried and what to do.

@@ -75,7 +75,7 @@ def _held(made, **state):
     return instance
 
 
-def _python2_pickle(path, arrays, monkeypatch):
+def _python2_pickle(path, arrays, monkeypatch, row_shift=0):
     """Write a file with the structure of MANO_RIGHT.pkl, global for global."""
     chumpy = _fake_class(monkeypatch, "chumpy.ch", "Ch")
     select = _fake_class(monkeypatch, "chumpy.reordering", "Select")
@@ -96,7 +96,7 @@ def _python2_pickle(path, arrays, monkeypatch):
             csc,
             _shape=(16, 778),
             data=dense[row, column],
-            indices=row.astype(np.int32),
+            indices=(row + row_shift).astype(np.int32),
             indptr=np.searchsorted(column, np.arange(779)).astype(np.int32),
             maxprint=50,
         ),
@@ -288,6 +288,13 @@ def test_wrong_kinds_of_files_are_named(tmp_path, monkeypatch):
     _python2_pickle(path, arrays | {"f": arrays["f"][:5]}, monkeypatch)
     with pytest.raises(ValueError, match=r"f has shape \(5, 3\)"):
         mano_files.load(path)
+
+
+def test_a_sparse_matrix_that_points_outside_itself_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "MANO_RIGHT.pkl"
+    _python2_pickle(path, _arrays(), monkeypatch, row_shift=1000)
+    with pytest.raises(ValueError, match="J_regressor: damaged csc_matrix"):
+        mano_files.load(path, tips=TIPS)
 
 
 # Options.
