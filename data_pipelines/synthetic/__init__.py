@@ -1,1 +1,12 @@
-"""Annotated renders of the built-in hand."""
+"""Annotated renders of the built-in hand.
+
+`generate.ensure(directory, num, num_test)` makes them on first use;
+`poses.PosePriorSource` gives poses and shapes without pictures.
+"""
+
+
+def ensure(*args, **settings):
+    """See `generate.ensure`, which is imported when it is needed."""
+    from data_pipelines.synthetic import generate
+
+    return generate.ensure(*args, **settings)

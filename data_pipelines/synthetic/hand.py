@@ -41,6 +41,8 @@ class RenderHand(NamedTuple):
     nail: Float[np.ndarray, "vertex"]
     num_hand: int
     """Drawn vertices before the forearm."""
+    ring_faces: int
+    """The last faces, those around the forearm's far end."""
     hand_subset: Int[np.ndarray, "778"]
     """Drawn vertex of each annotated vertex."""
     rest_joints: Float[np.ndarray, "16 3"]
@@ -111,6 +113,7 @@ def _with_long_forearm(drawn: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             [drawn["nail"].astype(float), np.zeros(count * len(loop))]
         ),
         "faces": np.concatenate([faces, *strips]),
+        "ring_faces": 2 * len(loop),
     }
 
 

@@ -6,6 +6,11 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
+SHOULDER = 0.6
+"""Linear light from which the tone curve bends."""
+_GREY = 0.2
+"""Mean light that the automatic exposure aims at, and goes half of the way to."""
+
 
 class Lens(NamedTuple):
     """One camera and its settings."""
@@ -35,7 +40,7 @@ def sample(rng: np.random.Generator) -> Lens:
         blur=float(0.38 + max(0.0, rng.normal(0, 0.25))),
         motion=(float(rng.uniform(1, 5)) if moving else 0.0, rng.uniform(0, np.pi)),
         vignette=float(rng.uniform(0, 0.35) if rng.random() < 0.5 else 0),
-        noise=float(abs(rng.normal(0, 0.010))),
+        noise=float(abs(rng.normal(0, 0.007))),
         grain=float(rng.uniform(0.3, 0.9)),
         quality=int(rng.integers(70, 96)),
         seed=int(rng.integers(2**31)),
@@ -48,13 +53,11 @@ def expose(
     """Turn supersampled linear light into display RGB.
 
     Args:
-        light: Linear RGB, several samples to a pixel along each side.
+        light: Linear RGB up to 1, several samples to a pixel along each side.
         lens: The camera.
         size: Pixels along each side of the picture.
     """
     per_pixel = light.shape[0] / size
-    # The shoulder comes before the blur: a bright edge must not eat into its neighbour.
-    light = _shoulder(light * np.float32(lens.exposure))
     if lens.motion[0] > 0:
         light = cv2.filter2D(light, -1, _streak(lens.motion, per_pixel))
     light = cv2.GaussianBlur(light, (0, 0), lens.blur * per_pixel)
@@ -63,15 +66,17 @@ def expose(
         u = np.linspace(-1, 1, size, dtype=np.float32)
         falloff = 1 - lens.vignette * (u[:, None] ** 2 + u[None] ** 2) / 2
         image = image * falloff[..., None].astype(np.float32)
-    image = np.maximum(image, 0) ** np.float32(1 / 2.2)
+    image *= np.float32(_gain(image))
+    image = np.clip(image, 0, 1) ** np.float32(1 / 2.2)
     image = image + _noise(lens, image)
     return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def _shoulder(light: np.ndarray) -> np.ndarray:
-    """Linear up to 0.6, then bends towards 1."""
-    bright = np.maximum(light - np.float32(0.6), 0)
-    return np.minimum(light, np.float32(0.6)) + np.float32(0.4) * np.tanh(bright / 0.4)
+def _gain(image: np.ndarray) -> float:
+    """Automatic exposure; it never clips what was not clipped."""
+    brightest = float(np.percentile(image[::4, ::4].max(-1), 99))
+    gain = (_GREY / max(float(image.mean()), 1e-4)) ** 0.5
+    return min(max(gain, 0.75), 2.5, max(1.0, 0.98 / max(brightest, 1e-4)))
 
 
 def _streak(motion: tuple[float, float], per_pixel: float) -> np.ndarray:

@@ -78,8 +78,8 @@ def sleeve(rng, hand: hands.RenderHand, posed: hands.PosedHand, place) -> Mesh:
 def thing(rng: np.random.Generator, placed: holding.Placed) -> Mesh:
     """Draw the material of a thing."""
     local, faces = objects.mesh(placed.shape)
-    colour = surroundings.muted_colour(rng) ** 2.2
-    second = surroundings.muted_colour(rng) ** 2.2
+    colour = surroundings.muted_colour(rng, 1.5) ** 2.2
+    second = surroundings.muted_colour(rng, 1.5) ** 2.2
     size = placed.shape.half_size.max()
     pattern = int(
         rng.choice(
@@ -149,7 +149,7 @@ def ground(rng, meshes: list[Mesh], intrinsics: np.ndarray, size: int):
         Rotation.from_euler("z", rng.uniform(0, 360), degrees=True).as_matrix() @ plane
     )
     texture = vertices @ plane.T + [*rng.uniform(0, 3, 2), 0]
-    colour = surroundings.muted_colour(rng) ** 2.2
+    colour = surroundings.muted_colour(rng, 0.6) ** 2.2
     second = colour * rng.uniform(0.6, 0.9)
     pattern = int(
         rng.choice(
@@ -171,7 +171,7 @@ def ground(rng, meshes: list[Mesh], intrinsics: np.ndarray, size: int):
     elif pattern == shading.WEAVE:
         frequency = rng.uniform(80, 400)
     elif pattern == shading.CHECKS:
-        second = surroundings.muted_colour(rng) ** 2.2
+        second = surroundings.muted_colour(rng, 0.6) ** 2.2
     material = _material(
         shading.GROUND,
         bump=rng.uniform(0, 0.5),

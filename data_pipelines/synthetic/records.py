@@ -30,7 +30,7 @@ class Generator:
             is_right = bool(rng.random() >= self.left_fraction)
             drawn = self._sampler(rng)
             picture = render.render(drawn)
-            if picture.visible >= LEAST_VISIBLE:
+            if picture.visible >= LEAST_VISIBLE and not picture.shows_cut:
                 break
             attempt += 1
         key = f"{split}/{self.seed}/{index}"

@@ -26,6 +26,8 @@ class Picture(NamedTuple):
     """Share of the annotated mesh's silhouette that nothing hides."""
     mask: Bool[np.ndarray, "size size"]
     """Where the annotated hand is seen."""
+    shows_cut: bool
+    """The forearm's end is in the picture."""
     hidden: Bool[np.ndarray, "21"]
     """Joints behind a thing or behind another part of the hand."""
 
@@ -43,11 +45,14 @@ def render(scene: Scene) -> Picture:
         scene.vertices, hands.load().file.faces, focal / SUPERSAMPLING, size
     )
     whole = (silhouette.face_index >= 0).sum() * SUPERSAMPLING**2
-    share = annotated.reshape(size, SUPERSAMPLING, size, SUPERSAMPLING).mean((1, 3))
+    share = cv2.resize(
+        annotated.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA
+    )
     return Picture(
         image=lens.expose(light, scene.lens, size),
         visible=float(min(annotated.sum() / max(whole, 1), 1.0)),
         mask=share > 0.5,
+        shows_cut=_shows_cut(raster),
         hidden=_hidden(scene, raster, surface, focal),
     )
 
@@ -62,6 +67,7 @@ def _join(meshes: list[Mesh]) -> tuple[shading.Surface, np.ndarray]:
     def join(arrays):
         return np.concatenate(arrays).astype(np.float32)
 
+    where = skin.skin_map()
     surface = shading.Surface(
         faces=np.concatenate(
             [mesh.faces + start for mesh, start in zip(meshes, first, strict=False)]
@@ -72,7 +78,9 @@ def _join(meshes: list[Mesh]) -> tuple[shading.Surface, np.ndarray]:
         gloss=join([mesh.gloss for mesh in meshes]),
         mesh=np.repeat(np.arange(len(meshes)), counts),
         materials=np.stack([mesh.material for mesh in meshes]).astype(np.float32),
-        creases=skin.skin_map().creases,
+        creases=where.creases,
+        near_first=where.near_first,
+        near_crease=where.near_crease,
     )
     return surface, vertices
 
@@ -85,30 +93,20 @@ def _raster(vertices: np.ndarray, faces: np.ndarray, focal: float, size: int) ->
 
 
 def _light(scene, surface, vertices, raster, focal) -> Float[np.ndarray, "fine fine 3"]:
-    """Linear RGB of every sample."""
+    """Linear RGB of every sample, exposed."""
     fine = raster.zbuffer.shape[0]
-    albedo, irradiance, highlight = (
-        np.zeros((fine, fine, 3), np.float32) for _ in range(3)
-    )
+    parts = tuple(np.zeros((fine, fine, 3), np.float32) for _ in range(3))
     lights = _lights(scene, surface, vertices)
-    shading.shade(
-        raster,
-        surface,
-        lights,
-        shading.NOISE,
-        np.float32(focal),
-        np.float32((fine - 1) / 2),
-        (albedo, irradiance, highlight),
-    )
-    seen = raster.face_index >= 0
-    mesh = surface.mesh[surface.faces[np.maximum(raster.face_index, 0), 0]]
-    is_skin = seen & (mesh == 0)
-    _scatter(irradiance, is_skin, focal / float(scene.joints3d[0, 2]))
-    light = albedo * irradiance + highlight
-    background = cv2.resize(
-        scene.around.background, (fine, fine), interpolation=cv2.INTER_LINEAR
-    )
-    return np.where(seen[..., None], light, background).astype(np.float32)
+    focal32, centre = np.float32(focal), np.float32((fine - 1) / 2)
+    shading.shade(raster, surface, lights, shading.NOISE, focal32, centre, parts)
+    is_skin = raster.face_index < len(scene.meshes[0].faces)
+    is_skin &= raster.face_index >= 0
+    _scatter(parts[1], is_skin, focal / float(scene.joints3d[0, 2]))
+    light = cv2.resize(scene.around.background, (fine, fine))
+    exposure = np.float32(scene.lens.exposure)
+    shoulder = np.float32(lens.SHOULDER)
+    shading.compose(raster.face_index, parts, light, exposure, shoulder)
+    return light
 
 
 def _lights(scene: Scene, surface: shading.Surface, vertices: np.ndarray):
@@ -175,6 +173,14 @@ def _annotated(scene: Scene, raster: Raster) -> Bool[np.ndarray, "fine fine"]:
     shown = np.zeros(sum(len(mesh.faces) for mesh in scene.meshes) + 1, bool)
     shown[: len(face_on_hand)] = face_on_hand
     return shown[raster.face_index]  # -1 reads the last entry, False
+
+
+def _shows_cut(raster: Raster) -> bool:
+    """Whether the last ring of the forearm is seen."""
+    hand = hands.load()
+    last = len(hand.faces)
+    seen = raster.face_index
+    return bool(((seen >= last - hand.ring_faces) & (seen < last)).any())
 
 
 def _hidden(scene, raster, surface, focal) -> Bool[np.ndarray, "21"]:

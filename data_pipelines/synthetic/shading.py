@@ -40,8 +40,12 @@ class Surface(NamedTuple):
     """Row of `materials`."""
     materials: np.ndarray
     creases: np.ndarray
-    """Skin creases, (crease, 10): point, plane normal, half width, radius, depth, side
-    (-1 palm, 1 back); in the texture frame of the skin."""
+    """Skin creases, (crease, 10): point, plane normal, half width, radius, depth,
+    side (-1 palm, 1 back); in the texture frame of the skin."""
+    near_first: np.ndarray
+    """Per face of the skin (and one more): where its part of `near_crease` begins."""
+    near_crease: np.ndarray
+    """Rows of `creases` that reach a face; the others need not be looked at."""
 
 
 class Lights(NamedTuple):
@@ -141,15 +145,16 @@ def _pattern(grid, kind, frequency, x, y, z):
 
 @numba.njit(cache=True, nogil=True)
 @no_type_check
-def _crease(creases, grid, x, y, z):
+def _crease(surface, grid, face, t):
     """Depth of the skin's folds at a rest position, 0..1."""
+    x, y, z = t
     total = np.float32(0)
-    for c in range(creases.shape[0]):
-        row = creases[c]
+    for c in range(surface.near_first[face], surface.near_first[face + 1]):
+        row = surface.creases[surface.near_crease[c]]
         dx, dy, dz = x - row[0], y - row[1], z - row[2]
         if dx * dx + dy * dy + dz * dz > row[7] * row[7] or dy * row[9] < 0:
             continue
-        wobble = np.float32(0.0007) * noise3(grid, x * 170 + c, y * 170, z * 170)
+        wobble = np.float32(0.0007) * noise3(grid, x * 170, y * 170, z * 170)
         d = (dx * row[3] + dy * row[4] + dz * row[5] + wobble) / row[6]
         if abs(d) < 2:
             fall = 1 - (dx * dx + dy * dy + dz * dz) / (row[7] * row[7])
@@ -262,8 +267,8 @@ def _normal(grid, kind, amount, gloss, n, t, v):
     if kind == SKIN:
         if gloss > np.float32(0.6):
             amount *= np.float32(0.2)  # nails are smooth
-        n = _bump(grid, n, t, amount * np.float32(0.12), np.float32(600))
-        n = _bump(grid, n, t, amount * np.float32(0.06), np.float32(1700))
+        n = _bump(grid, n, t, amount * np.float32(0.09), np.float32(500))
+        n = _bump(grid, n, t, amount * np.float32(0.03), np.float32(1500))
     elif amount > 0:
         n = _bump(grid, n, t, amount * np.float32(0.06), np.float32(420))
     n0, n1, n2 = _unit(n)
@@ -276,16 +281,15 @@ def _normal(grid, kind, amount, gloss, n, t, v):
 
 @numba.njit(cache=True, nogil=True)
 @no_type_check
-def _albedo(grid, material, creases, base, t, out):
+def _albedo(grid, material, fold, base, t, out):
     """Colour of the material at a texture position."""
     x, y, z = t
-    blotch, tint, kind = material[_BLOTCH], np.float32(0), int(material[_KIND])
+    blotch, tint = material[_BLOTCH], np.float32(0)
     coarse = noise3(grid, x * 130, y * 130, z * 130)
     fine = noise3(grid, x * 420, y * 420, z * 420)
     shade_of = 1 + blotch * (np.float32(0.7) * coarse + np.float32(0.5) * fine)
-    if kind == SKIN:
+    if int(material[_KIND]) == SKIN:
         tint = blotch * np.float32(0.5) * noise3(grid, x * 90 + 5, y * 90, z * 90)
-        fold = _crease(creases, grid, x, y, z)
         shade_of *= 1 - np.float32(0.45) * fold
         tint += np.float32(0.10) * fold
     second = np.float32(0)
@@ -328,7 +332,7 @@ def _add_lights(lights, kind, gloss, n, v, p, irradiance, highlight):
         half4 = half * half * half * half
         half12 = half4 * half4 * half4
         sharp = half12 * half12 * half12 * half12
-        shine = gloss * lit * (np.float32(0.07) * half12 + np.float32(0.25) * sharp)
+        shine = gloss * lit * (np.float32(0.06) * half12 + np.float32(0.15) * sharp)
         for q in range(3):
             highlight[q] += lights.colour[i, q] * shine
 
@@ -358,13 +362,38 @@ def shade(raster, surface, lights, grid, focal, centre, out):
             for q in range(3):
                 gloss += w[q] * surface.gloss[corners[q]]
             base = _mix(surface.albedo, corners, w)
-            _albedo(grid, material, surface.creases, base, t, albedo[y, x])
+            fold = np.float32(0)
+            if kind == SKIN:
+                fold = _crease(surface, grid, f, t)
+            _albedo(grid, material, fold, base, t, albedo[y, x])
             n = _mix(surface.normals, corners, w)
             n = _normal(grid, kind, material[_BUMP], gloss, n, t, v)
             free = _occlusion(zbuffer, x, y, z, n, focal)
             for q in range(3):
                 irradiance[y, x, q] = _sky(lights.harmonics, q, n) * free
             _add_lights(lights, kind, gloss, n, v, p, irradiance[y, x], highlight[y, x])
+
+
+@numba.njit(cache=True, nogil=True)
+@no_type_check
+def compose(face_index, parts, background, exposure, shoulder):
+    """Put the scene before its background, in place of `background`.
+
+    Light above `shoulder` bends towards 1, here rather than after the blur: a bright
+    edge must not eat into its neighbours.
+    """
+    albedo, irradiance, highlight = parts
+    room = np.float32(1) - shoulder
+    for y in range(background.shape[0]):
+        for x in range(background.shape[1]):
+            for q in range(3):
+                light = background[y, x, q]
+                if face_index[y, x] >= 0:
+                    light = albedo[y, x, q] * irradiance[y, x, q] + highlight[y, x, q]
+                light *= exposure
+                if light > shoulder:
+                    light = shoulder + room * np.tanh((light - shoulder) / room)
+                background[y, x, q] = light
 
 
 @numba.njit(cache=True, nogil=True)

@@ -4,7 +4,7 @@ import functools
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from data_pipelines.synthetic import hand as hands
 
@@ -33,10 +33,10 @@ class SkinMap(NamedTuple):
     palm: Float[np.ndarray, "vertex"]
     knuckle: Float[np.ndarray, "vertex"]
     fingertip: Float[np.ndarray, "vertex"]
-    normals: Float[np.ndarray, "vertex 3"]
-    """Of the rest mesh."""
     creases: Float[np.ndarray, "crease 10"]
-    """See `shading.Surface`."""
+    """This and the next two: see `shading.Surface`."""
+    near_first: Int[np.ndarray, "corner"]
+    near_crease: Int[np.ndarray, "near"]
 
 
 @functools.cache
@@ -49,6 +49,12 @@ def skin_map() -> SkinMap:
     tips = hand.file.v_template[hand.file.tip_ids]
     normals = shading.vertex_normals(points, hand.faces)
     palm = np.clip(0.5 - 1.2 * normals[:, 1], 0, 1)
+    creases = np.array(_finger_creases(joints, tips) + _palm_lines(joints))
+    corner = points[hand.faces]
+    middle = corner.mean(1)
+    reach = np.linalg.norm(corner - middle[:, None], axis=-1).max(1)
+    distance = np.linalg.norm(middle[:, None] - creases[:, :3], axis=-1)
+    near = distance < creases[:, 7] + reach[:, None]
     finger_joints = [2, 3, 5, 6, 8, 9, 11, 12, 15]
     bumps = np.maximum(
         _near(points, joints[finger_joints], 0.010),
@@ -58,10 +64,9 @@ def skin_map() -> SkinMap:
         palm=palm,
         knuckle=(1 - palm) * bumps,
         fingertip=_near(points, tips, 0.012),
-        normals=normals,
-        creases=np.array(_finger_creases(joints, tips) + _palm_lines(joints)).astype(
-            np.float32
-        ),
+        creases=creases.astype(np.float32),
+        near_first=np.concatenate([[0], np.cumsum(near.sum(1))]),
+        near_crease=np.nonzero(near)[1],
     )
 
 

@@ -65,10 +65,10 @@ def panorama(name: str) -> Panorama:
 
 
 def sample(rng: np.random.Generator, size: int) -> Surroundings:
-    """Draw light and background; two thirds are photographs of places."""
+    """Draw light and background; most are photographs of places."""
     tint = rng.normal(0, 0.08)
     white = np.array([1 + tint, 1, 1 - tint])
-    if rng.random() < 0.7:
+    if rng.random() < 0.72:
         return _place(rng, size, white)
     return _studio(rng, size, white)
 
@@ -134,7 +134,7 @@ def _studio(rng: np.random.Generator, size: int, white: np.ndarray) -> Surroundi
 
 def _wall(rng: np.random.Generator, size: int) -> np.ndarray:
     """A wall out of focus: uneven light, perhaps soft shapes of a room before it."""
-    colour = muted_colour(rng) ** 2.2
+    colour = muted_colour(rng, 0.5) ** 2.2
     y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size - 0.5
     angle, slope = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.9)
     light = 1 + slope * (np.cos(angle) * x + np.sin(angle) * y)
@@ -143,25 +143,24 @@ def _wall(rng: np.random.Generator, size: int) -> np.ndarray:
         1 - rng.uniform(0, 0.4) * ((x - spot[0]) ** 2 + (y - spot[1]) ** 2)
     )
     image = colour * light[..., None]
-    for _ in range(rng.integers(0, 5)):
+    for _ in range(rng.integers(0, 4)):
         shape = np.zeros((size, size), np.float32)
         corner = rng.uniform(-0.2, 1.1, 2) * size
         sides = rng.uniform(0.1, 0.9, 2) * size
         box = cv2.boxPoints((corner.tolist(), sides.tolist(), float(rng.normal(0, 8))))
         cv2.fillPoly(shape, [box.astype(np.int32)], 1.0)
-        shape = cv2.GaussianBlur(shape, (0, 0), float(rng.uniform(1, 7) * size / 224))
-        other = (muted_colour(rng) ** 2.2) * light[..., None]
+        shape = cv2.GaussianBlur(shape, (0, 0), float(rng.uniform(1.5, 9) * size / 224))
+        other = (muted_colour(rng, 0.7) ** 2.2) * light[..., None]
         image = image + shape[..., None] * rng.uniform(0.4, 1) * (other - image)
     return np.clip(image, 0.002, 1.2).astype(np.float32)
 
 
-def muted_colour(rng: np.random.Generator) -> np.ndarray:
+def muted_colour(rng: np.random.Generator, vivid: float = 1.0) -> np.ndarray:
     """Draw a display colour as walls, clothes and things have it: seldom garish."""
     bright = rng.uniform(0.08, 0.92)
-    colour = bright + rng.normal(0, 1, 3) * rng.gamma(1.5, 0.07)
-    if rng.random() < 0.3:
-        colour += np.array([0.06, 0.01, -0.06]) * rng.uniform(0, 2)
-    return np.clip(colour, 0.03, 0.96)
+    colour = bright + rng.normal(0, 1, 3) * rng.gamma(1.5, 0.05) * vivid
+    warm = np.array([0.06, 0.01, -0.06]) * rng.uniform(-0.3, 1.5)
+    return np.clip(colour + warm * bright, 0.03, 0.96)
 
 
 def harmonic_basis(

@@ -1,0 +1,219 @@
+"""Makes the data set: on all cores, resumable, the same for any number of workers."""
+
+import contextlib
+import fcntl
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_pipelines import shards
+from data_pipelines.synthetic import contact_sheet, progress
+from data_pipelines.synthetic.workers import Workers
+from handjax import mano_files
+
+NAME = "synthetic"
+VERSION = 1
+"""Of the pictures: raised whenever the same seed gives other ones."""
+DESCRIPTION = (
+    "Rendered pictures of the open hand with exact annotations. Hand derived from "
+    "MakeHuman (CC0 1.0); environment maps from Poly Haven (CC0 1.0)."
+)
+_PER_SHARD, _MOST_SHARDS = 250, 128
+_SHEET = 32
+_IMAGES_PER_SECOND = 10.0
+"""Of one process, for the first guess of how long it takes."""
+
+
+class Size(NamedTuple):
+    """Examples of the two splits."""
+
+    num_train: int
+    num_test: int
+
+
+PRESETS = {
+    "smoke": Size(64, 16),
+    "demo": Size(2_000, 200),
+    "small": Size(20_000, 1_000),
+    "paper": Size(100_000, 4_000),
+}
+
+
+def ensure(
+    directory: str | os.PathLike,
+    num: int,
+    num_test: int = 0,
+    *,
+    seed: int = 0,
+    workers: int = 0,
+    image_size: int = 224,
+    left_fraction: float = 0.0,
+) -> Path:
+    """Make a data set unless it is there already.
+
+    An interrupted job goes on at the first missing shard when it is called again; a
+    second process that wants the same data waits for the first.
+
+    Args:
+        directory: Where the data set lies or shall lie.
+        num: Examples of the split "train".
+        num_test: Examples of the split "test"; none of them is in "train".
+        seed: Decides every picture, together with its split and number.
+        workers: Processes; 0 for one per core.
+        image_size: Side of the pictures, pixels.
+        left_fraction: Share of left hands.
+
+    Returns:
+        The directory.
+
+    Raises:
+        ValueError: A number out of range, or a directory with other contents.
+        shards.ShardError: The disk is full or cannot be written.
+    """
+    directory = Path(directory).expanduser()
+    _check_range("num", num, 1, None)
+    _check_range("num_test", num_test, 0, None)
+    _check_range("seed", seed, 0, None)
+    _check_range("image_size", image_size, 32, 2048)
+    _check_range("left_fraction", left_fraction, 0, 1)
+    file = mano_files.load("open")
+    settings = {
+        "version": VERSION,
+        "seed": seed,
+        "image_size": image_size,
+        "left_fraction": left_fraction,
+        "num": num,
+        "num_test": num_test,
+        "hand_sha256": file.sha256,
+    }
+    with _locked(directory):
+        _check_same(directory, settings)
+        missing = _missing(directory, settings)
+        sheet = directory / "contact_sheet.png"
+        if missing or not (directory / "metadata.json").is_file():
+            _make(directory, settings, missing, workers or os.cpu_count() or 1)
+        if missing or not sheet.is_file():
+            _write_sheet(sheet, directory)
+    return directory
+
+
+def _check_range(name: str, value: float, low: float, high: float | None) -> None:
+    if value < low or (high is not None and value > high):
+        allowed = f"{low} or more" if high is None else f"from {low} to {high}"
+        raise ValueError(f"{name}={value!r}; allowed is {allowed}.")
+
+
+def _splits(settings: dict[str, Any]) -> dict[str, int]:
+    counts = {"train": settings["num"], "test": settings["num_test"]}
+    return {split: count for split, count in counts.items() if count}
+
+
+def _num_shards(count: int) -> int:
+    return min(_MOST_SHARDS, -(-count // _PER_SHARD))
+
+
+@contextlib.contextmanager
+def _locked(directory: Path):
+    """One process makes a data set, others wait; the system frees a dead one's lock."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = open(directory / ".lock", "w")
+    except OSError as error:
+        if (directory / "metadata.json").is_file():  # read-only data is fine
+            yield
+            return
+        raise ValueError(
+            f"Cannot write to {str(directory)!r}: {error.strerror}. Choose another "
+            "directory (--out, or config.data.dir)."
+        ) from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _check_same(directory: Path, settings: dict[str, Any]) -> None:
+    """Refuse a directory that holds something else."""
+    path = directory / "settings.json"
+    if not path.is_file():
+        strangers = [p.name for p in directory.iterdir() if p.name != ".lock"]
+        if strangers:
+            raise ValueError(
+                f"{str(directory)!r} holds {sorted(strangers)[0]!r} and no "
+                "settings.json, so it is not a data set of this program. Choose an "
+                "empty directory."
+            )
+        path.write_text(json.dumps(settings, indent=1) + "\n")
+        return
+    found = json.loads(path.read_text())
+    different = [
+        f"{key}: {found.get(key)!r} there, {settings.get(key)!r} asked for"
+        for key in sorted({*found, *settings})
+        if found.get(key) != settings.get(key)
+    ]
+    if different:
+        raise ValueError(
+            f"{str(directory)!r} holds pictures made with other settings "
+            f"({'; '.join(different)}). Choose another directory or remove this one."
+        )
+
+
+def _missing(directory: Path, settings: dict[str, Any]) -> int:
+    """Examples whose shard is not there."""
+    missing = 0
+    for split, count in _splits(settings).items():
+        total = _num_shards(count)
+        for index, (first, last) in enumerate(shards.shard_ranges(count, total)):
+            path = shards.shard_path(directory, NAME, split, index, total)
+            missing += 0 if path.is_file() else last - first
+    return missing
+
+
+def _make(directory: Path, settings: dict[str, Any], missing: int, count: int) -> None:
+    splits = _splits(settings)
+    counts = " + ".join(f"{n:,} {split}" for split, n in splits.items())
+    guess = progress.duration(missing / (_IMAGES_PER_SECOND * count))
+    print(
+        f"Making {missing:,} pictures of hands ({counts}; seed {settings['seed']}) in "
+        f"{directory}: about {guess} with {count} processes, once.",
+        file=sys.stderr,
+        flush=True,
+    )
+    for leftover in directory.glob(".*.partial-*"):  # of a run that was killed
+        leftover.unlink()
+    generator = {key: settings[key] for key in ("seed", "image_size", "left_fraction")}
+    with Workers(count, generator) as pool, progress.Report("images", missing) as bar:
+
+        def records(split):
+            def of_shard(first, last):
+                for record in pool.examples(split, first, last):
+                    bar.add(1)
+                    yield record
+
+            return of_shard
+
+        for split, num in splits.items():
+            shards.write_split(
+                directory,
+                name=NAME,
+                split=split,
+                count=num,
+                records=records(split),
+                shards=_num_shards(num),
+            )
+    shards.write_metadata(
+        directory,
+        name=NAME,
+        splits=splits,
+        description=DESCRIPTION,
+        hand={"name": "open", "sha256": settings["hand_sha256"]},
+        made_by=settings,
+    )
+
+
+def _write_sheet(path: Path, directory: Path) -> None:
+    split = "test" if "test" in shards.read_metadata(directory)["splits"] else "train"
+    source = shards.open_split(directory, split)
+    examples = (source[i] for i in range(min(_SHEET, len(source))))
+    contact_sheet.write(path, examples)
