@@ -6,7 +6,6 @@ the metrics not yet logged). The position of the loader is the step.
 """
 
 import errno
-import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,10 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from handjax import config as configs
+from handjax import integrity
+
+_NOT_THE_FILE = (MemoryError, TypeError, NameError, jax.errors.JaxRuntimeError)
+"""What may go wrong while reading without the checkpoint being at fault."""
 
 
 class Restored(NamedTuple):
@@ -47,6 +50,7 @@ class Checkpoints:
             policies.append(checkpoint_managers.EveryNSteps(keep_every))
         self._manager = ocp.CheckpointManager(
             self.directory,
+            item_handlers=_handlers(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
                 enable_async_checkpointing=True,
@@ -74,7 +78,9 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     variables=ocp.args.StandardSave(variables),
                     train=ocp.args.StandardSave(train),
-                    meta=ocp.args.JsonSave(meta),
+                    meta=ocp.args.JsonSave(
+                        {**meta, "crc32": integrity.checksums((variables, train))}
+                    ),
                 ),
                 force=True,
             )
@@ -112,13 +118,24 @@ class Checkpoints:
 
         Raises:
             CheckpointError: if there are checkpoints and none can be read.
+            ValueError: if the newest is of a model with other names or shapes.
         """
         steps = self.steps()
         for step in reversed(steps):
             try:
-                return self._restore(step, variables, train)
+                with integrity.quiet():
+                    misfit = integrity.misfit(variables, self._shapes(step))
+                    if not misfit:
+                        return self._restore(step, variables, train)
+            except _NOT_THE_FILE:
+                raise
             except Exception as error:
                 say(self._set_aside(step, error))
+            else:  # it is fine, and we must not touch it
+                raise ValueError(
+                    f"Checkpoint {self.directory}/{step} does not fit this config: "
+                    f"{misfit}. Use the config it was made with, or another --workdir."
+                )
         if steps:
             raise CheckpointError(
                 f"None of the checkpoints {steps} of {self.directory} can be read. "
@@ -132,6 +149,12 @@ class Checkpoints:
         args = ocp.args.Composite(meta=ocp.args.JsonRestore())
         return self._manager.restore(step, args=args)["meta"]
 
+    def _shapes(self, step: int) -> Any:
+        shapes = self._manager.item_metadata(step)["variables"]
+        if not shapes:
+            raise OSError("the description of its arrays is missing")
+        return shapes
+
     def _restore(self, step: int, variables: Any, train: Any) -> Restored:
         found = self._manager.restore(
             step,
@@ -141,9 +164,16 @@ class Checkpoints:
                 meta=ocp.args.JsonRestore(),
             ),
         )
-        return Restored(step, found["variables"], found["train"], found["meta"])
+        meta = found["meta"]
+        integrity.verify((found["variables"], found["train"]), meta.get("crc32", {}))
+        return Restored(step, found["variables"], found["train"], meta)
 
     def _set_aside(self, step: int, error: Exception) -> str:
+        if jax.process_count() > 1:
+            raise CheckpointError(
+                f"Checkpoint {self.directory}/{step} cannot be read: "
+                f"{first_line(error)}. Move it away and run the same command again."
+            ) from error
         target = self.directory.parent / "unreadable" / f"{self.stage}-{step}"
         target.parent.mkdir(exist_ok=True)
         shutil.rmtree(target, ignore_errors=True)
@@ -176,6 +206,15 @@ class Checkpoints:
         )
 
 
+def _handlers() -> dict[str, Any]:
+    """Without them a manager that has not saved yet knows nothing of the items."""
+    return {
+        "variables": ocp.StandardCheckpointHandler(),
+        "train": ocp.StandardCheckpointHandler(),
+        "meta": ocp.JsonCheckpointHandler(),
+    }
+
+
 def first_line(error: BaseException) -> str:
     """What an exception says, cut to one line of at most 200 characters."""
     lines = str(error).strip().splitlines()
@@ -193,16 +232,6 @@ def abstract(tree: Any, shardings: Any) -> Any:
         tree,
         shardings,
     )
-
-
-def sha256(flat: dict[str, Any]) -> str:
-    """Hash of named arrays, the same on every machine; "" for none."""
-    digest = hashlib.sha256()
-    for name in sorted(flat):
-        value = np.ascontiguousarray(jax.device_get(flat[name]))
-        digest.update(f"{name} {value.dtype} {value.shape}".encode())
-        digest.update(value.tobytes())
-    return digest.hexdigest() if flat else ""
 
 
 # --- Reading a workdir -------------------------------------------------------
@@ -245,10 +274,7 @@ def load_variables(
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with ocp.CheckpointManager(
         directory,
-        item_handlers={
-            "variables": ocp.StandardCheckpointHandler(),
-            "meta": ocp.JsonCheckpointHandler(),
-        },
+        item_handlers=_handlers(),
         options=ocp.CheckpointManagerOptions(read_only=True),
     ) as manager:
         shapes = manager.item_metadata(step)["variables"]

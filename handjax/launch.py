@@ -113,8 +113,8 @@ def _prepare(
         sharding.per_process(config.stages[stage.name].batch_size, mesh, key)
     dtype = compute_dtype(config.train.precision)
     model = checkpoints.build_model(family, config, dtype=dtype)
-    if workdir and not dry_run:
-        _claim(Path(workdir), config, force_config)
+    if workdir and not force_config:
+        _compare_with(Path(workdir), config)
     hand_file = mano_files.load(
         config.hand.source, side=config.hand.side, tips=config.hand.tips or None
     )
@@ -135,7 +135,7 @@ def _prepare(
     )
     _introduce(run, stages, dtype)
     if run.first and not dry_run:
-        _write_environment(run)
+        _claim(run)
     return run
 
 
@@ -160,27 +160,33 @@ def _introduce(run: Run, stages: tuple, dtype: str) -> None:
         )
 
 
-def _claim(workdir: Path, config: ml_collections.ConfigDict, force: bool) -> None:
-    """Write config.json, or compare with the one that is there."""
+def _compare_with(workdir: Path, config: ml_collections.ConfigDict) -> None:
+    """Refuse a workdir of another config."""
     if workdir.exists() and not workdir.is_dir():
         raise UsageError(f"--workdir={str(workdir)!r} is a file; name a directory.")
     path = workdir / "config.json"
-    if path.exists() and not force:
-        changes = configs.difference(configs.from_json(path.read_text()), config)
-        if changes:
-            raise UsageError(
-                f"{workdir} was started with another config:\n"
-                + "\n".join(changes)
-                + "\nUse another --workdir, or --force_config to go on with the new "
-                "values."
-            )
-    if jax.process_index() == 0:
-        try:
-            files.write_bytes(path, configs.to_json(config).encode())
-        except OSError as error:
-            raise UsageError(
-                f"--workdir={str(workdir)!r} cannot be written: {error.strerror}."
-            ) from error
+    if not path.exists():
+        return
+    changes = configs.difference(configs.from_json(path.read_text()), config)
+    if changes:
+        raise UsageError(
+            f"{workdir} was started with another config:\n"
+            + "\n".join(changes)
+            + "\nUse another --workdir, or --force_config to go on with the new values."
+        )
+
+
+def _claim(run: Run) -> None:
+    """Make the workdir this run's: config.json and environment.json."""
+    try:
+        files.write_bytes(
+            run.workdir / "config.json", configs.to_json(run.config).encode()
+        )
+        _write_environment(run)
+    except OSError as error:
+        raise UsageError(
+            f"--workdir={str(run.workdir)!r} cannot be written: {error.strerror}."
+        ) from error
 
 
 def _write_environment(run: Run) -> None:

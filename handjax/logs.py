@@ -6,7 +6,6 @@ then do nothing.
 
 import json
 import math
-import os
 import sys
 import threading
 import time
@@ -17,6 +16,8 @@ from typing import Any, TextIO
 
 import numpy as np
 from jaxtyping import UInt8
+
+from handjax import files
 
 
 def say(text: str, *, file: TextIO | None = None) -> None:
@@ -116,18 +117,7 @@ def truncate(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
             continue
         if keep(record):
             kept.append(line + "\n")
-    write_atomically(path, "".join(kept))
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a whole file or leave the old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    files.write_bytes(path, "".join(kept).encode())
 
 
 # --- The progress line -------------------------------------------------------

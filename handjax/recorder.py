@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from handjax import checkpoints, logs, resume, train_state
+from handjax import checkpoints, integrity, logs, resume, train_state
 from handjax.run import Run
 from handjax.stages import Stage
 from handjax.train_state import TrainState
@@ -132,7 +132,7 @@ class Recorder:
         meta = {**self.meta, "step": step, "metrics": self.sums.state()}
         if last:
             trained = train_state.trained(state.variables, self.stage)
-            meta["trained_sha256"] = self.meta["trained_sha256"] = checkpoints.sha256(
+            meta["trained_sha256"] = self.meta["trained_sha256"] = integrity.sha256(
                 trained
             )
         self.store.save(step, state.variables, resume.saved_parts(state), meta)

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from handjax import checkpoints, logs, resume, sharding, train_state
+from handjax import checkpoints, integrity, logs, resume, sharding, train_state
 from handjax.checkpoints import Checkpoints
 from handjax.recorder import Recorder
 from handjax.resume import Carried
@@ -130,12 +130,12 @@ def _metadata(run: Run, stage: Stage, state: TrainState) -> dict[str, Any]:
         "family": run.config.family,
         "config": run.config.to_dict(),
         "hand": run.hand_info,
-        "frozen_sha256": checkpoints.sha256(train_state.frozen(state.variables, stage)),
+        "frozen_sha256": integrity.sha256(train_state.frozen(state.variables, stage)),
     }
 
 
 def _check_frozen(stage: Stage, state: TrainState, meta: dict[str, Any]) -> None:
-    now = checkpoints.sha256(train_state.frozen(state.variables, stage))
+    now = integrity.sha256(train_state.frozen(state.variables, stage))
     if now != meta["frozen_sha256"]:
         raise RuntimeError(
             f"Stage {stage.name!r} changed arrays outside {stage.trainable!r}; its "
