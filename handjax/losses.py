@@ -1,0 +1,100 @@
+"""Losses: element-wise pure functions; the caller (or `reduce_points`) reduces.
+
+Conventions: 3-D in metres, 2-D in units of the crop's side, everything in float32
+whatever the model computes in. Where a mask is given, what it hides counts as zero and
+the mean still runs over all elements, as SimpleHand's released code does: a batch with
+few valid examples then makes a small step, not a noisy one.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from handjax.types import AnyArray
+
+
+def point_l1(
+    prediction: Float[AnyArray, "*batch point xyz"],
+    target: Float[AnyArray, "*batch point xyz"],
+) -> Float[Array, "*batch point"]:
+    """L1 distance of each point: the sum over its coordinates of |difference|."""
+    difference = jnp.asarray(prediction, jnp.float32) - jnp.asarray(target, jnp.float32)
+    return jnp.sum(jnp.abs(difference), axis=-1)
+
+
+def reduce_points(
+    errors: Float[Array, "batch point"],
+    *,
+    example_valid: Bool[AnyArray, "batch"] | None = None,
+    point_valid: Bool[AnyArray, "batch point"] | None = None,
+) -> Float[Array, ""]:
+    """Mean over examples of the mean over points; invalid ones count as zero."""
+    if point_valid is not None:
+        errors = jnp.where(point_valid, errors, 0.0)
+    means = jnp.mean(errors, axis=-1)
+    if example_valid is not None:
+        means = jnp.where(example_valid, means, 0.0)
+    return jnp.mean(means)
+
+
+def commitment(
+    tokens: Float[Array, "batch token dim"],
+    codes: Float[Array, "batch token dim"],
+    *,
+    reduction: str = "mean",
+) -> Float[Array, "batch"]:
+    """Squared distance of tokens to their codes, which get no gradient.
+
+    Args:
+        tokens: What the encoder returns.
+        codes: The nearest code of each token.
+        reduction: "mean" over tokens and dimensions, or "sum" over both. TokenHand's
+            formula is the sum, word for word that of its ancestor PCT, whose code takes
+            the mean; with the paper's weight of 5 only the mean leaves the
+            reconstruction any say.
+    """
+    squared = jnp.square(tokens.astype(jnp.float32) - jax.lax.stop_gradient(codes))
+    if reduction == "mean":
+        return jnp.mean(squared, axis=(-2, -1))
+    if reduction == "sum":
+        return jnp.sum(squared, axis=(-2, -1))
+    raise ValueError(f"reduction={reduction!r} is not one of 'mean', 'sum'.")
+
+
+def cross_entropy(
+    logits: Float[Array, "*batch code"],
+    indices: Int[AnyArray, "*batch"],
+    *,
+    label_smoothing: float = 0.0,
+) -> Float[Array, "*batch"]:
+    """CE(L^, L) of each token (TokenHand Eq. classification), nats.
+
+    Args:
+        logits: Scores of all codes, before the softmax.
+        indices: The right code.
+        label_smoothing: Share of the target spread evenly over all codes.
+    """
+    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    chosen = jnp.take_along_axis(log_probs, indices[..., None], axis=-1)[..., 0]
+    # -sum_k y_k log p_k with y = (1 - s) onehot + s / K
+    return -(1 - label_smoothing) * chosen - label_smoothing * jnp.mean(log_probs, -1)
+
+
+def accuracy(
+    logits: Float[Array, "*batch code"], indices: Int[AnyArray, "*batch"]
+) -> Float[Array, ""]:
+    """Share of tokens whose highest score is the right code."""
+    return jnp.mean((jnp.argmax(logits, axis=-1) == indices).astype(jnp.float32))
+
+
+def mean_distance(
+    prediction: Float[AnyArray, "batch point xyz"],
+    target: Float[AnyArray, "batch point xyz"],
+    *,
+    example_valid: Bool[AnyArray, "batch"],
+) -> Float[Array, ""]:
+    """Mean Euclidean distance over the points of the valid examples (for logs)."""
+    difference = jnp.asarray(prediction, jnp.float32) - jnp.asarray(target, jnp.float32)
+    distance = jnp.mean(jnp.linalg.norm(difference, axis=-1), axis=-1)
+    total = jnp.sum(jnp.where(example_valid, distance, 0.0))
+    return total / jnp.maximum(jnp.sum(example_valid), 1)

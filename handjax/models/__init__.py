@@ -1,0 +1,62 @@
+"""Families of models: one paper, one file, found by listing this folder."""
+
+import importlib
+import pkgutil
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from handjax import mano_files
+from handjax.types import AnyArray
+
+
+class HandConstants(NamedTuple):
+    """What a model keeps of the hand model it was trained with."""
+
+    v_template: Float[np.ndarray, "778 3"]
+    """Flat rest mesh, metres."""
+    joint_regressor: Float[np.ndarray, "21 778"]
+    """`joints3d = joint_regressor @ vertices`, in `skeleton.JOINTS` order."""
+    faces: Int[np.ndarray, "1538 3"]
+
+
+def hand_constants(file: mano_files.ManoFile) -> HandConstants:
+    """Constants of a hand model file, float32."""
+    return HandConstants(
+        v_template=np.asarray(file.v_template, np.float32),
+        joint_regressor=np.asarray(mano_files.joint_regressor(file), np.float32),
+        faces=np.asarray(file.faces, np.int32),
+    )
+
+
+def names() -> tuple[str, ...]:
+    """Names of all families."""
+    found = (module.name for module in pkgutil.iter_modules(__path__))
+    return tuple(sorted(name for name in found if not name.startswith("_")))
+
+
+def load(name: str) -> ModuleType:
+    """Import a family: a module with `PAPER`, `Model` and `stages`."""
+    if name not in names():
+        raise ValueError(
+            f"config.family={name!r} is not one of {', '.join(names())}. Add "
+            f"handjax/models/{name}.py or fix the config."
+        )
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def joints_from_vertices(
+    joint_regressor: Float[AnyArray, "21 778"], vertices: Float[AnyArray, "batch 778 3"]
+) -> Float[AnyArray, "batch 21 3"]:
+    """Joints of meshes, in float32 at full precision."""
+    import jax
+    import jax.numpy as jnp
+
+    return jnp.einsum(
+        "jv,bvx->bjx",
+        jnp.asarray(joint_regressor, jnp.float32),
+        jnp.asarray(vertices, jnp.float32),
+        precision=jax.lax.Precision.HIGHEST,
+    )

@@ -1,0 +1,518 @@
+"""TokenHand: discrete hand tokens, then classification (CVPR 2026).
+
+Stage "tokenizer" learns a codebook of hand parts from meshes alone: Point Transformer,
+nearest code, cascaded decoder. Stage "mesh" predicts which code each token of the hand
+in an image has, and decodes the expected codes with the frozen tokenizer.
+
+Only a summary of the paper is public and no code; what it leaves open is filled with
+the choices of the work it builds on (SimpleHand, PCT, T2M-GPT), each said in its place.
+"""
+
+import hashlib
+from typing import Any
+
+import flax.linen as nn
+import flax.traverse_util
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from handjax import losses, mano_files
+from handjax.models import HandConstants, joints_from_vertices
+from handjax.nn import backbones
+from handjax.nn.metaformer import (
+    MeshRegressor,
+    MetaFormerBlock,
+    TokenLinear,
+    code_init,
+    layer_norm,
+    linear,
+)
+from handjax.nn.point_transformer import PointTransformer, level_sizes
+from handjax.nn.token_sampler import TokenGenerator
+from handjax.nn.vq import Quantized, VectorQuantizer, nearest_code, soft_lookup
+from handjax.skeleton import NUM_JOINTS, NUM_VERTICES
+from handjax.stages import Stage
+from handjax.types import AnyArray, Batch, HandOutput, Paper, Variables
+
+PAPER = Paper(
+    name="TokenHand",
+    title="TokenHand: Discrete Token Representation for Efficient Hand Mesh "
+    "Reconstruction",
+    url="https://openaccess.thecvf.com/CVPR2026",
+    equations={
+        "nearest code": "q(t_i = k | H), the token's index",
+        "tokenizer loss": "w_rec L1 + beta sum |t_i - sg c_q(i)|^2",
+        "classification": "CE(L^, L)",
+        "soft inference": "S = L^ C",
+        "reconstruction loss": "w_3d L_J3d + w_2d L_J2d + w_vert L_vert",
+    },
+)
+
+UNIT = 0.1
+"""Metres that the tokenizer calls 1, about the size of a hand's half."""
+
+
+class Tokenizer(nn.Module):
+    """Mesh to tokens to mesh, through a codebook."""
+
+    encoder_widths: tuple[int, ...]
+    encoder_strides: tuple[int, ...]
+    encoder_k: tuple[int, ...]
+    encoder_blocks: tuple[int, ...]
+    encoder_neighbours: str
+    num_codes: int
+    code_dim: int
+    decay: float
+    reset_below: float
+    smoothing: float
+    decoder_tokens: tuple[int, ...]
+    decoder_widths: tuple[int, ...]
+    decoder_blocks: int
+    dtype: Any
+
+    def setup(self):
+        """Build encoder, codebook and decoder."""
+        self.encoder = PointTransformer(
+            self.encoder_widths,
+            self.encoder_strides,
+            self.encoder_k,
+            self.encoder_blocks,
+            self.encoder_neighbours,
+            dtype=self.dtype,
+        )
+        # Lets tokens live on any scale; the encoder ends in a ReLU.
+        self.norm = layer_norm(jnp.float32, "norm")
+        self.project = linear(self.code_dim, jnp.float32, "project")
+        self.vq = VectorQuantizer(
+            self.num_codes, self.code_dim, self.decay, self.reset_below, self.smoothing
+        )
+        # No dropout: what it has to draw is exact.
+        self.decoder = MeshRegressor(
+            self.decoder_tokens,
+            self.decoder_widths,
+            self.decoder_blocks,
+            dtype=self.dtype,
+        )
+
+    def set_template(self, template: Float[np.ndarray, "778 3"]) -> None:
+        """Fix which vertex each token stands at."""
+        self.encoder.set_template(template)
+
+    def encode(
+        self, vertices: Float[AnyArray, "batch 778 3"], *, train: bool = False
+    ) -> Float[Array, "batch token dim"]:
+        """Tokens of root-relative meshes in metres."""
+        points = jnp.asarray(vertices, jnp.float32) / UNIT
+        features = self.encoder(points, train=train)
+        return self.project(self.norm(features.astype(jnp.float32)))
+
+    def quantize(
+        self,
+        tokens: Float[Array, "batch token dim"],
+        valid: Bool[AnyArray, "batch"] | None = None,
+        *,
+        train: bool = False,
+    ) -> Quantized:
+        """Nearest codes; with `train` the codebook moves."""
+        return self.vq(tokens, valid, train=train)
+
+    def indices(
+        self, vertices: Float[AnyArray, "batch 778 3"]
+    ) -> Int[Array, "batch token"]:
+        """Code of each token of meshes: the labels of stage "mesh"."""
+        return nearest_code(self.encode(vertices), self.vq.embedding.value)
+
+    def decode(
+        self, codes: Float[Array, "batch token dim"]
+    ) -> Float[Array, "batch 778 3"]:
+        """Meshes in metres from code vectors, exact or mixed."""
+        return UNIT * self.decoder(codes, train=False)
+
+
+class Classifier(nn.Module):
+    """Image tokens to the scores of each hand token's codes."""
+
+    num_tokens: int
+    num_codes: int
+    blocks: int = 1
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch image_token dim"], *, train: bool
+    ) -> Float[Array, "batch token code"]:
+        """Logits, float32."""
+        code = self.param("code", code_init, (1, *x.shape[1:]))
+        x = x + code.astype(self.dtype)
+        x = TokenLinear(self.num_tokens, self.dtype, name="to_tokens")(x)
+        for i in range(self.blocks):
+            x = MetaFormerBlock(
+                dropout=self.dropout,
+                drop_path=self.drop_path,
+                dtype=self.dtype,
+                name=f"block{i}",
+            )(x, train=train)
+        x = layer_norm(self.dtype, "norm")(x)
+        return linear(self.num_codes, jnp.float32, "logits")(x.astype(jnp.float32))
+
+
+_FLAX_FIELDS = {"parent", "name", "dtype"}
+TOKENIZER_FIELDS = tuple(sorted(set(Tokenizer.__dataclass_fields__) - _FLAX_FIELDS))
+"""Fields of `config.model` that a trained tokenizer fixes."""
+
+
+class Model(nn.Module):
+    """Image to hand; the fields are `config.model`."""
+
+    # Tokenizer. Level sizes halve: 778, 389, 194, 97, 48 points.
+    encoder_widths: tuple[int, ...] = (32, 64, 128, 256, 512)
+    encoder_strides: tuple[int, ...] = (1, 2, 2, 2, 2)
+    encoder_k: tuple[int, ...] = (8, 16, 16, 16, 16)
+    encoder_blocks: tuple[int, ...] = (1, 1, 1, 1, 1)
+    encoder_neighbours: str = "posed"  # or "template": much cheaper on a CPU
+    num_codes: int = 512
+    code_dim: int = 512
+    decay: float = 0.99
+    reset_below: float = 1.0
+    smoothing: float = 0.0
+    commitment: str = "mean"  # or "sum", the paper's formula to the letter
+    decoder_tokens: tuple[int, ...] = (48, 97, 194, 389)
+    decoder_widths: tuple[int, ...] = (256, 128, 64, 32)
+    decoder_blocks: int = 1
+    # Image to tokens.
+    backbone: str = "fastvit_ma36"
+    backbone_drop_path: float = 0.2
+    token_generator: str = "D"  # token_sampler.GENERATORS
+    token_dim: int = 256
+    classifier_blocks: int = 1
+    dropout: float = 0.1  # of the classifier's attention
+    drop_path: float = 0.1  # of the classifier
+    inference: str = "soft"  # or "hard": the best code of each token
+    # Input. ImageNet's, for which public backbone weights are made.
+    image_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    image_std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    channel_order: str = "rgb"  # or "bgr"
+    dtype: str = "float32"  # of the computation; parameters are float32
+
+    def setup(self):
+        """Build both stages' parts."""
+        _check_fields(self)
+        dtype = jnp.dtype(self.dtype)
+        self.tokenizer = Tokenizer(
+            **{key: getattr(self, key) for key in TOKENIZER_FIELDS}, dtype=dtype
+        )
+        self.image_encoder = backbones.build(
+            self.backbone, drop_path_rate=self.backbone_drop_path, dtype=dtype
+        )
+        self.joints2d_head = nn.Dense(
+            2 * NUM_JOINTS,
+            # All joints start in the middle of the crop: outside of it the sampler
+            # has no gradient.
+            bias_init=nn.initializers.constant(0.5),
+            kernel_init=nn.initializers.normal(1e-3),
+        )
+        self.generator = TokenGenerator(self.token_generator, self.token_dim, dtype)
+        self.classifier = Classifier(
+            self.decoder_tokens[0],
+            self.num_codes,
+            self.classifier_blocks,
+            self.dropout,
+            self.drop_path,
+            dtype,
+        )
+
+    def __call__(
+        self,
+        image: UInt8[AnyArray, "batch height width 3"]
+        | Float[AnyArray, "batch height width 3"],
+        *,
+        train: bool = False,
+    ) -> HandOutput:
+        """Predict the hand in crops of 0..255 RGB; sides divisible by 32."""
+        features = self.image_encoder(self._normalised(image), train=train)["final"]
+        pooled = jnp.mean(features.astype(jnp.float32), axis=(1, 2))
+        joints = self.joints2d_head(pooled).reshape(-1, NUM_JOINTS, 2)
+        tokens = self.generator(features, joints, train=train)
+        logits = self.classifier(tokens, train=train)
+        indices = jnp.argmax(logits, axis=-1)
+        if self.inference == "hard" and not train:
+            codes = self.tokenizer.vq.lookup(indices)
+        else:
+            codes = soft_lookup(logits, self.tokenizer.vq.embedding.value)
+        vertices = self.tokenizer.decode(codes)
+        return self._output(vertices)._replace(
+            joints2d=joints * _last_pixel(image),
+            logits=logits,
+            indices=indices,
+        )
+
+    def reconstruct(
+        self,
+        vertices: Float[AnyArray, "batch 778 3"],
+        valid: Bool[AnyArray, "batch"] | None = None,
+        *,
+        train: bool = False,
+    ) -> tuple[HandOutput, Float[Array, "batch token dim"], Quantized]:
+        """Through the tokenizer and back.
+
+        Returns:
+            The hand, the encoder's tokens, and what the quantiser made of them.
+        """
+        tokens = self.tokenizer.encode(vertices, train=train)
+        quantized = self.tokenizer.quantize(tokens, valid, train=train)
+        output = self._output(self.tokenizer.decode(quantized.tokens))
+        return output._replace(indices=quantized.indices), tokens, quantized
+
+    def encode(
+        self, vertices: Float[AnyArray, "batch 778 3"]
+    ) -> Int[Array, "batch token"]:
+        """Token indices of root-relative meshes in metres."""
+        return self.tokenizer.indices(vertices)
+
+    def decode(self, indices: Int[AnyArray, "batch token"]) -> HandOutput:
+        """The hand that token indices stand for."""
+        return self.decode_codes(self.tokenizer.vq.lookup(jnp.asarray(indices)))
+
+    def decode_codes(self, codes: Float[AnyArray, "batch token dim"]) -> HandOutput:
+        """The hand of code vectors, which may be mixed ones."""
+        return self._output(self.tokenizer.decode(jnp.asarray(codes)))
+
+    def init_all(self, batch: Batch, hand: HandConstants) -> HandOutput:
+        """Touch every submodule once and store what is kept of the hand model."""
+        self.put_variable(
+            "constants", "joint_regressor", jnp.asarray(hand.joint_regressor)
+        )
+        self.put_variable("constants", "faces", jnp.asarray(hand.faces))
+        self.tokenizer.set_template(hand.v_template)
+        self.reconstruct(batch.vertices)
+        return self(batch.image)
+
+    def _output(self, vertices: Float[Array, "batch 778 3"]) -> HandOutput:
+        regressor = self.get_variable("constants", "joint_regressor")
+        return HandOutput(vertices, joints_from_vertices(regressor, vertices))
+
+    def _normalised(self, image: Any) -> Float[Array, "batch height width 3"]:
+        image = jnp.asarray(image, jnp.float32) / 255
+        if self.channel_order == "bgr":
+            image = image[..., ::-1]
+        mean, std = jnp.array(self.image_mean), jnp.array(self.image_std)
+        image = (image - mean[None, None, None]) / std[None, None, None]
+        return image.astype(jnp.dtype(self.dtype))
+
+
+def _last_pixel(image: Any) -> Float[Array, "1 1 2"]:
+    """What 1 in the sampler's coordinates is in pixels: width - 1, height - 1."""
+    height, width = image.shape[1:3]
+    return jnp.array([[[width - 1, height - 1]]], jnp.float32)
+
+
+def _check_fields(model: Model) -> None:
+    """Refuse fields that do not go together."""
+    sizes = level_sizes(NUM_VERTICES, model.encoder_strides)
+    if sizes[-1] != model.decoder_tokens[0]:
+        raise ValueError(
+            f"config.model.encoder_strides={model.encoder_strides} end in {sizes[-1]} "
+            f"tokens (levels of {sizes}), but decoder_tokens={model.decoder_tokens} "
+            "begins with another number; change one of them."
+        )
+    if len(model.decoder_tokens) != len(model.decoder_widths):
+        raise ValueError(
+            f"config.model.decoder_tokens={model.decoder_tokens} and decoder_widths="
+            f"{model.decoder_widths} must name the same number of layers."
+        )
+    for key, allowed in (
+        ("inference", ("soft", "hard")),
+        ("channel_order", ("rgb", "bgr")),
+        ("commitment", ("mean", "sum")),
+    ):
+        value = getattr(model, key)
+        if value not in allowed:
+            raise ValueError(f"config.model.{key}={value!r} is not one of {allowed}.")
+
+
+# --- Training ----------------------------------------------------------------
+
+
+def stages(config: Any) -> tuple[Stage, ...]:
+    """Tokenizer, then mesh."""
+    del config
+    return (
+        Stage("tokenizer", tokenizer_loss, predict_mesh, "^tokenizer/", False),
+        Stage("mesh", mesh_loss, predict_image, "^(?!tokenizer/)", True, check_mesh),
+    )
+
+
+def tokenizer_loss(
+    model: Model, variables: Variables, batch: Batch, rngs: dict[str, Array]
+) -> tuple[dict[str, Array], dict[str, Array], dict[str, Any]]:
+    """Reconstruction and commitment (TokenHand Eq. tokenizer loss).
+
+    The commitment is the mean of squares, not the sum; see `losses.commitment`.
+    """
+    valid = jnp.asarray(batch.vertices_valid)
+    (output, tokens, quantized), updates = model.apply(
+        variables,
+        batch.vertices,
+        valid,
+        train=True,
+        method="reconstruct",
+        mutable=["batch_stats", "codebook"],
+        rngs=rngs,
+    )
+    error = losses.point_l1(output.vertices, batch.vertices)
+    far = losses.commitment(tokens, quantized.codes, reduction=model.commitment)
+    terms = {
+        "vertices": losses.reduce_points(error, example_valid=valid),
+        "commitment": jnp.mean(jnp.where(valid, far, 0.0)),
+    }
+    metrics = {**quantized.metrics, "mm": _millimetres(output, batch)}
+    return terms, metrics, dict(updates)
+
+
+def mesh_loss(
+    model: Model, variables: Variables, batch: Batch, rngs: dict[str, Array]
+) -> tuple[dict[str, Array], dict[str, Array], dict[str, Any]]:
+    """Classification plus geometry (TokenHand Eq. reconstruction loss).
+
+    2-D in units of the crop, joints outside of it masked; 3-D in metres; reductions as
+    in SimpleHand. Labels come from the frozen encoder on the true mesh.
+    """
+    labels = model.apply(variables, batch.vertices, method="encode")
+    output, updates = model.apply(
+        variables, batch.image, train=True, mutable=["batch_stats"], rngs=rngs
+    )
+    to_unit = 1 / _last_pixel(batch.image)
+    joints2d = losses.point_l1(output.joints2d * to_unit, batch.joints2d * to_unit)
+    mesh_valid = batch.vertices_valid
+    terms = {
+        "tokens": losses.reduce_points(
+            losses.cross_entropy(output.logits, labels), example_valid=mesh_valid
+        ),
+        "joints3d": losses.reduce_points(
+            losses.point_l1(output.joints3d, batch.joints3d),
+            example_valid=batch.joints3d_valid,
+        ),
+        "joints2d": losses.reduce_points(joints2d, point_valid=batch.joints2d_valid),
+        "vertices": losses.reduce_points(
+            losses.point_l1(output.vertices, batch.vertices), example_valid=mesh_valid
+        ),
+    }
+    metrics = {
+        "token_accuracy": losses.accuracy(output.logits, labels),
+        "mm": _millimetres(output, batch),
+    }
+    return terms, metrics, dict(updates)
+
+
+def predict_mesh(model: Model, variables: Variables, batch: Batch) -> HandOutput:
+    """What the tokenizer makes of the true mesh: the floor of stage "mesh"."""
+    return model.apply(variables, batch.vertices, method="reconstruct")[0]
+
+
+def predict_image(model: Model, variables: Variables, batch: Batch) -> HandOutput:
+    """What the model makes of the image."""
+    return model.apply(variables, batch.image)
+
+
+def _millimetres(output: HandOutput, batch: Batch) -> Float[Array, ""]:
+    return 1000 * losses.mean_distance(
+        output.vertices, batch.vertices, example_valid=jnp.asarray(batch.vertices_valid)
+    )
+
+
+# --- The tokenizer between the stages ----------------------------------------
+
+
+def tokenizer_hash(variables: Variables) -> str:
+    """sha256 of everything the tokenizer is: weights, statistics, codes, indices."""
+    digest = hashlib.sha256()
+    for collection in sorted(variables):
+        leaves = flax.traverse_util.flatten_dict(variables[collection], sep="/")
+        for path in sorted(p for p in leaves if p.startswith("tokenizer/")):
+            value = np.ascontiguousarray(leaves[path])
+            digest.update(f"{collection}/{path} {value.dtype} {value.shape}".encode())
+            digest.update(value.tobytes())
+    return digest.hexdigest()
+
+
+def check_mesh(
+    config: Any, model: Model, variables: Variables, info: dict[str, Any]
+) -> None:
+    """Refuse to start stage "mesh" on a tokenizer that does not fit the config."""
+    problems = []
+    if not bool(variables["codebook"]["tokenizer"]["vq"]["initialized"]):
+        problems.append("it was never trained (its codebook is empty)")
+    shape = tuple(variables["codebook"]["tokenizer"]["vq"]["embedding"].shape)
+    if shape != (model.num_codes, model.code_dim):
+        problems.append(
+            f"its codebook is {shape[0]} x {shape[1]}, the config's is "
+            f"{model.num_codes} x {model.code_dim}"
+        )
+    trained = info.get("config", {}).get("model", {})
+    for key in TOKENIZER_FIELDS:
+        old, new = trained.get(key, getattr(model, key)), getattr(model, key)
+        if _plain(old) != _plain(new):
+            problems.append(
+                f"it was trained with {key}={old!r}, the config has {new!r}"
+            )
+    if "hand" in info:
+        hand = config.hand
+        file = mano_files.load(hand.source, side=hand.side, tips=hand.tips or None)
+        if info["hand"].get("sha256") != file.sha256:
+            problems.append(
+                f"its hand model was {info['hand'].get('name')!r} "
+                f"({str(info['hand'].get('sha256'))[:12]}), the config's is "
+                f"{file.name!r} ({file.sha256[:12]})"
+            )
+    if problems:
+        raise ValueError(
+            "Stage 'mesh' cannot use this tokenizer: "
+            + "; ".join(problems)
+            + ". Train stage 'tokenizer' with this config, or set the config's values "
+            "to the tokenizer's."
+        )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def parameter_table(variables: Variables) -> list[tuple[str, int]]:
+    """Parameters by part: rows (part, number).
+
+    The paper's "3.0 M" are the parts of stage "mesh" other than backbone and
+    deconvolution: `uv head`, `head`, decoder, coordinates and codebook.
+    """
+    rows: dict[str, int] = {}
+    leaves = flax.traverse_util.flatten_dict(variables["params"], sep="/")
+    codebook = variables["codebook"]["tokenizer"]["vq"]["embedding"]
+    sizes = {path: int(np.prod(leaf.shape)) for path, leaf in leaves.items()}
+    for path, size in (sizes | {"codebook": int(np.prod(codebook.shape))}).items():
+        part = _part(path)
+        rows[part] = rows.get(part, 0) + size
+    return sorted(rows.items())
+
+
+_PARTS = {
+    "tokenizer/encoder": "encoder",
+    "tokenizer/norm": "token projection",
+    "tokenizer/project": "token projection",
+    "tokenizer/decoder/coordinates": "coordinates",
+    "image_encoder": "backbone",
+    "joints2d_head": "2-D joints head",
+    "generator/upsample": "deconvolution",
+    "generator": "token generator",
+    "classifier": "classifier",
+    "codebook": "codebook",
+}
+
+
+def _part(path: str) -> str:
+    for prefix, part in _PARTS.items():
+        if path.startswith(prefix):
+            return part
+    layer = path.removeprefix("tokenizer/decoder/layer").split("_")[0]
+    return f"decoder {int(layer) + 1}"
