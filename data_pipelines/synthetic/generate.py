@@ -49,7 +49,7 @@ def ensure(
     seed: int = 0,
     workers: int = 0,
     image_size: int = 224,
-    left_fraction: float = 0.0,
+    left_fraction: int | float = 0.0,
 ) -> Path:
     """Make a data set unless it is there already.
 
@@ -99,7 +99,7 @@ def ensure(
     return directory
 
 
-def _check_range(name: str, value: float, low: float, high: float | None) -> None:
+def _check_range(name: str, value: int | float, low: int, high: int | None) -> None:
     if value < low or (high is not None and value > high):
         allowed = f"{low} or more" if high is None else f"from {low} to {high}"
         raise ValueError(f"{name}={value!r}; allowed is {allowed}.")

@@ -8,7 +8,7 @@ hand +y, thumb side +z. Angles are (flexion, abduction, twist) of joints 1..15, 
 
 import functools
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from handjax import mano_files, skeleton
 
 ASSETS = Path(__file__).parent / "assets"
-FOREARM_LENGTH = 0.45
+FOREARM_LENGTH = 0.5
 """Metres from the wrist: past the edge of the picture from every camera."""
 _RING_STEP = 0.015
 _ELBOW_WIDENING = 0.25
@@ -70,6 +70,7 @@ def load() -> RenderHand:
         axes, limits = model["axes"].astype(float), np.radians(model["limits_deg"])
     with np.load(ASSETS / "open_hand_render.npz") as arrays:
         drawn = {key: arrays[key] for key in arrays.files}
+    rest_joints = file.J_regressor @ file.v_template
     num_hand = int(drawn["nh"])
     posedirs = drawn["posedirs"][:num_hand].reshape(num_hand * 3, 135)
     return RenderHand(
@@ -80,12 +81,14 @@ def load() -> RenderHand:
         posedirs=posedirs.astype(np.float32),
         num_hand=num_hand,
         hand_subset=drawn["hand_subset"].astype(np.int64),
-        rest_joints=file.J_regressor @ file.v_template,
-        **_with_long_forearm(drawn),
+        rest_joints=rest_joints,
+        **_with_long_forearm(drawn, rest_joints[0]),
     )
 
 
-def _with_long_forearm(drawn: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _with_long_forearm(
+    drawn: dict[str, np.ndarray], wrist: np.ndarray
+) -> dict[str, Any]:
     """Extrude the open end of the drawn mesh, so that no picture shows it."""
     vertices, faces = drawn["v_template"].astype(float), drawn["f"].astype(np.int64)
     shapedirs, weights = (
@@ -94,8 +97,9 @@ def _with_long_forearm(drawn: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     )
     loop = _open_end(faces, vertices)
     centre = vertices[loop].mean(0)
-    axis = centre / np.linalg.norm(centre)  # from the wrist, about the origin
-    count = max(1, int(np.ceil((FOREARM_LENGTH - centre @ axis) / _RING_STEP)))
+    length = np.linalg.norm(centre - wrist)
+    axis = (centre - wrist) / length
+    count = max(1, int(np.ceil((FOREARM_LENGTH - length) / _RING_STEP)))
     rings, strips, last = [], [], loop
     for ring in range(1, count + 1):
         wide = 1 + _ELBOW_WIDENING * np.sin(np.pi / 2 * ring / count)

@@ -70,7 +70,7 @@ class Report:
         )
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: int | float) -> str:
     """Write a time as people say it."""
     if seconds < 90:
         return f"{seconds:.0f} s"

@@ -18,7 +18,7 @@ _MIRROR = np.array([1.0, -1.0, -1.0])
 class Generator:
     """Makes example `index` of a split; depends on nothing but the seed."""
 
-    def __init__(self, *, seed: int, image_size: int, left_fraction: float):
+    def __init__(self, *, seed: int, image_size: int, left_fraction: int | float):
         self.seed, self.left_fraction = seed, left_fraction
         self._sampler = scene.Sampler(image_size)
 
