@@ -15,6 +15,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from handjax.crop import assumed_intrinsics
+
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 FULL_FRAME_DIAGONAL_MM = 43.2666
@@ -154,11 +156,11 @@ def intrinsics_of(
     if given is not None:
         return Intrinsics(intrinsics_matrix(given), "given")
     height, width = photo.image.shape[:2]
-    focal, source = photo.focal_exif_px, "exif"
-    if focal is None:
-        focal, source = math.hypot(height, width), "assumed"
-    centre = ((width - 1) / 2, (height - 1) / 2)
-    return Intrinsics(intrinsics_matrix((focal, focal, *centre)), source)
+    matrix = assumed_intrinsics(float(width), float(height))
+    if photo.focal_exif_px is None:
+        return Intrinsics(matrix, "assumed")
+    matrix[[0, 1], [0, 1]] = photo.focal_exif_px
+    return Intrinsics(matrix, "exif")
 
 
 # --- boxes --------------------------------------------------------------------------

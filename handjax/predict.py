@@ -1,0 +1,222 @@
+"""Reconstruct hands from photos.
+
+    python -m handjax.predict photo.jpg --workdir W --output D
+    python -m handjax.predict folder --workdir W --output D --boxes boxes.json
+
+Writes `<stem>.json`, `<stem>_overlay.png`, `<stem>_<i>.glb` and `.obj` per photo. The
+exit code is 0 when every photo was reconstructed, 1 when one was skipped, and 2 when
+nothing could start.
+
+`--boxes` names a JSON file for many photos or several hands, file name -> hand(s):
+
+    {"a.jpg": {"box": [x0, y0, x1, y1], "side": "left"},
+     "b.jpg": {"hands": [{"box": [...]}, {"box": [...], "side": "left"}],
+               "intrinsics": [fx, fy, cx, cy]}}
+
+Photos that it does not name are treated as without it: the boxes of the detector, where
+there is one, else the middle square of the photo.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from handjax.photo import Annotation, HandBox, Photo
+    from handjax.predictor import HandPredictor
+
+
+class Options(NamedTuple):
+    """What holds for every photo of a run."""
+
+    box: "tuple[float, ...] | None"
+    is_right: bool
+    intrinsics: "tuple[float, ...] | None"
+    boxes: "dict[str, Annotation]"
+    detector: Any
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m handjax.predict",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("photo", help="a photo, or a folder of photos")
+    add("--workdir", required=True, help="directory of a trained model")
+    add("--output", required=True, help="directory that gets the results")
+    add("--stage", help="training stage; default: the last one")
+    add("--step", type=int, help="checkpoint; default: the newest one")
+    add("--box", help="box of the hand: x0,y0,x1,y1 in pixels")
+    add("--left", action="store_true", help="the hand is a left one")
+    add(
+        "--intrinsics",
+        help="camera of the photo: fx,fy,cx,cy in pixels; default: EXIF's focal "
+        "length, else the photo's diagonal",
+    )
+    add("--boxes", help="JSON file of boxes; see above")
+    add(
+        "--detector",
+        default="auto",
+        help="where boxes come from if none is given: auto, none or mediapipe",
+    )
+    add("--detector_model", default="", help="MediaPipe's hand_landmarker.task")
+    add("--batch_size", type=int, help="hands at a time")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    # A negative first number looks like an option to argparse; `--box=-5,...` does not.
+    arguments = _parser().parse_args(argv)
+    from handjax import photo
+
+    try:
+        paths = photo.listed(arguments.photo)
+        options, word = _options(arguments)
+        single = not Path(arguments.photo).is_dir()
+        if single:
+            photo.read(paths[0])  # before the model is loaded: mistakes show at once
+        predictor = _load(arguments, 1 if single else 8)
+    except (OSError, ValueError, RuntimeError) as error:
+        _fail(str(error))
+        return 2
+    print(f"model: {predictor.name}; {word}")
+    failed = predict_paths(predictor, paths, options, arguments.output)
+    if failed:
+        print(f"{failed} of {len(paths)} photos were skipped.", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _fail(message: str) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+
+
+def _options(arguments: argparse.Namespace) -> tuple[Options, str]:
+    from handjax import detect, photo
+
+    box = intrinsics = None
+    if arguments.box is not None:
+        box = photo.parse_numbers(arguments.box, "x0,y0,x1,y1")
+    if arguments.intrinsics is not None:
+        intrinsics = photo.parse_numbers(arguments.intrinsics, "fx,fy,cx,cy")
+        photo.intrinsics_matrix(intrinsics)
+    boxes = photo.read_boxes(arguments.boxes) if arguments.boxes else {}
+    if box is not None:
+        detector, word = None, "box as given"
+    else:
+        detector, word = detect.make(arguments.detector, arguments.detector_model)
+    return Options(box, not arguments.left, intrinsics, boxes, detector), word
+
+
+def _load(arguments: argparse.Namespace, batch_size: int) -> "HandPredictor":
+    from handjax.predictor import HandPredictor
+
+    return HandPredictor.from_workdir(
+        arguments.workdir,
+        stage=arguments.stage,
+        step=arguments.step,
+        batch_size=arguments.batch_size or batch_size,
+    )
+
+
+# --- photos -------------------------------------------------------------------------
+
+
+def predict_paths(
+    predictor: "HandPredictor", paths: list[Path], options: Options, output: str
+) -> int:
+    """Reconstruct photo after photo in batches; returns how many were skipped."""
+    failed, stems = 0, _stems(paths)
+    for start in range(0, len(paths), predictor.batch_size):
+        group = paths[start : start + predictor.batch_size]
+        opened, queue = [], []
+        for path in group:
+            try:
+                wanted = _requests(path, options)
+            except (ValueError, OSError) as error:
+                failed += 1
+                _fail(str(error))
+                continue
+            opened.append((path, wanted))
+            queue += wanted
+        predictions = predictor.run(queue)
+        for path, wanted in opened:
+            hands, predictions = predictions[: len(wanted)], predictions[len(wanted) :]
+            failed += _write(predictor, stems[path], hands, wanted, output)
+        if len(paths) > 1:
+            print(f"{start + len(group)}/{len(paths)} photos", flush=True)
+    return failed
+
+
+def _requests(path: Path, options: Options):
+    """The hands of one photo: from --box, --boxes, the detector, or the middle."""
+    from handjax import photo
+    from handjax.predictor import requests
+
+    opened = photo.read(path)
+    noted = options.boxes.get(path.name)
+    intrinsics = options.intrinsics
+    if noted and noted.intrinsics and intrinsics is None:
+        intrinsics = noted.intrinsics
+    boxes = _boxes(opened, noted, options)
+    return requests(opened, boxes, intrinsics=intrinsics)
+
+
+def _boxes(
+    opened: "Photo", noted: "Annotation | None", options: Options
+) -> "list[HandBox]":
+    from handjax.photo import HandBox, whole_image_box
+
+    if options.box is not None:
+        x0, y0, x1, y1 = options.box
+        return [HandBox((x0, y0, x1, y1), options.is_right, "given")]
+    if noted:
+        return list(noted.hands)
+    if options.detector:
+        found = options.detector(opened.image)
+        if found:
+            return found
+        print(f"{opened.path}: no hand was detected; the middle square is used.")
+    return [HandBox(whole_image_box(opened), options.is_right, "whole_image")]
+
+
+def _write(predictor, stem: str, hands, wanted, output: str) -> int:
+    from handjax import prediction_files
+
+    opened, intrinsics = wanted[0].photo, wanted[0].intrinsics
+    try:
+        prediction_files.write(
+            output,
+            stem,
+            opened,
+            hands,
+            intrinsics=intrinsics,
+            model=predictor.name,
+            root=predictor.config.data.root,
+        )
+    except OSError as error:
+        _fail(f"{opened.path}: results could not be written to {output}: {error}")
+        return 1
+    shown = ", ".join(
+        f"{prediction_files.side(hand.box.is_right)} hand ({hand.box.source} box"
+        + (f", confidence {hand.confidence:.2f})" if hand.confidence else ")")
+        for hand in hands
+    )
+    print(f"{opened.path.name}: {shown}; camera {intrinsics.source} -> {stem}.json")
+    return 0
+
+
+def _stems(paths: list[Path]) -> dict[Path, str]:
+    """Names of the results; photos that differ only in suffix keep it."""
+    stems = [path.stem for path in paths]
+    return {
+        path: path.stem if stems.count(path.stem) == 1 else path.name.replace(".", "_")
+        for path in paths
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,279 @@
+"""From a photo and a box to a hand in metres: the Python side of `handjax.predict`.
+
+    predictor = HandPredictor.from_workdir("runs/tokenhand")
+    hand = predictor("photo.jpg", box_px=(60, 40, 300, 290))
+    hand.vertices + hand.translation  # (778, 3), metres, camera axes
+
+Photos are cropped by the functions that make evaluation batches (`crop.py`). Left hands
+are mirrored before the network and un-mirrored after it, in this file only.
+"""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from handjax import camera, checkpoints, crop, photo
+from handjax.mesh_export import outward_faces
+from handjax.photo import HandBox, Intrinsics, Photo
+from handjax.types import HandOutput
+
+_HAND_EXTENT_M = 0.18
+"""Size of a hand whose distance only the box can tell."""
+
+
+class HandPrediction(NamedTuple):
+    """One reconstructed hand; OpenCV axes (x right, y down, z forward) of the photo."""
+
+    box: HandBox
+    vertices: Float[np.ndarray, "778 3"]
+    """Metres, relative to the root joint; add `translation` for the camera's frame."""
+    joints3d: Float[np.ndarray, "21 3"]
+    """Same frame, `skeleton.JOINTS` order."""
+    joints2d: Float[np.ndarray, "21 2"]
+    """Pixels of the upright photo."""
+    translation: Float[np.ndarray, "3"]
+    """The root joint in the camera's frame, metres; as good as the intrinsics are."""
+    translation_source: str
+    """"joints2d" (3-D joints put onto the predicted 2-D ones) or "box" (its size)."""
+    intrinsics: Intrinsics
+    faces: Int[np.ndarray, "1538 3"]
+    """Outward for this side."""
+    indices: Int[np.ndarray, "token"] | None
+    """Code of each token (token families)."""
+    token_confidence: Float[np.ndarray, "token"] | None
+    """Probability of each chosen code."""
+
+    @property
+    def confidence(self) -> float | None:
+        """Mean probability of the chosen codes; None for families without tokens."""
+        if self.token_confidence is None:
+            return None
+        return float(self.token_confidence.mean())
+
+
+class Request(NamedTuple):
+    """One hand to reconstruct."""
+
+    photo: Photo
+    box: HandBox
+    intrinsics: Intrinsics
+
+
+class HandPredictor:
+    """A trained model with everything that stands between it and a photo."""
+
+    def __init__(
+        self,
+        config: Any,
+        model: Any,
+        variables: Any,
+        *,
+        batch_size: int = 1,
+        name: str = "",
+    ):
+        self.config, self.batch_size, self.name = config, batch_size, name
+        self.faces = np.asarray(variables["constants"]["faces"])
+        self._variables = variables
+        self._apply = jax.jit(functools.partial(_predict, model))
+
+    @classmethod
+    def from_workdir(
+        cls,
+        workdir: str | Path,
+        *,
+        stage: str | None = None,
+        step: int | None = None,
+        batch_size: int = 1,
+    ) -> "HandPredictor":
+        """Load the newest checkpoint of the last stage.
+
+        Raises:
+            FileNotFoundError: The workdir has no such checkpoint.
+            ValueError: The stage reconstructs meshes and sees no image.
+        """
+        from handjax import models
+
+        config, model, variables, found, step = checkpoints.load_for_inference(
+            workdir, stage, step
+        )
+        stages = {s.name: s for s in models.load(config.family).stages(config)}
+        if not stages[found].needs_image:
+            raise ValueError(
+                f"{str(workdir)!r}: stage {found!r} (step {step}) sees no image, so it "
+                "cannot read a photo; train the next stage with handjax.train first."
+            )
+        name = f"{config.family}, stage {found}, step {step}"
+        return cls(config, model, variables, batch_size=batch_size, name=name)
+
+    def __call__(
+        self,
+        image: str | Path | Photo | UInt8[np.ndarray, "height width 3"],
+        *,
+        box_px: Sequence[float | int] | None = None,
+        is_right: bool = True,
+        intrinsics: Sequence[float | int] | None = None,
+    ) -> HandPrediction:
+        """Reconstruct one hand of one photo.
+
+        Args:
+            image: A file, or RGB pixels 0..255.
+            box_px: x0, y0, x1, y1 around the hand; None takes the middle square.
+            is_right: False for a left hand.
+            intrinsics: fx, fy, cx, cy in pixels; None as `photo.intrinsics_of` says.
+        """
+        if isinstance(image, np.ndarray):
+            image = Photo(Path("image"), image, None)
+        elif not isinstance(image, Photo):
+            image = photo.read(image)
+        boxes = None
+        if box_px is not None:
+            x0, y0, x1, y1 = (float(v) for v in box_px)
+            boxes = [HandBox((x0, y0, x1, y1), is_right, "given")]
+        else:
+            middle = photo.whole_image_box(image)
+            boxes = [HandBox(middle, is_right, "whole_image")]
+        return self.run(requests(image, boxes, intrinsics=intrinsics))[0]
+
+    def run(self, wanted: Sequence[Request]) -> list[HandPrediction]:
+        """Reconstruct hands of any photos, `batch_size` at a time."""
+        predictions = []
+        for start in range(0, len(wanted), self.batch_size):
+            group = wanted[start : start + self.batch_size]
+            views = [self._view(request) for request in group]
+            images = np.stack([view.image for view in views])
+            # Always the same shape, so that one compiled program serves all.
+            padding = np.repeat(images[-1:], self.batch_size - len(images), axis=0)
+            output, confidence = jax.device_get(
+                self._apply(self._variables, np.concatenate([images, padding]))
+            )
+            for i, (request, view) in enumerate(zip(group, views, strict=True)):
+                one = jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), output)
+                sure = None if confidence is None else np.asarray(confidence[i])
+                predictions.append(self._placed(request, view, one, sure))
+        return predictions
+
+    # --- one hand -------------------------------------------------------------------
+
+    def _view(self, request: Request) -> "_View":
+        """Crop as evaluation does; a left hand is seen in a mirrored photo."""
+        box_px = np.asarray(request.box.box_px, np.float64)
+        intrinsics = request.intrinsics.matrix
+        mirror = np.eye(3)
+        if not request.box.is_right:
+            width = request.photo.image.shape[1]
+            box_px = crop.mirror_box(box_px, width)
+            intrinsics = crop.mirror_intrinsics(intrinsics, width)
+            mirror = crop.mirror_homography(width)
+        # Boxes are tight around the hand; the middle of a photo is the view itself.
+        whole = request.box.source == "whole_image"
+        size = self.config.data.crop_size
+        scale = 1.0 if whole else self.config.data.box_scale
+        view = crop.view(box_px, intrinsics, size, scale=scale)
+        H = view.H_crop_image @ mirror
+        if not np.isfinite(H).all():
+            raise photo.PhotoError(
+                f"{request.photo.path}: the box cannot be seen by a camera of focal "
+                f"length {intrinsics[0, 0]:g} pixels; correct the box or the camera."
+            )
+        image = crop.warp_image(request.photo.image, H, size)
+        return _View(image, H, view.R_crop_camera)
+
+    def _placed(
+        self,
+        request: Request,
+        view: "_View",
+        output: HandOutput,
+        confidence: np.ndarray | None,
+    ) -> HandPrediction:
+        """Turn an answer in the crop into one in the photo."""
+        is_right = request.box.is_right
+        # Directions of the crop camera -> of the real one, then out of the mirror.
+        back = view.R_crop_camera.T
+        if not is_right:
+            back = np.diag(crop.MIRROR) @ back
+        vertices = np.asarray(output.vertices, np.float64) @ back.T
+        joints3d = np.asarray(output.joints3d, np.float64) @ back.T
+        joints2d, translation = None, None
+        if output.joints2d is not None:
+            points = np.asarray(output.joints2d, np.float64)
+            joints2d = crop.warp_points(np.linalg.inv(view.H_crop_photo), points)
+            translation = _solved(joints3d, joints2d, request.intrinsics.matrix)
+        source = "joints2d"
+        if translation is None:
+            translation, source = _from_box(joints3d, request), "box"
+        if joints2d is None:
+            homogeneous = (joints3d + translation) @ request.intrinsics.matrix.T
+            joints2d = homogeneous[:, :2] / homogeneous[:, 2:]
+        return HandPrediction(
+            box=request.box,
+            vertices=vertices,
+            joints3d=joints3d,
+            joints2d=joints2d,
+            translation=translation,
+            translation_source=source,
+            intrinsics=request.intrinsics,
+            faces=outward_faces(self.faces, is_right=is_right),
+            indices=output.indices,
+            token_confidence=confidence,
+        )
+
+
+class _View(NamedTuple):
+    image: UInt8[np.ndarray, "size size 3"]
+    H_crop_photo: Float[np.ndarray, "3 3"]
+    """From pixels of the true photo, mirroring included."""
+    R_crop_camera: Float[np.ndarray, "3 3"]
+    """From the camera's axes (of the mirrored world for a left hand)."""
+
+
+def requests(
+    opened: Photo,
+    boxes: Sequence[HandBox],
+    *,
+    intrinsics: Sequence[float | int] | None = None,
+) -> list[Request]:
+    """Check the boxes of a photo and settle its camera.
+
+    Raises:
+        PhotoError: A box is degenerate or outside the photo.
+    """
+    lens = photo.intrinsics_of(opened, intrinsics)
+    return [
+        Request(opened, b._replace(box_px=photo.checked_box(b.box_px, opened)), lens)
+        for b in boxes
+    ]
+
+
+def _predict(model: Any, variables: Any, images: Any) -> tuple[HandOutput, Any]:
+    """The model's answer, and the probability of each chosen code."""
+    output = model.apply(variables, images)
+    if output.logits is None:
+        return output, None
+    best = jax.numpy.max(jax.nn.softmax(output.logits, axis=-1), axis=-1)
+    return output._replace(logits=None), best
+
+
+# One compilation for all hands; without jit its loop is compiled at every call.
+_solve_translation = jax.jit(camera.solve_translation)
+
+
+def _solved(joints3d, joints2d, intrinsics) -> np.ndarray | None:
+    """Where the joints project onto their pixels; None if that is nowhere in front."""
+    found = _solve_translation(joints3d, joints2d, intrinsics)
+    transl = np.asarray(found, np.float64)
+    nearest = transl[2] + joints3d[:, 2].min()
+    return transl if np.isfinite(transl).all() and nearest > 0 else None
+
+
+def _from_box(joints3d: np.ndarray, request: Request) -> np.ndarray:
+    """A hand of usual size that fills its box: a guess, and reported as one."""
+    box = np.reshape(np.asarray(request.box.box_px, np.float64), (2, 2))
+    K = request.intrinsics.matrix
+    depth = K[0, 0] * _HAND_EXTENT_M / max(box[1] - box[0])
+    ray = np.linalg.solve(K, np.append(box.mean(axis=0), 1.0))
+    return ray * depth - np.append(joints3d[:, :2].mean(axis=0), 0.0)
