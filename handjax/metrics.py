@@ -19,7 +19,11 @@ from scipy.spatial import cKDTree
 
 from handjax.types import AnyArray, Batch, HandOutput
 
-PROCRUSTES = ("freihand", "proper")
+PROTOCOLS = {
+    "freihand": "procrustes=freihand (reflections allowed)",
+    "proper": "procrustes=proper (rotations only, det = +1)",
+}
+"""What each `procrustes` is called in evaluation files and tables."""
 
 METRICS = (
     "pa_mpjpe_mm",

@@ -1,7 +1,11 @@
+import json
+import types
+
 import numpy as np
 import pytest
 
 from handjax import evaluate, mean_hand
+from handjax.metrics import METRICS
 from handjax.stages import Stage
 from handjax.types import Batch, HandOutput
 
@@ -48,3 +52,94 @@ def test_evaluate_stage_counts_hands_and_measures_both():
     assert report["metrics"]["mpjpe_mm"] == pytest.approx(0, abs=1e-4)
     assert report["metrics"]["f5"] == 1
     assert report["baseline"]["mean_hand"]["pa_mpvpe_mm"] > 10
+
+
+@pytest.fixture
+def workdir(monkeypatch, tmp_path):
+    """A stand-in for a trained workdir of a family with a tokenizer."""
+    from handjax import checkpoints, data, models
+    from handjax.config import base
+
+    config = base()
+    config.family, config.data.name = "fake", "synthetic"
+    asked = []
+
+    class Opened:
+        def __init__(self, config):
+            self.config = config
+
+        def describe(self):
+            return "made up"
+
+        def train_split(self):
+            return batches()
+
+        def evaluation(self, stage, split="test"):
+            asked.append((stage.name, split, self.config.eval.num))
+            return batches()
+
+    def better(model, variables, batch):
+        return off_by(model, variables / 10, batch)
+
+    stages = (
+        Stage("tokenizer", None, better, ".*", needs_image=False),
+        Stage("mesh", None, off_by, ".*", needs_image=True),
+    )
+    family = types.SimpleNamespace(stages=lambda config: stages)
+    monkeypatch.setattr(models, "load", lambda name: family)
+    monkeypatch.setattr(
+        checkpoints,
+        "load_for_inference",
+        lambda w, stage, step: (config, None, np.float32(0.01), stage or "mesh", 7),
+    )
+    monkeypatch.setattr(data, "open_data", lambda config, hand: Opened(config))
+    return tmp_path, asked
+
+
+def test_command_writes_a_report_with_baseline_and_floor(workdir, capsys):
+    path, asked = workdir
+    assert evaluate.main([f"--workdir={path}", "--config.eval.num=5"]) == 0
+    report = json.loads((path / "eval" / "7" / "synthetic_test.json").read_text())
+    assert report["benchmark"] == "synthetic_test" and report["step"] == 7
+    assert "reflections allowed" in report["protocol"] and report["count"] == 9
+    assert tuple(report["metrics"]) == METRICS
+    assert tuple(report["baseline"]["mean_hand"]) == METRICS
+    assert report["metrics"]["mpvpe_mm"] == pytest.approx(10, rel=1e-4)
+    assert report["floor"]["tokenizer"]["mpvpe_mm"] == pytest.approx(1, rel=1e-4)
+    assert "first 9 training hands" in report["definitions"]["mean_hand"]
+    assert asked == [("mesh", "test", 5), ("tokenizer", "test", 5)]
+    lines = capsys.readouterr().out.splitlines()
+    (row,) = [x for x in lines if x.startswith("fake mesh")]
+    assert row.split()[5] == "10.00"
+    assert any(x.startswith("mean hand") for x in lines)
+    assert any(x.startswith("floor: tokenizer") for x in lines)
+
+
+def test_stages_splits_and_protocols_have_files_of_their_own(workdir):
+    path, asked = workdir
+    evaluate.main([f"--workdir={path}", "--stage=tokenizer", "--split=train"])
+    evaluate.main([f"--workdir={path}", "--procrustes=proper"])
+    names = sorted(p.name for p in (path / "eval" / "7").iterdir())
+    assert names == ["synthetic_test_proper.json", "synthetic_train_tokenizer.json"]
+    assert asked[0] == ("tokenizer", "train", 0)
+
+
+@pytest.mark.parametrize(
+    ("flag", "match"),
+    [
+        ("--config.eval.nun=5", "Did you mean"),
+        ("--colour=red", "belongs to no flag"),
+        ("--config.eval.num=many", "config.eval.num"),
+    ],
+)
+def test_wrong_flags_are_one_line(workdir, capsys, flag, match):
+    path, _ = workdir
+    assert evaluate.main([f"--workdir={path}", flag]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and match in error
+    assert not (path / "eval").exists()
+
+
+def test_missing_workdir_is_one_line(tmp_path, capsys):
+    assert evaluate.main([f"--workdir={tmp_path / 'none'}"]) == 2
+    assert "no workdir" in capsys.readouterr().err
