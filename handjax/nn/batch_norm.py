@@ -8,6 +8,7 @@ turns many passes over memory into one.
 from typing import NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -28,11 +29,32 @@ class Moments(NamedTuple):
 
 def moments(x: Float[Array, "batch height width dim"]) -> Moments:
     """Measure the moments over batch and space, in float32 and in two passes."""
+    return Moments(*_mean_and_variance(x), x.size // x.shape[-1])
+
+
+@jax.custom_vjp
+def _mean_and_variance(x):
     x = x.astype(jnp.float32)
     mean = jnp.mean(x, axis=(0, 1, 2))
     centred = x - mean[None, None, None]
-    variance = jnp.mean(jnp.square(centred), axis=(0, 1, 2))
-    return Moments(mean, variance, x.size // x.shape[-1])
+    return mean, jnp.mean(jnp.square(centred), axis=(0, 1, 2))
+
+
+def _forward(x):
+    mean, variance = _mean_and_variance(x)
+    return (mean, variance), (x, mean)
+
+
+def _backward(residuals, grads):
+    """Leave out the variance's dependence on the mean, whose derivative is zero."""
+    x, mean = residuals
+    factor, count = 2 * grads[1], x.size // x.shape[-1]
+    offset = grads[0] - factor * mean
+    grad = x * factor[None, None, None] + offset[None, None, None]
+    return ((grad / count).astype(x.dtype),)
+
+
+_mean_and_variance.defvjp(_forward, _backward)
 
 
 def apply_affine(

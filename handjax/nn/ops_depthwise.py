@@ -2,10 +2,10 @@
 
 XLA's CPU backend has no kernel for convolutions with one input channel per group and
 runs a scalar loop; the gradient of a strided one is slower still by two orders of
-magnitude. Written as a sum over kernel taps of shifted inputs the same maths becomes one
-vectorised loop with the channels innermost. Layout: images are (batch, height, width,
-channel), kernels (height, width, channel), windows are padded by `kernel // 2` on
-every side, as torch does.
+magnitude. Written as a sum over kernel taps of shifted inputs the same maths becomes
+one vectorised loop with the channels innermost. Layout: images are (batch, height,
+width, channel), kernels (height, width, channel), windows are padded by `kernel // 2`
+on every side, as torch does.
 """
 
 import functools
@@ -16,9 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-_MAX_ROW_GROUPS = 4
-"""Rows summed element by element before the reduction of the weight gradient: XLA's
-reductions run at a quarter of the speed of its element-wise loops."""
+_MAX_TERMS = 32
+"""Terms summed in one loop: enough to pay for writing the sum, few to compile."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -104,29 +103,60 @@ def _strided_input_gradient(grad, kernel, stride, size):
 
 
 def _kernel_gradient(x, grad, taps, stride):
-    """Correlate input and output gradient, one example at a time to stay in cache."""
-    padded = _pad(x, taps // 2)
-    height, width, dim = grad.shape[1:]
-    groups = next(n for n in range(_MAX_ROW_GROUPS, 0, -1) if height % n == 0)
-    rows = height // groups
+    """Correlate the input with the output gradient, a few positions at a time.
 
-    def correlate(image, grad_image, i, j):
-        terms = (
-            _window(
-                image[None], i + stride * rows * n, j, (rows, width), stride
-            ).squeeze(0)
-            * grad_image[rows * n : rows * (n + 1)]
-            for n in range(groups)
+    The result is itself a small image, (tap, tap, channel): position (h, w) of the
+    gradient adds its multiple of the input window there. Sums of some tens of such
+    terms become one vectorised loop; XLA's reductions over space run at a quarter of
+    its speed, and take long to compile. Examples come one by one to stay in cache.
+    """
+    rows, cols = _chunk(*grad.shape[1:3])
+    steps = [
+        -(-n // size) for n, size in zip(grad.shape[1:3], (rows, cols), strict=True)
+    ]
+    grad = _pad_to(grad, steps[0] * rows, steps[1] * cols)
+    reach = [stride * (n - 1) + taps for n in grad.shape[1:3]]
+    padded = _pad_to(_pad(x, taps // 2), *reach)
+    starts = [(i, j) for i in range(steps[0]) for j in range(steps[1])]
+    window = (stride * (rows - 1) + taps, stride * (cols - 1) + taps)
+
+    def add_chunk(total, start, image, grad_image):
+        row, col = start[0] * rows, start[1] * cols
+        dim = image.shape[-1]
+        image = lax.dynamic_slice(
+            image, (stride * row, stride * col, 0), (*window, dim)
         )
-        product = functools.reduce(jnp.add, terms)
-        return jnp.sum(product, axis=(0, 1), dtype=jnp.float32)
+        grads = lax.dynamic_slice(grad_image, (row, col, 0), (rows, cols, dim))
+        for i, j in itertools.product(range(rows), range(cols)):
+            top, left = stride * i, stride * j
+            piece = image[top : top + taps, left : left + taps]
+            total = total + piece * grads[i, j][None, None]
+        return total
 
     def add_example(total, example):
-        parts = [correlate(*example, i, j) for i in range(taps) for j in range(taps)]
-        return total + jnp.stack(parts).reshape(taps, taps, dim), None
+        if len(starts) == 1:
+            return add_chunk(total, (0, 0), *example), None
+        return lax.scan(
+            lambda total, start: (add_chunk(total, start, *example), None),
+            total,
+            jnp.asarray(starts, jnp.int32),
+        )[0], None
 
-    start = jnp.zeros((taps, taps, dim), jnp.float32)
-    return lax.scan(add_example, start, (padded, grad))[0]
+    start = jnp.zeros((taps, taps, x.shape[-1]), jnp.float32)
+    examples = (padded.astype(jnp.float32), grad.astype(jnp.float32))
+    return lax.scan(add_example, start, examples)[0]
+
+
+def _chunk(height, width):
+    """Rows and columns of gradient summed in one loop: about _MAX_TERMS positions."""
+    cols = -(-width // -(-width // _MAX_TERMS))
+    return min(height, max(_MAX_TERMS // 2 // cols, 1)), cols
+
+
+def _pad_to(x, height, width):
+    """Append zeros up to a size."""
+    edges = ((0, max(height - x.shape[1], 0)), (0, max(width - x.shape[2], 0)))
+    return jnp.pad(x, ((0, 0), *edges, (0, 0)))
 
 
 def _window(padded, row, col, size, stride):

@@ -16,9 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from handjax.nn import ops
 from handjax.nn.backbones import _fastvit_weights
-from handjax.nn.batch_norm import BatchNorm, Moments, apply_affine, moments
+from handjax.nn.backbones._fastvit_blocks import (
+    Attention,
+    Conv,
+    ConvMlp,
+    LargeKernelConv,
+    LayerScale,
+    Map,
+    MobileOne,
+    PositionCode,
+)
+from handjax.nn.batch_norm import BatchNorm
 from handjax.types import Variables
 
 
@@ -45,11 +54,6 @@ VARIANTS = {
     "fastvit_test": Variant((1, 1, 1, 1), (8, 16, 32, 64), 2, True, head_dim=16),
 }
 NUM_FEATURES = {name: 2 * variant.widths[-1] for name, variant in VARIANTS.items()}
-
-Map = Float[Array, "batch height width dim"]
-
-_conv_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-_dense_init = nn.initializers.truncated_normal(0.02)
 
 
 class FastViT(nn.Module):
@@ -78,8 +82,8 @@ class FastViT(nn.Module):
         """
         if image.shape[1] % 32 or image.shape[2] % 32:
             raise ValueError(
-                f"FastViT was given images of {image.shape[1]} x {image.shape[2]}; both "
-                "sides must be multiples of 32: crop or pad them."
+                f"FastViT was given images of {image.shape[1]} x {image.shape[2]}; "
+                "both sides must be multiples of 32: crop or pad them."
             )
         if train and self.fused:
             raise ValueError(
@@ -150,198 +154,6 @@ class Stage(nn.Module):
         return x
 
 
-class Conv(nn.Module):
-    """Convolution with torch's padding, in the formulation of the platform."""
-
-    features: int
-    kernel_size: int
-    stride: int = 1
-    groups: int = 1
-    use_bias: bool = False
-    dtype: Any = jnp.float32
-    init: Any = _conv_init
-
-    @nn.compact
-    def __call__(self, x: Map) -> Map:
-        """Convolve."""
-        size, dim = self.kernel_size, x.shape[-1] // self.groups
-        kernel = self.param("kernel", self.init, (size, size, dim, self.features))
-        x = ops.conv2d(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            stride=self.stride,
-            groups=self.groups,
-        )
-        if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,))
-            x = x + bias.astype(self.dtype)[None, None, None]
-        return x
-
-
-class ConvNorm(nn.Module):
-    """Convolution, then batch normalisation; one convolution when fused."""
-
-    features: int
-    kernel_size: int
-    stride: int = 1
-    groups: int = 1
-    fused: bool = False
-    dtype: Any = jnp.float32
-    init: Any = _conv_init
-
-    @nn.compact
-    def __call__(self, x: Map, train: bool) -> Map:
-        """Convolve and normalise."""
-        conv = Conv(
-            self.features,
-            self.kernel_size,
-            self.stride,
-            self.groups,
-            use_bias=self.fused,
-            dtype=self.dtype,
-            init=self.init,
-            name="conv",
-        )
-        if self.fused:
-            return conv(x)
-        return BatchNorm(self.features, name="bn")(conv(x), train=train)
-
-
-class ScaleNorm(nn.Module):
-    """A depthwise 1 x 1 convolution and its normalisation, as factor and offset.
-
-    The convolution multiplies each channel, so its moments follow from the input's.
-    """
-
-    features: int
-
-    @nn.compact
-    def __call__(self, batch: Moments | None):
-        """Factor and offset of the branch, from the moments of its input."""
-        kernel = ScaleKernel(self.features, name="conv")()
-        factor, offset = BatchNorm(self.features, name="bn").affine(
-            batch.scaled(kernel) if batch is not None else None
-        )
-        return factor * kernel, offset
-
-
-class ScaleKernel(nn.Module):
-    """The kernel of a depthwise 1 x 1 convolution, flat."""
-
-    features: int
-
-    @nn.compact
-    def __call__(self) -> Float[Array, " dim"]:
-        """Return the kernel."""
-        return self.param("kernel", _conv_init, (1, 1, 1, self.features)).reshape(-1)
-
-
-class MobileOne(nn.Module):
-    """Sum of a k x k, a 1 x 1 and an identity branch, each normalised; then GELU."""
-
-    features: int
-    kernel_size: int
-    stride: int = 1
-    depthwise: bool = False
-    squeeze: bool = False
-    activation: bool = True
-    fused: bool = False
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Map, train: bool) -> Map:
-        """Sum the branches, gate the channels, activate."""
-        conv: dict[str, Any] = dict(
-            stride=self.stride,
-            groups=x.shape[-1] if self.depthwise else 1,
-            dtype=self.dtype,
-        )
-        if self.fused:
-            conv_all = Conv(
-                self.features, self.kernel_size, use_bias=True, **conv, name="conv"
-            )
-            out = conv_all(x)
-        else:
-            out = self._branches(x, train, conv)
-        if self.squeeze:
-            out = SqueezeExcite(dtype=self.dtype, name="se")(out)
-        return nn.gelu(out, approximate=False) if self.activation else out
-
-    def _branches(self, x, train, conv):
-        """Sum the branches; those that only rescale x share one pass over it."""
-        same = x.shape[-1] == self.features and self.stride == 1
-        scale = self.kernel_size > 1
-        by_channel = scale and self.depthwise and x.shape[-1] == self.features
-        out = ConvNorm(self.features, self.kernel_size, **conv, name="conv_kxk")(
-            x, train
-        )
-        picked = x[:, :: self.stride, :: self.stride]
-        batch = moments(picked) if train and (same or by_channel) else None
-        affine = []
-        if by_channel:
-            affine.append(ScaleNorm(self.features, name="conv_scale")(batch))
-        elif scale:
-            out = out + ConvNorm(self.features, 1, **conv, name="conv_scale")(x, train)
-        if same:
-            affine.append(BatchNorm(self.features, name="identity").affine(batch))
-        if affine:
-            factors, offsets = zip(*affine, strict=True)
-            out = out + apply_affine(picked, sum(factors), sum(offsets))
-        return out
-
-
-class SqueezeExcite(nn.Module):
-    """Gate each channel by a small network of the channels' means."""
-
-    reduction: int = 16
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Map) -> Map:
-        """Multiply each channel by its gate."""
-        hidden = x.shape[-1] // self.reduction
-        dense: dict[str, Any] = dict(dtype=self.dtype, kernel_init=_conv_init)
-        gate = jnp.mean(x, axis=(1, 2))
-        gate = nn.relu(nn.Dense(hidden, **dense, name="fc1")(gate))
-        gate = nn.sigmoid(nn.Dense(x.shape[-1], **dense, name="fc2")(gate))
-        return x * gate[:, None, None]
-
-
-class LargeKernelConv(nn.Module):
-    """Halve the map by a 7 x 7 and a 3 x 3 depthwise convolution, summed."""
-
-    features: int
-    fused: bool
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Map, train: bool) -> Map:
-        """Map (h, w) to (h / 2, w / 2)."""
-        options: dict[str, Any] = dict(
-            stride=2, groups=x.shape[-1], fused=self.fused, dtype=self.dtype
-        )
-        large = ConvNorm(self.features, 7, **options, name="large_conv")(x, train)
-        if self.fused:
-            return large
-        return large + ConvNorm(self.features, 3, **options, name="small_conv")(
-            x, train
-        )
-
-
-class PositionCode(nn.Module):
-    """Add a depthwise 7 x 7 convolution of the map: where its zero borders are."""
-
-    fused: bool
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Map) -> Map:
-        """Add the code."""
-        dim = x.shape[-1]
-        conv = Conv(dim, 7, groups=dim, use_bias=True, dtype=self.dtype, name="conv")
-        return conv(x) if self.fused else x + conv(x)
-
-
 class RepMixer(nn.Module):
     """Mix neighbours by a depthwise 3 x 3 convolution minus a normalised identity."""
 
@@ -351,7 +163,7 @@ class RepMixer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Map, train: bool) -> Map:
-        """x + gamma * (mixer(x) - norm(x))."""
+        """Return x + gamma * (mixer(x) - norm(x))."""
         dim = x.shape[-1]
         if self.fused:
             return Conv(
@@ -363,44 +175,6 @@ class RepMixer(nn.Module):
         norm = BatchNorm(dim, name="norm")
         difference = mixer(x, train) - norm(x, train=train)
         return x + LayerScale(self.layer_scale, name="layer_scale")(difference)
-
-
-class ConvMlp(nn.Module):
-    """Depthwise 7 x 7 convolution, then a channel MLP."""
-
-    ratio: int
-    fused: bool
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Map, train: bool) -> Map:
-        """Return the residual."""
-        dim = x.shape[-1]
-        options: dict[str, Any] = dict(dtype=self.dtype, kernel_init=_dense_init)
-        x = ConvNorm(
-            dim,
-            7,
-            groups=dim,
-            fused=self.fused,
-            dtype=self.dtype,
-            init=_dense_init,
-            name="conv",
-        )(x, train)
-        x = nn.Dense(dim * self.ratio, **options, name="fc1")(x)
-        return nn.Dense(dim, **options, name="fc2")(nn.gelu(x, approximate=False))
-
-
-class LayerScale(nn.Module):
-    """Learned factor of each channel."""
-
-    value: float
-
-    @nn.compact
-    def __call__(self, x: Map) -> Map:
-        """Scale the channels."""
-        init = nn.initializers.constant(self.value)
-        gamma = self.param("gamma", init, (x.shape[-1],))
-        return x * gamma.astype(x.dtype)[None, None, None]
 
 
 class RepMixerBlock(nn.Module):
@@ -448,27 +222,6 @@ class AttentionBlock(nn.Module):
         if not self.fused:
             out = LayerScale(self.layer_scale, name="layer_scale_2")(out)
         return x + drop(out, deterministic=not train)
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention over all positions of the map."""
-
-    head_dim: int
-    fused: bool
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Map) -> Map:
-        """Attend, row-major positions."""
-        batch, height, width, dim = x.shape
-        options: dict[str, Any] = dict(dtype=self.dtype, kernel_init=_dense_init)
-        # Folding the normalisation before it gives the fused projection a bias.
-        packed = nn.Dense(3 * dim, use_bias=self.fused, **options, name="qkv")(x)
-        packed = packed.reshape(batch, height * width, 3, -1, self.head_dim)
-        q, k, v = (packed[:, :, i] for i in range(3))
-        mixed = jax.nn.dot_product_attention(q, k, v)
-        mixed = mixed.reshape(batch, height, width, dim)
-        return nn.Dense(dim, **options, name="proj")(mixed)
 
 
 def _drop_path(rate: float) -> nn.Dropout:

@@ -5,6 +5,7 @@ here do not use, so empty modules stand in for it.
 """
 
 import importlib.machinery
+import importlib.util
 import sys
 import types
 import zlib
@@ -14,8 +15,6 @@ import numpy as np
 
 def import_timm():
     """Import timm, with a stub for torchvision where that is not installed."""
-    import importlib.util
-
     if importlib.util.find_spec("torchvision") is None:
         for name in _STUBS:
             module = _Stub(name)
