@@ -133,7 +133,7 @@ def _studio(rng: np.random.Generator, size: int, white: np.ndarray) -> Surroundi
 
 
 def _wall(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A wall out of focus: uneven light, perhaps soft shapes of a room before it."""
+    """A wall out of focus: uneven light, perhaps soft shapes of a room beside it."""
     colour = muted_colour(rng, 0.5) ** 2.2
     y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size - 0.5
     angle, slope = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.9)
@@ -143,11 +143,13 @@ def _wall(rng: np.random.Generator, size: int) -> np.ndarray:
         1 - rng.uniform(0, 0.4) * ((x - spot[0]) ** 2 + (y - spot[1]) ** 2)
     )
     image = colour * light[..., None]
-    for _ in range(rng.integers(0, 4)):
+    for _ in range(rng.integers(0, 3)):
         shape = np.zeros((size, size), np.float32)
-        corner = rng.uniform(-0.2, 1.1, 2) * size
-        sides = rng.uniform(0.1, 0.9, 2) * size
-        box = cv2.boxPoints((corner.tolist(), sides.tolist(), float(rng.normal(0, 8))))
+        # Centred on the rim: doors, shelves and windows are seldom seen whole.
+        centre = np.where(rng.random(2) < 0.5, rng.uniform(-0.1, 1.1, 2), 0.0)
+        centre = np.where(rng.random(2) < 0.5, centre, 1.0) * size
+        sides = rng.uniform(0.3, 1.4, 2) * size
+        box = cv2.boxPoints((centre.tolist(), sides.tolist(), float(rng.normal(0, 6))))
         cv2.fillPoly(shape, [box.astype(np.int32)], 1.0)
         shape = cv2.GaussianBlur(shape, (0, 0), float(rng.uniform(1.5, 9) * size / 224))
         other = (muted_colour(rng, 0.7) ** 2.2) * light[..., None]
