@@ -71,7 +71,15 @@ def _data() -> dict[str, Any]:
         mix=dict(),  # further datasets: directory -> weight (this one weighs 1)
         threads=2,
         max_corrupt=10,  # unreadable records that are skipped before training stops
-        augment=dict(),  # fields of data_pipelines.augment.AugmentConfig
+        augment=dict(  # see data_pipelines.augment.AugmentConfig
+            center_jitter=0.1,
+            scale=(1.0, 1.5),
+            max_rotation=math.pi,
+            flip=0.0,
+            channel_noise=0.4,
+            brightness=(-0.4, 0.1),
+            contrast=0.2,
+        ),
     )
 
 
