@@ -11,6 +11,24 @@ from data_pipelines.synthetic import holding, objects, shading, surroundings
 from data_pipelines.synthetic import skin as skins
 from data_pipelines.synthetic import sleeve as sleeves
 
+_GROUND_PATTERNS = (
+    shading.PLAIN,
+    shading.WOOD,
+    shading.WOOD,
+    shading.WEAVE,
+    shading.MARBLE,
+    shading.TILES,
+    shading.CHECKS,
+)
+_THING_PATTERNS = (
+    shading.PLAIN,
+    shading.PLAIN,
+    shading.BANDS,
+    shading.WOOD,
+    shading.MARBLE,
+    shading.CHECKS,
+)
+
 
 class Mesh(NamedTuple):
     """One surface, camera axes, metres."""
@@ -81,18 +99,7 @@ def thing(rng: np.random.Generator, placed: holding.Placed) -> Mesh:
     colour = surroundings.muted_colour(rng, 1.5) ** 2.2
     second = surroundings.muted_colour(rng, 1.5) ** 2.2
     size = placed.shape.half_size.max()
-    pattern = int(
-        rng.choice(
-            [
-                shading.PLAIN,
-                shading.PLAIN,
-                shading.BANDS,
-                shading.WOOD,
-                shading.MARBLE,
-                shading.CHECKS,
-            ]
-        )
-    )
+    pattern = int(rng.choice(_THING_PATTERNS))
     frequency = rng.uniform(0.5, 1.5) / size
     if pattern == shading.WOOD:
         colour, second = _wood_colours(rng)
@@ -145,25 +152,19 @@ def ground(rng, meshes: list[Mesh], intrinsics: np.ndarray, size: int):
     right = np.cross([0.1, 1, 0], normal)
     right = right / np.linalg.norm(right)
     plane = np.stack([right, np.cross(normal, right), normal])
-    plane = (
-        Rotation.from_euler("z", rng.uniform(0, 360), degrees=True).as_matrix() @ plane
-    )
-    texture = vertices @ plane.T + [*rng.uniform(0, 3, 2), 0]
+    spin = Rotation.from_euler("z", rng.uniform(0, 360), degrees=True).as_matrix()
+    texture = vertices @ (spin @ plane).T + [*rng.uniform(0, 3, 2), 0]
+    colour, material = _ground_material(rng)
+    faces = np.array([[0, 1, 2], [0, 2, 3]])
+    albedo = np.repeat(colour[None], 4, 0)
+    return Mesh(vertices, faces, texture, albedo, np.full(4, 0.1), material)
+
+
+def _ground_material(rng: np.random.Generator):
+    """First colour and material of paint, wood, cloth, stone or tiles."""
     colour = surroundings.muted_colour(rng, 0.6) ** 2.2
     second = colour * rng.uniform(0.6, 0.9)
-    pattern = int(
-        rng.choice(
-            [
-                shading.PLAIN,
-                shading.WOOD,
-                shading.WOOD,
-                shading.WEAVE,
-                shading.MARBLE,
-                shading.TILES,
-                shading.CHECKS,
-            ]
-        )
-    )
+    pattern = int(rng.choice(_GROUND_PATTERNS))
     frequency = rng.uniform(5, 30)
     if pattern == shading.WOOD:
         colour, second = _wood_colours(rng)
@@ -172,7 +173,7 @@ def ground(rng, meshes: list[Mesh], intrinsics: np.ndarray, size: int):
         frequency = rng.uniform(80, 400)
     elif pattern == shading.CHECKS:
         second = surroundings.muted_colour(rng, 0.6) ** 2.2
-    material = _material(
+    return colour, _material(
         shading.GROUND,
         bump=rng.uniform(0, 0.5),
         blotch=rng.uniform(0.01, 0.06),
@@ -180,6 +181,3 @@ def ground(rng, meshes: list[Mesh], intrinsics: np.ndarray, size: int):
         frequency=frequency,
         second=second,
     )
-    faces = np.array([[0, 1, 2], [0, 2, 3]])
-    albedo = np.repeat(colour[None], 4, 0)
-    return Mesh(vertices, faces, texture, albedo, np.full(4, 0.1), material)

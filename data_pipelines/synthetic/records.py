@@ -65,7 +65,7 @@ def _record(
         "is_right": is_right,
         "bbox_center": (low + high) / 2,
         "bbox_size": high - low,
-        "joints2d": np.concatenate([joints2d, inside[:, None]], -1),
+        "joints2d": np.column_stack([joints2d, inside]),
         "joints3d": np.concatenate([joints3d, ones], -1),
         "vertices": vertices,
         "mano_pose": mano_pose.reshape(48),

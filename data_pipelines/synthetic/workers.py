@@ -11,7 +11,7 @@ from typing import Any
 CHUNK = 4
 """Examples that a process makes before it reports back."""
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-_generator = None
+_generator: Any = None
 
 
 def _start(settings: dict[str, Any]) -> None:
