@@ -1,42 +1,42 @@
 """Writes one held-out rendered picture as a JPEG with its hand box, for `make demo`.
 
 The repository ships no photograph of a person: the ones we know of carry research-only
-licences. To try your own, run `python -m handjax.predict photo.jpg --workdir runs/demo`.
+licences. Your own photo works the same way:
+
+    python -m handjax.predict photo.jpg --workdir runs/demo --output out
 """
 
+import argparse
 import json
 from pathlib import Path
 
-from absl import app, flags
 
-WORKDIR = flags.DEFINE_string("workdir", None, "A trained workdir.", required=True)
-OUTPUT = flags.DEFINE_string("output", None, "Folder to write into.", required=True)
-INDEX = flags.DEFINE_integer("index", 5, "Which record of the test split.")
+def main() -> None:
+    """Write `photo.jpg` and `boxes.json`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workdir", required=True, help="a trained workdir")
+    parser.add_argument("--output", required=True, help="folder to write into")
+    parser.add_argument("--index", type=int, default=5, help="record of the test split")
+    arguments = parser.parse_args()
 
-
-def main(argv: list[str]) -> None:
-    """Writes `photo.jpg` and `boxes.json`."""
-    del argv
     from data_pipelines import shards
-    from handjax import data
-    from handjax.checkpoints import load_config
+    from handjax import checkpoints, data
 
-    config = load_config(Path(WORKDIR.value))
-    record = shards.open_split(data.dataset_dir(config), "test")[INDEX.value]
-    output = Path(OUTPUT.value)
+    config = checkpoints.read_config(arguments.workdir)
+    directory = config.data.dir or data.default_directory(config.data)
+    record = shards.open_split(directory, "test")[arguments.index]
+    low = record["bbox_center"] - record["bbox_size"] / 2
+    high = record["bbox_center"] + record["bbox_size"] / 2
+    hand = {
+        "box": [float(x) for x in (*low, *high)],
+        "side": "right" if record["is_right"] else "left",
+    }
+    output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)
     (output / "photo.jpg").write_bytes(record["image"])
-    half = record["bbox_size"] / 2
-    box = [*(record["bbox_center"] - half), *(record["bbox_center"] + half)]
-    boxes = {
-        "photo.jpg": {
-            "box": [float(x) for x in box],
-            "side": "right" if record["is_right"] else "left",
-        }
-    }
-    (output / "boxes.json").write_text(json.dumps(boxes, indent=1))
-    print(f"Wrote {output / 'photo.jpg'}: test record {INDEX.value}, never trained on.")
+    (output / "boxes.json").write_text(json.dumps({"photo.jpg": hand}, indent=1))
+    print(f"{output / 'photo.jpg'}: record {arguments.index} of the test split")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()
