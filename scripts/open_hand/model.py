@@ -4,7 +4,7 @@ import correctives
 import numpy as np
 import regressor
 from decimate import NAIL_WEIGHT, Decimator
-from named_poses import LIMITS_DEG, POSES
+from named_poses import LIMITS_DEG, pose
 from rest import joint_axes
 from skinning import FINGERS, JOINT_NAMES, PARENTS, angles_to_rotations, skin, unit
 from topology import boundary_loop, vertex_normals
@@ -12,9 +12,44 @@ from topology import boundary_loop, vertex_normals
 NUM_VERTICES = 778
 NUM_RIM = 16
 MAX_INFLUENCES = 4
+_FOLDED = (85, 105, 72, 0)
+_STRAIGHT = (0, 2, 1, 0)
 DECIMATION_POSES = (
-    "flat", "relaxed", "fist", "point", "pinch", "spread", "thumb_up", "cylinder",
-)  # fmt: skip
+    pose(*[_STRAIGHT] * 4, ((0, 0, 0), 0, 0)),
+    pose(
+        (18, 28, 16, 0),
+        (22, 32, 18),
+        (26, 34, 20, 0),
+        (30, 36, 20, 0),
+        ((5, 10, 5), 10, 15),
+    ),
+    pose(*[_FOLDED] * 4, ((22, 25, 18), 32, 52)),
+    pose(_STRAIGHT, *[_FOLDED] * 3, ((22, 25, 18), 32, 52)),
+    pose(
+        (42, 48, 30, 0),
+        (22, 28, 15),
+        (16, 22, 12, 0),
+        (12, 16, 10, 0),
+        ((12, 36, 25), 15, 20),
+    ),
+    pose(
+        (-6, 0, 0, 14),
+        (-6, 0, 0, 3),
+        (-6, 0, 0, -9),
+        (-6, 0, 0, -20),
+        ((-20, 12, -5), -5, -12),
+    ),
+    pose(*[_FOLDED] * 4, ((-20, -5, -5), -5, -12)),
+    pose(
+        (45, 45, 25, 4),
+        (48, 46, 25),
+        (50, 46, 25, -2),
+        (54, 46, 25, -6),
+        ((10, 35, 20), 12, 18),
+    ),
+)
+"""Poses whose surface the decimation preserves. Apart from the named poses, so that
+mending one of those does not change the mesh. The fingers fold as far as they can."""
 
 
 def _few_influences(weights):
@@ -36,9 +71,9 @@ def _decimate(vertices, joints, weights, source):
             vertices[hand],
             joints,
             weights[hand],
-            angles_to_rotations(POSES[name], axes),
+            angles_to_rotations(angles, axes),
         )
-        for name in DECIMATION_POSES
+        for angles in DECIMATION_POSES
     ]
     decimator = Decimator(
         100 * np.array(posed),

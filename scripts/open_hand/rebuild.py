@@ -60,7 +60,9 @@ def _rebuild_hand(work):
     print(f"sampled adults: variance shares {np.round(shares[:6], 3)}", flush=True)
     arrays, render = model.assemble(hand, mean, fields, names)
     posed = collisions.PosedModel(arrays)
-    named, named_angles = refine.named_angles(posed)
+    named, named_angles = refine.named_angles(
+        posed, lambda line: print(line, flush=True)
+    )
     angles, accepted = prior.samples(posed, named_angles)
     print(f"prior: {accepted:.0%} of the proposals accepted", flush=True)
     arrays |= prior.pose_components(posed, angles)
