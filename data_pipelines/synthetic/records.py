@@ -29,8 +29,8 @@ class Generator:
             rng = np.random.default_rng([self.seed, SPLITS[split], index, attempt])
             is_right = bool(rng.random() >= self.left_fraction)
             drawn = self._sampler(rng)
-            picture = render.render(drawn)
-            if picture.visible >= LEAST_VISIBLE and not picture.shows_cut:
+            picture = render.render(drawn, least_visible=LEAST_VISIBLE)
+            if picture is not None:
                 break
             attempt += 1
         key = f"{split}/{self.seed}/{index}"

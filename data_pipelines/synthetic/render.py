@@ -26,33 +26,37 @@ class Picture(NamedTuple):
     """Share of the annotated mesh's silhouette that nothing hides."""
     mask: Bool[np.ndarray, "size size"]
     """Where the annotated hand is seen."""
-    shows_cut: bool
-    """The forearm's end is in the picture."""
     hidden: Bool[np.ndarray, "21"]
     """Joints behind a thing or behind another part of the hand."""
 
 
-def render(scene: Scene) -> Picture:
-    """Draw a scene."""
+def render(scene: Scene, *, least_visible: float | None = None) -> Picture | None:
+    """Draw a scene.
+
+    Args:
+        scene: What to draw.
+        least_visible: Scenes that show less of the hand, or the forearm's end, give
+            None before the costly part; None draws every scene.
+    """
     size = scene.around.background.shape[0]
-    fine = size * SUPERSAMPLING
     focal = scene.intrinsics[0, 0] * SUPERSAMPLING
     surface, vertices = _join(scene.meshes)
-    raster = _raster(vertices, surface.faces, focal, fine)
-    light = _light(scene, surface, vertices, raster, focal)
+    raster = _raster(vertices, surface.faces, focal, size * SUPERSAMPLING)
     annotated = _annotated(scene, raster)
-    silhouette = _raster(
-        scene.vertices, hands.load().file.faces, focal / SUPERSAMPLING, size
-    )
+    faces = hands.load().file.faces
+    silhouette = _raster(scene.vertices, faces, focal / SUPERSAMPLING, size)
     whole = (silhouette.face_index >= 0).sum() * SUPERSAMPLING**2
+    visible = float(min(annotated.sum() / max(whole, 1), 1.0))
+    if least_visible is not None and (visible < least_visible or _shows_cut(raster)):
+        return None
+    light = _light(scene, surface, vertices, raster, focal)
     share = cv2.resize(
         annotated.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA
     )
     return Picture(
         image=lens.expose(light, scene.lens, size),
-        visible=float(min(annotated.sum() / max(whole, 1), 1.0)),
+        visible=visible,
         mask=share > 0.5,
-        shows_cut=_shows_cut(raster),
         hidden=_hidden(scene, raster, surface, focal),
     )
 

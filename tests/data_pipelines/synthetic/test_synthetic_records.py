@@ -99,7 +99,9 @@ def test_hand_is_seen_where_the_labels_say(generator, monkeypatch):
     pictures = []
     draw = render.render
     monkeypatch.setattr(
-        render, "render", lambda scene: pictures.append(draw(scene)) or pictures[-1]
+        render,
+        "render",
+        lambda *a, **kw: pictures.append(draw(*a, **kw)) or pictures[-1],
     )
     example = generator("test", 4)
     mask = pictures[-1].mask if example["is_right"] else pictures[-1].mask[:, ::-1]

@@ -47,6 +47,8 @@ def test_visibility_is_one_alone_and_zero_behind_a_board(sampler):
     behind = render.render(drawn._replace(meshes=[*drawn.meshes, board]))
     assert behind.visible == 0
     assert behind.hidden.all() and not behind.mask.any()
+    drawn_twice = drawn._replace(meshes=[*drawn.meshes, board])
+    assert render.render(drawn_twice, least_visible=0.35) is None
     far = screen(drawn, 2 * drawn.vertices[:, 2].max())
     before = render.render(drawn._replace(meshes=[*drawn.meshes, far]))
     np.testing.assert_allclose(before.visible, alone.visible)
