@@ -244,10 +244,6 @@ def test_pose_components_reproduce_the_prior(hand, prior):
     assert np.cumsum(spread**2)[9] / np.sum(spread**2) > 0.9
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the committed prior is older than the contact refinement; rebuild it",
-)
 def test_pads_touch_in_a_pinch(hand, prior):
     pose = prior["named_angles"][prior["named_names"].tolist().index("pinch")]
     turns = rotations(hand, pose)

@@ -14,8 +14,9 @@ from data_pipelines.synthetic import hand as hands
 _FINGERS = ("index", "middle", "little", "ring", "thumb")
 """Order of MANO's finger joints, three each."""
 _PALM_RADIUS = 0.0085
-_TOLERANCE_PALM, _TOLERANCE_FINGERS = 0.0075, 0.004
-"""Metres that a finger may sink into the palm's bones, or into another finger."""
+_TOLERANCE_PALM, _TOLERANCE_FINGERS = 0.010, 0.0065
+"""Metres that capsules may overlap in the palm, or between fingers. Flesh gives way
+where a closed fist or a pinch touches: all named poses stay inside."""
 
 
 class Capsules(NamedTuple):
