@@ -1,12 +1,21 @@
-"""Random boxes, turns and colours of training examples; numpy with explicit generators.
+"""Random boxes, turns and colours of training examples; numpy, a batch at a time.
 
 The released augmentation of SimpleHand, which TokenHand inherits, as config values.
+Every example has its own row of uniform numbers (`draws`), which depends on the seed
+and on the example's position in training alone, not on batches, threads or processes.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import cv2
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
+from scipy.special import ndtri
+
+NUM_DRAWS = 10
+_SHIFT, _SCALE, _ANGLE = slice(0, 2), 2, 3
+_CHANNEL, _CONTRAST, _BRIGHTNESS, _FLIP = slice(4, 7), 7, 8, 9
 
 
 class AugmentConfig(NamedTuple):
@@ -17,9 +26,9 @@ class AugmentConfig(NamedTuple):
     scale: tuple[float, float] = (1.0, 1.5)
     """The box grows by a factor from this range."""
     rotation: str = "uniform"
-    """"uniform" over +-`max_rotation`; "released": a normal angle of sigma 90, clipped
-    to +-180 and then used as *radians*, which is nearly uniform over the circle."""
-    max_rotation: float = np.pi
+    """In-plane turn: "uniform" over +-`max_rotation`, or "released": a normal angle of
+    sigma 90, clipped to +-180, used as *radians*: nearly uniform on the circle."""
+    max_rotation: float = float(np.pi)
     """Radians."""
     flip: float = 0.0
     """Probability of mirroring a crop with its labels. Off, because a mirrored hand is
@@ -29,7 +38,7 @@ class AugmentConfig(NamedTuple):
     brightness: tuple[float, float] = (-0.4, 0.1)
     """Added brightness, as a share of 255."""
     contrast: float = 0.2
-    """Contrast factor from 1 +- this."""
+    """Contrast factor from 1 +- this; below 1."""
 
 
 NONE = AugmentConfig(
@@ -47,7 +56,7 @@ def config_from(values: dict) -> AugmentConfig:
     """Defaults changed by `config.data.augment`.
 
     Raises:
-        ValueError: for an unknown key or value.
+        ValueError: for an unknown key, or a value outside its range.
     """
     unknown = sorted(set(values) - set(AugmentConfig._fields))
     if unknown:
@@ -61,41 +70,113 @@ def config_from(values: dict) -> AugmentConfig:
             f"config.data.augment.rotation={config.rotation!r} is not one of "
             "'uniform', 'released'."
         )
+    for name in ("scale", "brightness"):
+        _check_range(name, getattr(config, name))
+    if config.scale[0] <= 0:
+        raise ValueError(
+            f"config.data.augment.scale={config.scale!r} must be above 0: it "
+            "multiplies the box."
+        )
+    for name in ("channel_noise", "contrast"):
+        if not 0 <= getattr(config, name) < 1:
+            raise ValueError(
+                f"config.data.augment.{name}={getattr(config, name)!r} must be a "
+                "number from 0 to below 1."
+            )
+    if not 0 <= config.flip <= 1:
+        raise ValueError(
+            f"config.data.augment.flip={config.flip!r} is no probability; give a "
+            "number from 0 to 1."
+        )
     return config
 
 
-def jitter_box(
-    rng: np.random.Generator,
+def _check_range(name: str, value: Sequence[float]) -> None:
+    if len(value) != 2 or not value[0] <= value[1]:
+        raise ValueError(
+            f"config.data.augment.{name}={value!r} must be two numbers, the smaller "
+            "first."
+        )
+
+
+def draws(seed: int, positions: Sequence[int]) -> Float[np.ndarray, "batch draw"]:
+    """Uniform numbers in [0, 1) of the examples at these positions of training."""
+    rows = [
+        np.random.Generator(np.random.Philox(key=[seed, position])).random(NUM_DRAWS)
+        for position in positions
+    ]
+    return np.stack(rows)
+
+
+def jitter_boxes(
     config: AugmentConfig,
-    center: Float[np.ndarray, "2"],
-    extent: Float[np.ndarray, "2"],
-    image_size: tuple[int, int],
-) -> tuple[Float[np.ndarray, "2"], Float[np.ndarray, "2"]]:
-    """Moved and grown box; its centre stays in the image (height, width)."""
-    height, width = image_size
-    shift = rng.uniform(-1, 1, 2) * config.center_jitter * extent[0]
-    low, high = np.zeros(2), np.array([width - 1.0, height - 1.0])
-    return np.clip(center + shift, low, high), extent * rng.uniform(*config.scale)
+    drawn: Float[np.ndarray, "batch draw"],
+    center: Float[np.ndarray, "batch 2"],
+    extent: Float[np.ndarray, "batch 2"],
+    last_px: Float[np.ndarray, "batch 2"],
+) -> tuple[Float[np.ndarray, "batch 2"], Float[np.ndarray, "batch 2"]]:
+    """Moved and grown boxes; centres stay in the picture.
+
+    Args:
+        config: strengths.
+        drawn: from `draws`.
+        center: x, y of the tight boxes.
+        extent: their width and height.
+        last_px: x, y of the last pixel of each picture.
+    """
+    shift = (2 * drawn[:, _SHIFT] - 1) * config.center_jitter * extent[:, :1]
+    low, high = config.scale
+    scale = low + (high - low) * drawn[:, _SCALE, None]
+    return np.clip(center + shift, 0, last_px), extent * scale
 
 
-def angle(rng: np.random.Generator, config: AugmentConfig) -> float:
-    """In-plane turn, radians."""
+def angles(
+    config: AugmentConfig, drawn: Float[np.ndarray, "batch draw"]
+) -> Float[np.ndarray, "batch"]:
+    """In-plane turns, radians."""
     if config.rotation == "released":
-        return float(np.clip(rng.normal() * 90.0, -180.0, 180.0))
-    return float(rng.uniform(-1, 1) * config.max_rotation)
+        return np.clip(90 * ndtri(drawn[:, _ANGLE]), -180, 180)
+    return (2 * drawn[:, _ANGLE] - 1) * config.max_rotation
 
 
-def colours(
-    rng: np.random.Generator,
-    config: AugmentConfig,
+def flips(
+    config: AugmentConfig, drawn: Float[np.ndarray, "batch draw"]
+) -> Bool[np.ndarray, "batch"]:
+    """Which crops are mirrored."""
+    return drawn[:, _FLIP] < config.flip
+
+
+class Colours(NamedTuple):
+    """What is done to each value x of channel c: min(gain_c x + offset, ceiling)."""
+
+    affine: Float[np.ndarray, "batch 3 4"]
+    """Gains on the diagonal, offset in the last column."""
+    ceiling: Float[np.ndarray, "batch"]
+
+
+def colours(config: AugmentConfig, drawn: Float[np.ndarray, "batch draw"]) -> Colours:
+    """Channel noise, then contrast and brightness, each saturating at 0 and 255.
+
+    clip(k clip(n x) + b) = clip(min(k n x + b, 255 k + b)): the first saturation is a
+    ceiling for the second step, whose gain k is positive.
+    """
+    channel = 1 + (2 * drawn[:, _CHANNEL] - 1) * config.channel_noise
+    contrast = 1 + (2 * drawn[:, _CONTRAST] - 1) * config.contrast
+    low, high = config.brightness
+    brightness = 255 * (low + (high - low) * drawn[:, _BRIGHTNESS])
+    affine = np.zeros((len(drawn), 3, 4), np.float32)
+    affine[:, range(3), range(3)] = channel * contrast[:, None]
+    affine[:, :, 3] = brightness[:, None]
+    return Colours(affine, np.clip(255 * contrast + brightness, 0, 255))
+
+
+def recolour(
     image: UInt8[np.ndarray, "height width 3"],
-) -> UInt8[np.ndarray, "height width 3"]:
-    """Channel noise, then brightness and contrast, each step saturating."""
-    channel = 1 + rng.uniform(-1, 1, 3) * config.channel_noise
-    contrast = 1 + rng.uniform(-1, 1) * config.contrast
-    brightness = 255 * rng.uniform(*config.brightness)
-    # Both steps act on each value of each channel alone: one table of 3 x 256 entries.
-    levels = np.arange(256.0)[:, None]
-    levels = np.trunc(np.clip(levels * channel, 0, 255))
-    levels = np.trunc(np.clip(levels * contrast + brightness, 0, 255)).astype(np.uint8)
-    return np.take_along_axis(levels, image.reshape(-1, 3), axis=0).reshape(image.shape)
+    affine: Float[np.ndarray, "3 4"],
+    ceiling: float,
+    out: UInt8[np.ndarray, "height width 3"],
+) -> None:
+    """Apply one row of `Colours`."""
+    cv2.transform(image, affine, dst=out)
+    if ceiling < 255:
+        cv2.threshold(out, ceiling, 255, cv2.THRESH_TRUNC, dst=out)

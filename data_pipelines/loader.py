@@ -1,33 +1,31 @@
 """Batches for training and evaluation, as a grain graph.
 
-    records -> shuffled, repeated -> example (decode, crop, augment) -> mixed
-            -> this process's share -> batches -> from the step to resume at
+    indices -> shuffled, repeated -> mixed -> this process's share -> grouped
+            -> batch (read, decode, crop, augment) -> from the step to resume at
 
-Everything random follows from the seed and the position of an example in the endless
-global sequence, so batches are the same whatever the number of threads, and a run that
-resumes at step n goes on with exactly the batch it would have seen.
+The graph carries indices; records are read where a whole batch is made, in one go and
+in one thread. Everything random follows from the seed and the position of an example in
+the endless global sequence: batches are the same whatever the number of threads, the
+global batch whatever the number of processes, and a run that resumes at step n goes on
+with exactly the batch it would have seen.
 """
 
-import logging
-import threading
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import cv2
 import grain
-import numpy as np
 
+from data_pipelines import augment as augmentations
 from data_pipelines import examples
 from data_pipelines.augment import AugmentConfig
+from data_pipelines.readers import CorruptDataError, CorruptRecords, Reader
 from data_pipelines.shards import Split
 from handjax import skeleton
 from handjax.crop import CropConfig
 from handjax.types import Batch
 
-_log = logging.getLogger("handjax.data")
-
-
-class CorruptDataError(RuntimeError):
-    """More records are unreadable than `max_corrupt` allows."""
+__all__ = ["CorruptDataError", "Source", "eval_batches", "train_batches"]
 
 
 class Source(NamedTuple):
@@ -35,66 +33,6 @@ class Source(NamedTuple):
 
     split: Split
     weight: float = 1.0
-
-
-class Examples:
-    """Records of a split with their pictures decoded; unreadable ones are replaced.
-
-    An unreadable record is reported once (shard and position), counted, and replaced
-    by the next readable one, so that batches stay the same on every run.
-    """
-
-    def __init__(self, split: Split, *, load_image: bool, max_corrupt: int):
-        self._split, self._load_image = split, load_image
-        self._max_corrupt, self._corrupt = max_corrupt, {}
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._split)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        for step in range(len(self)):
-            at = (index + step) % len(self)
-            try:
-                record = self._split[at]
-                pixels = None
-                if self._load_image:
-                    pixels = examples.decode_image(record["image"])
-                    if pixels.shape[:2] != tuple(record["image_size"]):
-                        raise ValueError(
-                            f"the picture is {pixels.shape[1]}x{pixels.shape[0]}, its "
-                            f"record says {record['image_size'][::-1].tolist()}"
-                        )
-                return record | {"pixels": pixels, "index": at}
-            except ValueError as error:
-                self._report(at, error)
-        raise CorruptDataError("No record of the split can be read.")
-
-    @property
-    def corrupt(self) -> dict[int, str]:
-        """Position and reason of every unreadable record met so far."""
-        return dict(self._corrupt)
-
-    def _report(self, index: int, error: ValueError) -> None:
-        with self._lock:
-            if index in self._corrupt:
-                return
-            where = self._split.locate(index)
-            self._corrupt[index] = f"{where}: {error}"
-            count = len(self._corrupt)
-        _log.warning(
-            "unreadable record %d of at most %d skipped: %s: %s",
-            count,
-            self._max_corrupt,
-            where,
-            str(error).removeprefix(f"{where}: "),
-        )
-        if count > self._max_corrupt:
-            raise CorruptDataError(
-                f"{count} records cannot be read (the last: {self._corrupt[index]}), "
-                f"config.data.max_corrupt={self._max_corrupt} allows fewer. Make the "
-                "dataset again, or raise the limit."
-            )
 
 
 def train_batches(
@@ -117,7 +55,7 @@ def train_batches(
     Args:
         sources: datasets and their weights; one or more.
         batch_size: of this process.
-        seed: of order, mixture and augmentation.
+        seed: of order, mixture and augmentation; 0 or more.
         start_step: number of batches to skip (without reading them).
         process_index: of this process; it reads every `process_count`-th example.
         process_count: number of processes.
@@ -126,8 +64,8 @@ def train_batches(
         root: joint (`skeleton.JOINTS` index) that 3-D targets are relative to.
         load_image: False leaves pictures undecoded (`Batch.image` is None) and keeps
             the geometry the same.
-        num_threads: that prepare batches ahead of time.
-        max_corrupt: unreadable records of a dataset that are skipped.
+        num_threads: that prepare batches ahead of time; 0 prepares none.
+        max_corrupt: unreadable records that are replaced.
 
     Raises:
         ValueError: without sources, or with weights that are not positive.
@@ -138,25 +76,31 @@ def train_batches(
             f"Weights {[source.weight for source in sources]} of the data mixture must "
             "be positive, and there must be at least one."
         )
+    corrupt = CorruptRecords(max_corrupt)
+    readers = [Reader(source.split, corrupt, load_image) for source in sources]
 
-    def example(record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        return examples.make(record, crop, root=root, augmentation=augment, rng=rng)
-
-    parts = [
-        grain.MapDataset.source(
-            Examples(source.split, load_image=load_image, max_corrupt=max_corrupt)
+    def make(items: Sequence[tuple[int, tuple[int, int]]]) -> Batch:
+        records = [readers[number][index] for _, (number, index) in items]
+        drawn = augmentations.draws(seed, [position for position, _ in items])
+        return examples.make(
+            records, crop, root=root, augmentation=augment, drawn=drawn
         )
+
+    shuffled = [
+        grain.MapDataset.range(len(source.split))
         .seed(seed + number)
         .shuffle()
         .repeat()
-        .random_map(example)
+        .map(lambda index, number=number: (number, index))
         for number, source in enumerate(sources)
     ]
-    mixed = parts[0]
-    if len(parts) > 1:
-        mixed = grain.MapDataset.mix(parts, [source.weight for source in sources])
-    mine = mixed[process_index::process_count].batch(batch_size, drop_remainder=True)
-    return _iterate(mine[start_step:], num_threads)
+    mixed = shuffled[0]
+    if len(shuffled) > 1:
+        mixed = grain.MapDataset.mix(shuffled, [source.weight for source in sources])
+    placed = mixed.map_with_index(lambda position, item: (position, item))
+    mine = placed[process_index::process_count]
+    batches = mine.batch(batch_size, drop_remainder=True, batch_fn=list).map(make)
+    return _iterate(batches[start_step:], num_threads)
 
 
 def eval_batches(
@@ -186,41 +130,37 @@ def eval_batches(
         process_count: number of processes.
         root: joint (`skeleton.JOINTS` index) that 3-D targets are relative to.
         load_image: False leaves pictures undecoded.
-        num_threads: that prepare batches ahead of time.
-        max_corrupt: unreadable records that may be replaced; none by default, since a
-            score must be over the whole split.
+        num_threads: that prepare batches ahead of time; 0 prepares none.
+        max_corrupt: unreadable records that may be left out (`example_valid` False);
+            none by default, since a score must be over the whole split.
+
+    Raises:
+        CorruptDataError: while iterating, when too many records are unreadable.
     """
-    source = _Padded(
-        Examples(split, load_image=load_image, max_corrupt=max_corrupt),
-        num=min(num or len(split), len(split)),
-        multiple=batch_size * process_count,
-    )
-    ordered = grain.MapDataset.source(source).map(
-        lambda r: examples.make(r, crop, root=root)
-    )
-    mine = ordered[process_index::process_count].batch(batch_size, drop_remainder=True)
-    return _iterate(mine, num_threads)
+    reader = Reader(split, CorruptRecords(max_corrupt), load_image)
+    count = min(num or len(split), len(split))
+    step = batch_size * process_count
+
+    def make(positions: Sequence[int]) -> Batch:
+        records = []
+        for position in positions:
+            index = min(position, count - 1)
+            record = reader[index]
+            valid = position < count and record["index"] == index
+            records.append(record | {"example_valid": valid})
+        return examples.make(records, crop, root=root)
+
+    ordered = grain.MapDataset.range(-(-count // step) * step)
+    mine = ordered[process_index::process_count]
+    batches = mine.batch(batch_size, drop_remainder=True, batch_fn=list).map(make)
+    return _iterate(batches, num_threads)
 
 
-class _Padded:
-    """The first `num` records, then the last one again up to a multiple."""
-
-    def __init__(self, source: Examples, *, num: int, multiple: int):
-        self._source, self._num = source, num
-        self._length = -(-num // multiple) * multiple
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        record = self._source[min(index, self._num - 1)]
-        return record | {"example_valid": index < self._num}
-
-
-def _iterate(dataset: grain.MapDataset, threads: int) -> Iterator[Batch]:
+def _iterate(batches: grain.MapDataset, threads: int) -> Iterator[Batch]:
+    # The threads below keep the cores busy; OpenCV's own would only contend with them.
+    cv2.setNumThreads(1)
     # One element is a whole batch: a few ahead are enough.
     options = grain.ReadOptions(
-        num_threads=threads, prefetch_buffer_size=2 * max(threads, 1)
+        num_threads=threads, prefetch_buffer_size=2 * threads if threads else 0
     )
-    for fields in dataset.to_iter_dataset(options):
-        yield Batch(**{"image": None, **fields})
+    return iter(batches.to_iter_dataset(options))

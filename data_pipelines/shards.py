@@ -11,6 +11,8 @@ where it stopped and a reader never meets half a file.
 import errno
 import json
 import os
+import shutil
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,13 @@ from data_pipelines import schema
 
 RECORDS_PER_SHARD = 2_500
 """Of about 20 kB: 50 MB, small enough to lose little when a job is interrupted."""
+
+ABANDONED_AFTER_S = 3600.0
+"""Age at which an unfinished shard is taken for a killed job's."""
+_FULL_BYTES = 1 << 20
+_FORMAT = "group_size:1,uncompressed"
+"""One record a chunk, for random reads; JPEG does not compress, and undoing it would
+take four times as long as the read."""
 
 
 class ShardError(RuntimeError):
@@ -84,18 +93,40 @@ def _write_shard(path: Path, records: Iterable[bytes]) -> None:
     from array_record.python import array_record_module
 
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    _remove_abandoned(path)
+    count = 0
     try:
-        writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1")
+        writer = array_record_module.ArrayRecordWriter(str(partial), _FORMAT)
         try:
             for record in records:
                 writer.write(record)
+                count += 1
         finally:
             _close(writer, partial)
-        with open(partial, "rb") as file:
-            os.fsync(file.fileno())
+        _sync(partial)
+        # Some failures of the disk are silent in the writer: read it back.
+        if _count(partial) != count:
+            raise OSError(errno.EIO, f"{partial.name} could not be read back")
         partial.rename(path)
+        _sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Force a file or a folder onto the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Delete what killed jobs left of a shard; a running one touches its file often."""
+    for left in path.parent.glob(f".{path.name}.partial-*"):
+        if time.time() - left.stat().st_mtime > ABANDONED_AFTER_S:
+            left.unlink(missing_ok=True)
 
 
 def _close(writer: Any, partial: Path) -> None:
@@ -107,7 +138,8 @@ def _close(writer: Any, partial: Path) -> None:
 
 
 def _write_message(directory: Path, error: OSError) -> str:
-    if error.errno == errno.ENOSPC:
+    full = shutil.disk_usage(directory).free < _FULL_BYTES if directory.is_dir() else 0
+    if error.errno == errno.ENOSPC or full:
         what = "the disk is full"
     else:
         what = error.strerror or str(error)
@@ -207,7 +239,8 @@ def read_metadata(directory: Path) -> dict[str, Any]:
 
 
 def _shard_files(directory: Path, split: str) -> list[Path]:
-    return sorted(directory.glob(f"*-{split}.array_record-*-of-*"))
+    # Names that begin with a dot are of shards being written.
+    return sorted(directory.glob(f"[!.]*-{split}.array_record-*-of-*"))
 
 
 def _count(path: Path) -> int:
@@ -250,13 +283,13 @@ def open_split(directory: Path | str, split: str) -> "Split":
             "it, or make the dataset again with the same command: finished shards are "
             "kept."
         )
-    return Split(expected, metadata)
+    return Split(expected, metadata, split)
 
 
 class Split:
     """Records of a split by index, decoded when asked for."""
 
-    def __init__(self, paths: list[Path], metadata: dict[str, Any]):
+    def __init__(self, paths: list[Path], metadata: dict[str, Any], name: str):
         import grain
 
         counts = [_count(path) for path in paths]
@@ -267,19 +300,30 @@ class Split:
                     "it and run the command that made the dataset again: only this "
                     "shard is written anew."
                 )
+        expected = metadata["splits"][name]
+        if sum(counts) != expected:
+            raise ShardError(
+                f"{str(paths[0].parent)!r}: the shards of split {name!r} hold "
+                f"{sum(counts)} records, metadata.json says {expected}. Make the "
+                "dataset again in an empty folder."
+            )
         self.metadata = metadata
+        self.name = f"split {name!r} of {str(paths[0].parent)!r}"
         self._source = grain.sources.ArrayRecordDataSource([str(p) for p in paths])
-        self._paths, self._counts = paths, counts
+        self._paths, self._counts, self._length = paths, counts, sum(counts)
 
     def __len__(self) -> int:
-        return sum(self._counts)
+        return self._length
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Decoded fields of one record (`schema.decode`).
 
         Raises:
+            IndexError: past the end.
             ValueError: names shard and position of a record that cannot be read.
         """
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.name} has {len(self)} records; no record {index}.")
         try:
             return schema.decode(self._source[int(index)])
         except Exception as error:

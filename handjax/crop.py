@@ -164,6 +164,8 @@ def warp_image(
     H: Float[np.ndarray, "3 3"],
     size: int,
     out: UInt8[np.ndarray, "size size 3"] | None = None,
+    *,
+    block: int | None = None,
 ) -> UInt8[np.ndarray, "size size 3"]:
     """Resample a picture, bilinear, black outside.
 
@@ -175,8 +177,11 @@ def warp_image(
         H: from its pixels to those of the crop (`View.H_crop_image`).
         size: side of the crop.
         out: where to write it.
+        block: side of the averaged blocks; None works it out (`shrinking`, rounded
+            down).
     """
-    block = int(shrinking(H, size))
+    if block is None:
+        block = int(shrinking(H, size))
     if block >= 2:
         image, H = _averaged(image, H, block)
     return cv2.warpPerspective(
@@ -184,12 +189,14 @@ def warp_image(
     )
 
 
-def shrinking(H: Float[np.ndarray, "3 3"], size: int) -> float:
+def shrinking(
+    H: Float[np.ndarray, "*batch 3 3"], size: int
+) -> Float[np.ndarray, "*batch"]:
     """Pixels of the photo per pixel of the crop, in its middle, along one side."""
-    middle = np.linalg.inv(H) @ (size / 2, size / 2, 1)
-    # |det J| of a homography at p is |det H| / w^3, with w the last row times p.
-    w = H[2] @ (middle / middle[2])
-    return float(abs(w**3 / np.linalg.det(H)) ** 0.5)
+    inverse = np.linalg.inv(H)
+    # |det J| of the homography G = H^-1 at p is |det G| / w^3, w the last row times p.
+    w = inverse[..., 2, :2].sum(-1) * (size / 2) + inverse[..., 2, 2]
+    return np.asarray(np.sqrt(np.abs(np.linalg.det(inverse) / w**3)))
 
 
 def _averaged(
@@ -237,7 +244,9 @@ def mirror_box(
     return out
 
 
-def assumed_intrinsics(width: float, height: float) -> Float[np.ndarray, "3 3"]:
+def assumed_intrinsics(
+    width: float | int, height: float | int
+) -> Float[np.ndarray, "3 3"]:
     """Camera for pictures of unknown ones: the focal length is the diagonal."""
     focal = float(np.hypot(width, height))
     centre = (width - 1) / 2, (height - 1) / 2
