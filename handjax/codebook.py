@@ -73,6 +73,61 @@ def decode_indices(
     return codebook.decode(codebook.embedding[indices])
 
 
+# --- a model and hands to look at ----------------------------------------------------
+
+
+def open_model(workdir: str = "", *, steps: int = 200) -> tuple[Any, Any, Any]:
+    """Model, variables and config of a run; "" trains a small tokenizer first.
+
+    Args:
+        workdir: Of a `handjax.train` run.
+        steps: Steps of the smoke-size tokenizer that is trained without a workdir.
+    """
+    from handjax import checkpoints
+
+    if not workdir:
+        workdir = _trained(steps)
+    config, model, variables, stage, step = checkpoints.load_for_inference(workdir)
+    print(f"{config.family}, stage {stage}, step {step} of {workdir}")
+    return model, variables, config
+
+
+def _trained(steps: int) -> str:
+    import tempfile
+
+    from handjax import launch
+    from handjax.command_line import load_config
+
+    config = load_config("configs/tokenhand.py:smoke")
+    workdir = tempfile.mkdtemp(prefix="handjax_codebook_")
+    first = next(iter(config.stages))
+    with config.unlocked():
+        config.stages[first].steps = max(steps, config.stages[first].steps)
+    launch.train(config, workdir, stop_after=steps)
+    return workdir
+
+
+def sample_hands(
+    config: Any, num: int, *, seed: int = 10_000
+) -> Float[np.ndarray, "hand 778 3"]:
+    """Root-relative meshes of random poses that training has not seen, metres."""
+    from handjax import mano_files, skeleton
+    from handjax.pose_batches import pose_batches
+
+    hand_file = mano_files.load(
+        config.hand.source, side=config.hand.side, tips=config.hand.tips or None
+    )
+    batches = pose_batches(
+        hand_file,
+        batch_size=num,
+        seed=seed,
+        start_step=0,
+        root=skeleton.ROOTS[config.data.root],
+        crop_size=config.data.crop_size,
+    )
+    return next(batches).vertices
+
+
 # --- what codes do ------------------------------------------------------------------
 
 
