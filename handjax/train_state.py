@@ -145,8 +145,8 @@ def make_step(
             **{f"loss_{name}": value for name, value in losses.items()},
             "loss": loss,
             "lr": lr(state.step),
-            "grad_norm": optax.global_norm(norms),
-            "update_norm": optax.global_norm(changes),
+            "grad_norm": optax.tree.norm(norms),
+            "update_norm": optax.tree.norm(changes),
             GRAD_NORMS: norms,
         }
         state = TrainState(

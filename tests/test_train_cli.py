@@ -1,0 +1,246 @@
+"""`python -m handjax.train`: what it says, and that nothing can stop it for good."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fake_family
+import pytest
+
+from handjax import command_line
+from handjax import config as configs
+from handjax.command_line import UsageError
+
+TESTS = Path(__file__).parent
+CONFIG = str(TESTS / "fake_family.py")
+FAKE = [sys.executable, str(TESTS / "fake_train.py"), "--config", CONFIG]
+
+
+def _start(workdir, *arguments):
+    return subprocess.Popen(
+        [*FAKE, "--workdir", str(workdir), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=TESTS.parent,
+        env={**os.environ, "XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": "1"},
+    )
+
+
+def _finish(process):
+    out, error = process.communicate(timeout=200)
+    return process.returncode, out, error
+
+
+def _numbers(workdir):
+    machine = ("images_per_s", "data_wait")
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [
+        {k: v for k, v in json.loads(line).items() if k not in machine}
+        for line in lines
+    ]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("cli") / "unbroken"
+    code, out, error = _finish(_start(workdir))
+    assert code == 0, error
+    return workdir, out
+
+
+def test_a_run_says_what_it_uses_and_ends_with_a_table(unbroken):
+    workdir, out = unbroken
+    for words in (
+        "data: noise from memory",
+        "hand model: open",
+        "1 x cpu",
+        "compiling train step ... ",
+        "mesh 6/6  loss ",
+        "mean hand  ",
+    ):
+        assert words in out, words
+    assert (workdir / "DONE").read_text() in out
+    found = {p.name for p in workdir.iterdir()}
+    assert found == {
+        "DONE", "checkpoints", "config.json", "environment.json", "eval", "images",
+        "metrics.jsonl", "tensorboard",
+    }  # fmt: skip
+    report = json.loads((workdir / "eval" / "6" / "synthetic_test.json").read_text())
+    assert {"benchmark", "protocol", "step", "count", "metrics", "baseline"} <= set(
+        report
+    )
+
+
+def _kill_at_random(workdir, seed, *arguments):
+    """Start, SIGKILL somewhere, again and again until it gets to its end."""
+    rng = random.Random(seed)
+    kills = 0
+    while kills < 2:
+        process = _start(workdir, *arguments)
+        # Wait until it trains, then a moment more: into steps, saves, evaluations.
+        for line in process.stdout:
+            if "/6  loss" in line and rng.random() < 0.25:
+                break
+        time.sleep(rng.uniform(0, 0.3))
+        process.kill()
+        process.communicate()
+        kills += process.returncode == -signal.SIGKILL
+        if process.returncode == 0:
+            break
+    return _finish(_start(workdir, *arguments))
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_numbers(tmp_path, unbroken):
+    code, _, error = _kill_at_random(tmp_path / "w", seed=1)
+    assert code == 0, error
+    assert _numbers(tmp_path / "w") == _numbers(unbroken[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2, 8))
+def test_killed_at_many_more_moments(tmp_path, unbroken, seed):
+    code, _, error = _kill_at_random(tmp_path / "w", seed)
+    assert code == 0, error
+    assert _numbers(tmp_path / "w") == _numbers(unbroken[0])
+
+
+def test_sigterm_saves_and_exits_with_a_sentence(tmp_path, unbroken):
+    process = _start(tmp_path / "w", "--config.train.checkpoint_every=1000")
+    for line in process.stdout:
+        if line.startswith("tokenizer 2/6"):
+            break
+    process.terminate()
+    code, out, error = _finish(process)
+    assert code == 0, error
+    assert "stopped by SIGTERM" in out and "everything is saved" in out
+    code, _, _ = _finish(_start(tmp_path / "w"))
+    assert code == 0 and _numbers(tmp_path / "w") == _numbers(unbroken[0])
+
+
+def test_another_config_is_refused_with_the_keys_that_differ(unbroken):
+    workdir, _ = unbroken
+    before = (workdir / "config.json").read_bytes()
+    process = _start(workdir, "--config.seed=3", "--config.train.log_every=7")
+    code, _, error = _finish(process)
+    assert code == 2
+    assert "config.seed: 0 -> 3" in error and "log_every" not in error
+    assert "Traceback" not in error
+    assert (workdir / "config.json").read_bytes() == before
+
+
+def test_a_dry_run_writes_nothing(tmp_path):
+    code, out, error = _finish(_start(tmp_path / "w", "--dry_run"))
+    assert code == 0, error
+    assert "all parts" in out and "stage mesh: 6 steps of 8" in out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("--config.hand.source=/nowhere", "MANO"),
+        ("--config.model.widht=3", "'model.widht'. Did you mean 'model.width'?"),
+        ("--config.mesh.fsdp=3", "does not cover"),
+        ("--config.train.precision=float46", "Did you mean 'float"),
+    ],
+)
+def test_what_cannot_work_is_one_error_and_leaves_nothing(tmp_path, argument, words):
+    code, out, error = _finish(_start(tmp_path / "w", argument))
+    assert code == 2
+    assert words in error and error.startswith("error: ")
+    assert "Traceback" not in error + out
+    assert not (tmp_path / "w").exists()
+
+
+# --- In this process ---------------------------------------------------------
+
+
+def _help(*arguments):
+    command = [sys.executable, "-X", "importtime", "-m", "handjax.train", *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=TESTS.parent, check=False
+    )
+
+
+def test_help_imports_nothing_heavy():
+    result = _help("--help")
+    assert result.returncode == 0 and "--workdir" in result.stdout
+    modules = {line.rsplit("|", 1)[-1].strip() for line in result.stderr.splitlines()}
+    assert not modules & {"jax", "flax", "orbax", "grain", "tensorflow_datasets"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([("train.log_evry", "3")], "Did you mean 'train.log_every'"),
+        ([("train.log_every", "abc")], "log_every=abc is no int"),
+        ([("train.log_every", "1e3")], "log_every=1e3 is no int"),
+        ([("mesh", "3")], "is a group of keys; set one of"),
+        ([("stages.mesh.optimizer.lr", "fast")], "lr=fast is no float"),
+    ],
+)
+def test_wrong_overrides_are_explained(overrides, message):
+    with pytest.raises(UsageError, match=message):
+        command_line.override(fake_family.get_config().lock(), overrides)
+
+
+def test_overrides_are_parsed_by_the_types_they_replace():
+    config = command_line.override(
+        fake_family.get_config().lock(),
+        [
+            ("seed", "-4"),
+            ("stages.mesh.schedule.boundaries", "(0.2, 0.9)"),
+            ("train.donate", "false"),
+            ("stages.mesh.losses.size", "3"),
+            ("data.name", "freihand"),
+        ],
+    )
+    assert config.seed == -4 and config.train.donate is False
+    assert config.stages.mesh.schedule.boundaries == (0.2, 0.9)
+    assert config.stages.mesh.losses.size == 3.0 and config.data.name == "freihand"
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [("", "--config is missing"), ("configs/nothing.py", "there is no such file")],
+)
+def test_a_missing_config_lists_those_there_are(spec, message):
+    with pytest.raises(UsageError, match=message):
+        command_line.load_config(spec)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("train.log_every", 0, "at least 1"),
+        ("stages.mesh.optimizer.lr", 0.0, "above 0"),
+        ("stages.mesh.optimizer.lr", float("nan"), "above 0"),
+        ("stages.mesh.optimizer.name", "adamx", "Did you mean 'adam"),
+        ("stages.mesh.schedule.warmup_steps", 99, "more than the 6 steps"),
+        ("stages.mesh.data", "video", "images, poses"),
+    ],
+)
+def test_values_that_cannot_work_are_refused(key, value, message):
+    config = fake_family.get_config()
+    configs.check(config)
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(ValueError, match=message):
+        configs.check(config)
+
+
+def test_a_config_survives_json_and_differs_only_where_it_was_changed():
+    config = fake_family.get_config()
+    again = configs.from_json(configs.to_json(config))
+    assert configs.difference(config, again) == []
+    assert again.stages.mesh.schedule.boundaries == (0.5,)
+    again.stages.mesh.optimizer.lr = 0.5
+    again.train.log_every = 77
+    assert configs.difference(config, again) == [
+        "  config.stages.mesh.optimizer.lr: 0.001 -> 0.5"
+    ]
