@@ -15,6 +15,7 @@ from handjax.nn import ops
 from handjax.nn.batch_norm import BatchNorm, Moments, apply_affine, moments
 
 Map = Float[Array, "batch height width dim"]
+Output = Float[Array, "batch height_out width_out dim_out"]
 Affine = tuple[Float[Array, " dim"], Float[Array, " dim"]]
 
 _conv_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -33,7 +34,7 @@ class Conv(nn.Module):
     init: Any = _conv_init
 
     @nn.compact
-    def __call__(self, x: Map) -> Map:
+    def __call__(self, x: Map) -> Output:
         """Convolve."""
         size, dim = self.kernel_size, x.shape[-1] // self.groups
         kernel = self.param("kernel", self.init, (size, size, dim, self.features))
@@ -61,7 +62,7 @@ class ConvNorm(nn.Module):
     init: Any = _conv_init
 
     @nn.compact
-    def __call__(self, x: Map, train: bool) -> Map:
+    def __call__(self, x: Map, train: bool) -> Output:
         """Convolve and normalise."""
         conv = Conv(
             self.features,
@@ -121,7 +122,7 @@ class MobileOne(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Map, train: bool) -> Map:
+    def __call__(self, x: Map, train: bool) -> Output:
         """Sum the branches, gate the channels, activate."""
         conv: dict[str, Any] = dict(
             stride=self.stride,
@@ -195,7 +196,7 @@ class SqueezeExcite(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Map) -> Map:
+    def __call__(self, x: Map) -> Output:
         """Multiply each channel by its gate."""
         hidden = x.shape[-1] // self.reduction
         dense: dict[str, Any] = dict(dtype=self.dtype, kernel_init=_conv_init)
@@ -213,7 +214,7 @@ class LargeKernelConv(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Map, train: bool) -> Map:
+    def __call__(self, x: Map, train: bool) -> Output:
         """Map (h, w) to (h / 2, w / 2)."""
         options: dict[str, Any] = dict(
             stride=2, groups=x.shape[-1], fused=self.fused, dtype=self.dtype
@@ -233,7 +234,7 @@ class PositionCode(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Map) -> Map:
+    def __call__(self, x: Map) -> Output:
         """Add the code."""
         dim = x.shape[-1]
         conv = Conv(dim, 7, groups=dim, use_bias=True, dtype=self.dtype, name="conv")
@@ -248,7 +249,7 @@ class ConvMlp(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Map, train: bool) -> Map:
+    def __call__(self, x: Map, train: bool) -> Output:
         """Return the residual."""
         dim = x.shape[-1]
         options: dict[str, Any] = dict(dtype=self.dtype, kernel_init=_dense_init)
@@ -271,7 +272,7 @@ class LayerScale(nn.Module):
     value: float
 
     @nn.compact
-    def __call__(self, x: Map) -> Map:
+    def __call__(self, x: Map) -> Output:
         """Scale the channels."""
         init = nn.initializers.constant(self.value)
         gamma = self.param("gamma", init, (x.shape[-1],))
@@ -286,7 +287,7 @@ class Attention(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Map) -> Map:
+    def __call__(self, x: Map) -> Output:
         """Attend, row-major positions."""
         batch, height, width, dim = x.shape
         options: dict[str, Any] = dict(dtype=self.dtype, kernel_init=_dense_init)

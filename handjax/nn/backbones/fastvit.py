@@ -25,6 +25,7 @@ from handjax.nn.backbones._fastvit_blocks import (
     LayerScale,
     Map,
     MobileOne,
+    Output,
     PositionCode,
 )
 from handjax.nn.batch_norm import BatchNorm
@@ -136,7 +137,7 @@ class Stage(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Map, train: bool) -> Map:
+    def __call__(self, x: Map, train: bool) -> Output:
         """Map (h, w) to (h / 2, w / 2), or keep it in stage 0."""
         width = self.size.widths[self.index]
         form: dict[str, Any] = dict(fused=self.fused, dtype=self.dtype)
@@ -261,19 +262,44 @@ def import_torch(state_dict: Mapping[str, np.ndarray]) -> Variables:
     """
     variables = _fastvit_weights.from_torch(state_dict)
     given = _shapes(variables)
-    differences = {}
-    for name in VARIANTS:
-        expected = _shapes(_abstract_variables(name))
-        if given == expected:
-            return variables
-        differences[name] = set(given.items()) ^ set(expected.items())
-    name = min(differences, key=lambda name: len(differences[name]))
-    paths = {path for path, _ in differences[name]}
+    name = _closest_variant(given)
+    expected = _shapes(_abstract_variables(name))
+    if given == expected:
+        return variables
+    paths = {path for path, _ in set(given.items()) ^ set(expected.items())}
     raise ValueError(
         f"The weights fit no FastViT of {sorted(VARIANTS)}; closest is {name}, from "
         f"which {len(paths)} entries differ: {sorted(paths)[:8]}. Pass the state dict "
         "of an unfused timm FastViT."
     )
+
+
+def _closest_variant(shapes):
+    """Size that shares the most fields with the weights."""
+    params = {key.removeprefix("params/"): shape for key, shape in shapes.items()}
+    kernels = [
+        params.get(f"stages_{i}/blocks_0/mlp/fc1/kernel", (0, 0)) for i in (0, 3)
+    ]
+    names = {tuple(key.split("/")[:2]) for key in params if "/blocks_" in key}
+    depths = tuple(sum(stage == f"stages_{i}" for stage, _ in names) for i in range(4))
+    found = (
+        depths,
+        (kernels[0][0], kernels[1][0]),
+        kernels[0][1] / max(kernels[0][0], 1),
+        "stages_3/position/conv/kernel" in params,
+    )
+
+    def shared(name):
+        size = VARIANTS[name]
+        fields = (
+            size.depths,
+            (size.widths[0], size.widths[3]),
+            size.mlp_ratio,
+            size.attention,
+        )
+        return sum(a == b for a, b in zip(fields, found, strict=True))
+
+    return max(VARIANTS, key=shared)
 
 
 def _abstract_variables(name):

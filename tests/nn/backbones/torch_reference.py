@@ -91,3 +91,11 @@ def random_image(size, batch=2):
     """Draw images, (batch, size, size, 3)."""
     rng = np.random.default_rng(size)
     return rng.standard_normal((batch, size, size, 3)).astype(np.float32)
+
+
+def sample(values, count=256):
+    """Pick values spread over an array, after its largest, which sets the scale."""
+    values = np.asarray(values)
+    flat = values.reshape(-1)
+    places = np.random.default_rng(len(flat)).choice(len(flat), min(count, len(flat)))
+    return np.concatenate([[np.abs(flat).max()], flat[places]]).astype(np.float32)
