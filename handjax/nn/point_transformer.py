@@ -174,7 +174,7 @@ class PointTransformer(nn.Module):
                 f"config.model.encoder_neighbours={self.neighbours!r} is not one of "
                 f"{', '.join(NEIGHBOURS)}."
             )
-        points = np.asarray(template)
+        points = np.asarray(template, np.float64)
         sizes = level_sizes(len(points), self.strides)
         for level, (size, stride) in enumerate(zip(sizes, self.strides, strict=True)):
             above, k = points, min(self.neighbours_k[level], size)
@@ -188,8 +188,10 @@ class PointTransformer(nn.Module):
                 self._put(f"near{level}", points, points, k)
 
     def _put(self, name: str, queries: Any, points: Any, k: int) -> None:
-        index = nearest_neighbours(jnp.asarray(queries), jnp.asarray(points), k)
-        self.put_variable("constants", name, index)
+        # In numpy: XLA would spend minutes on folding the sort of a constant.
+        distance = np.sum((queries[:, None] - points[None]) ** 2, axis=-1)
+        index = np.argsort(distance, axis=-1, kind="stable")[:, :k]
+        self.put_variable("constants", name, jnp.asarray(index, jnp.int32))
 
     @nn.compact
     def __call__(

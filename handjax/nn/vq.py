@@ -252,7 +252,7 @@ class VectorQuantizer(nn.Module):
         codes = ema_update(
             codes, rows, indices, valid, decay=self.decay, smoothing=self.smoothing
         )
-        dead = jnp.sum(codes.ema_count < max(self.reset_below, 1e-3))
+        dead = jnp.sum(codes.ema_count < (self.reset_below or 1.0))
         resets = jnp.zeros((), jnp.float32)
         if self.reset_below > 0:
             codes, resets = reset_dead(codes, rows, valid, rng, below=self.reset_below)

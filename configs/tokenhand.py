@@ -1,0 +1,174 @@
+"""TokenHand: a codebook of hand parts, then hands from images as classification.
+
+    python -m handjax.train --config configs/tokenhand.py --workdir runs/tokenhand
+    python -m handjax.train --config configs/tokenhand.py:small --workdir runs/small
+    python -m handjax.train --config configs/tokenhand.py:demo --workdir runs/demo
+    python -m handjax.train --config configs/tokenhand.py:smoke --workdir runs/smoke
+
+| variant | images         | hardware    | time        | PA-MPJPE on its test split |
+|---------|----------------|-------------|-------------|----------------------------|
+| paper   | 100,000 + 4,000 | one GPU     | not measured yet | not measured yet      |
+| small   | 20,000 + 1,000 | 2 CPU cores | under 2 h   | not measured yet           |
+| demo    | 2,000 + 200    | 2 CPU cores | under 8 min | not measured yet           |
+| smoke   | 64 + 16        | 2 CPU cores | 2 min       | means nothing              |
+
+The paper reports PA-MPJPE 5.7 mm on FreiHAND, which is another data set:
+`--config.data.name=freihand --config.data.dir=DIR` trains on that.
+
+The paper's ablations are values:
+
+    --config.model.token_generator=A                     # A, B, C or D
+    --config.model.num_codes=384                         # or 640
+    --config.model.decoder_blocks=3                      # blocks per decoder layer
+    --config.model.decoder_tokens="(48,)" --config.model.decoder_widths="(256,)"
+    --config.model.backbone=fastvit_sa12
+"""
+
+import ml_collections
+
+from handjax.config import base, stage
+
+VARIANTS = ("paper", "small", "demo", "smoke")
+TOKENIZER_LOSSES = dict(vertices=10, commitment=5)
+MESH_LOSSES = dict(tokens=1, joints3d=10, joints2d=1, vertices=10)
+
+
+def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
+    """The config of one of `VARIANTS`."""
+    variant = variant or "paper"
+    if variant not in VARIANTS:
+        raise ValueError(
+            f"configs/tokenhand.py has no variant {variant!r}; it has "
+            f"{', '.join(VARIANTS)}."
+        )
+    config = base()
+    config.family = "tokenhand"
+    return globals()[f"_{variant}"](config)
+
+
+def _paper(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Sizes and schedules of the paper; epochs are counted in examples."""
+    config.data.num_train, config.data.num_test = 100_000, 4_000
+    config.model = dict(
+        encoder_widths=(32, 64, 128, 256, 512),
+        encoder_strides=(1, 2, 2, 2, 2),
+        encoder_k=(8, 16, 16, 16, 16),
+        encoder_blocks=(1, 1, 1, 1, 1),
+        encoder_neighbours="posed",
+        num_codes=512,
+        code_dim=512,
+        decay=0.99,
+        reset_below=1.0,
+        smoothing=0.0,
+        commitment="mean",
+        decoder_tokens=(48, 97, 194, 389),
+        decoder_widths=(256, 128, 64, 32),
+        decoder_blocks=1,
+        backbone="fastvit_ma36",
+        backbone_drop_path=0.2,
+        token_generator="D",
+        token_dim=256,
+        classifier_blocks=1,
+        dropout=0.1,
+        drop_path=0.1,
+        inference="soft",
+        image_mean=(0.485, 0.456, 0.406),
+        image_std=(0.229, 0.224, 0.225),
+        channel_order="rgb",
+    )
+    batch_size = 256
+    epoch = config.data.num_train / batch_size
+    config.stages.tokenizer = _tokenizer(round(200 * epoch), batch_size)
+    config.stages.mesh = _mesh(round(300 * epoch), batch_size, warmup_steps=1_280)
+    return config
+
+
+def _small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The same code at a size that two CPU cores train in under two hours."""
+    config = _narrow(_paper(config))
+    config.data.num_train, config.data.num_test = 20_000, 1_000
+    config.stages.tokenizer = _tokenizer(7_000, 32, lr=2e-3, warmup_steps=200)
+    config.stages.mesh = _mesh(5_000, 32, warmup_steps=250)
+    return config
+
+
+def _demo(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Both stages in a few minutes, well enough to beat the mean hand."""
+    config = _narrow(_paper(config))
+    config.data.num_train, config.data.num_test = 2_000, 200
+    config.stages.tokenizer = _tokenizer(800, 32, lr=2e-3, warmup_steps=50)
+    config.stages.mesh = _mesh(600, 16, warmup_steps=50)
+    return _every(config, log=20, evaluate=400)
+
+
+def _smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Every line of code in a minute or two; the numbers mean nothing."""
+    config = _narrow(_paper(config))
+    config.data.num_train, config.data.num_test = 64, 16
+    config.data.crop_size = 64
+    config.stages.tokenizer = _tokenizer(20, 16, lr=2e-3, warmup_steps=2)
+    config.stages.mesh = _mesh(10, 8, warmup_steps=2)
+    config.eval.batch_size = 8
+    return _every(config, log=2, evaluate=10)
+
+
+def _narrow(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Smaller crop, backbone and tokenizer; fixed neighbours."""
+    config.data.crop_size = 128
+    config.model.update(
+        encoder_widths=(16, 32, 64, 128, 256),
+        encoder_k=(8, 8, 8, 8, 8),
+        encoder_blocks=(0, 0, 1, 1, 1),
+        encoder_neighbours="template",
+        code_dim=128,
+        # A batch of 32 has 3 tokens for each code, where the paper's has 24.
+        reset_below=0.1,
+        decoder_widths=(128, 64, 32, 32),
+        backbone="fastvit_t8",
+        backbone_drop_path=0.0,
+        token_dim=128,
+        dropout=0.0,
+        drop_path=0.0,
+    )
+    return config
+
+
+def _every(
+    config: ml_collections.ConfigDict, *, log: int, evaluate: int
+) -> ml_collections.ConfigDict:
+    config.train.log_every = log
+    for key in ("eval_every", "checkpoint_every", "image_every"):
+        config.train[key] = evaluate
+    return config
+
+
+def _tokenizer(
+    steps: int, batch_size: int, *, lr: float = 6e-3, warmup_steps: int = 500
+) -> dict:
+    """PCT's recipe at the paper's learning rate."""
+    return stage(
+        steps=steps,
+        batch_size=batch_size,
+        losses=TOKENIZER_LOSSES,
+        data="poses",
+        optimizer=dict(lr=lr, weight_decay=0.15, decay_mask="no_1d"),
+        schedule=dict(
+            name="cosine",
+            warmup_steps=warmup_steps,
+            warmup_factor=1e-3,
+            end_factor=1e-5,
+        ),
+    )
+
+
+def _mesh(steps: int, batch_size: int, *, warmup_steps: int) -> dict:
+    """SimpleHand's recipe: warm-up, 5e-4, a tenth of it from half way on."""
+    return stage(
+        steps=steps,
+        batch_size=batch_size,
+        losses=MESH_LOSSES,
+        data="images",
+        optimizer=dict(lr=5e-4, weight_decay=0.01, decay_mask="paper"),
+        schedule=dict(name="step", warmup_steps=warmup_steps, boundaries=(0.5,)),
+        grad_clip=1.0,
+    )
