@@ -14,7 +14,7 @@ import numpy as np
 
 from data_pipelines import augment, loader, schema, shards
 from handjax import config as configs
-from handjax import skeleton
+from handjax import mano_files, skeleton
 from handjax.crop import CropConfig
 from handjax.mano_files import ManoFile, joint_regressor
 from handjax.pose_batches import from_meshes, pose_batches
@@ -25,12 +25,19 @@ BUILT_IN = "synthetic"
 
 
 def default_directory(config: ml_collections.ConfigDict) -> Path:
-    """Where the built-in data of `config.data` is kept when `dir` is empty."""
+    """Where the built-in data of `config.data` is kept when `dir` is empty.
+
+    The name has all that decides the pictures, down to the hand they are rendered of,
+    so that a newer handjax makes its own beside the old ones.
+    """
+    from data_pipelines.synthetic import generate
+
     root = os.environ.get("HANDJAX_DATA") or Path.home() / ".cache" / "handjax"
     size = "" if config.image_size == 224 else f"-{config.image_size}px"
+    hand = mano_files.load("open").sha256[:6]
     return Path(root) / (
         f"synthetic-{config.num_train}-{config.num_test}-seed{config.seed}{size}"
-        f"-v{schema.SCHEMA_VERSION}"
+        f"-v{schema.SCHEMA_VERSION}.{generate.VERSION}-{hand}"
     )
 
 

@@ -20,6 +20,12 @@ def count(variables: Any) -> dict[str, int]:
     return parts
 
 
+def _finer(family: Any, variables: Any) -> list[tuple[str, int]]:
+    """Parts as the family's paper counts them, where the family says so."""
+    count_parts = getattr(family, "parameter_table", None)
+    return list(count_parts(variables)) if count_parts else []
+
+
 def table(run: Run, stages: tuple[Stage, ...]) -> str:
     """Parameters by part, and the stages that train them."""
     shapes = jax.eval_shape(lambda: resume.initial_variables(run))
@@ -32,6 +38,7 @@ def table(run: Run, stages: tuple[Stage, ...]) -> str:
         ]
         rows.append((part, number, ", ".join(trained) or "never"))
     rows.append(("all parts", sum(n for _, n, _ in rows), ""))
+    rows += [(f"  {part}", n, "") for part, n in _finer(run.family, shapes)]
     width = max(len(part) for part, _, _ in rows)
     lines = [f"{'part':<{width}}  {'parameters':>12}  trained in"]
     lines += [f"{part:<{width}}  {n:>12,}  {who}".rstrip() for part, n, who in rows]

@@ -78,7 +78,7 @@ def test_the_loss_is_the_weighted_sum(unbroken):
 def test_a_run_stopped_anywhere_ends_as_the_unbroken_one(tmp_path, unbroken, log_every):
     changes = {"train.eval_every": 4, "train.log_every": log_every}
     hooks = Hooks(lambda run, stage, variables, step: {"eval_step": float(step)})
-    finished, stops = None, [3, 2, 5]
+    finished, stops = None, [3, 2, 5] if log_every == 1 else [3]
     while finished is None:
         stop = stops.pop(0) if stops else None
         finished = training.fit(_run(tmp_path / "w", stop=stop, hooks=hooks, **changes))
