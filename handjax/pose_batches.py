@@ -43,26 +43,28 @@ def pose_batches(
         threads: that draw poses ahead of time.
     """
     index, count = process
-    source = PosePriorSource(seed)
-    poses = (
-        grain.MapDataset.source(source)[index::count]
+    # On the host and in the loader's threads, so that no accelerator (and no step in
+    # its queue) is waited for.
+    cpu = jax.local_devices(backend="cpu")[0]
+    hand = jax.device_put(mano.HandModel.from_file(hand_file), cpu)
+
+    def batch(drawn: dict[str, np.ndarray]) -> Batch:
+        posed = jax.device_get(_posed(hand, drawn["mano_pose"], drawn["betas"]))
+        return from_meshes(
+            posed.vertices, posed.joints3d, root=root, crop_size=crop_size, **drawn
+        )
+
+    yield from (
+        grain.MapDataset.source(PosePriorSource(seed))[index::count]
         .batch(batch_size, drop_remainder=True)[start_step:]
+        .map(batch)
         .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4))
     )
-    hand = mano.HandModel.from_file(hand_file)
-    posed = jax.jit(
-        lambda pose, betas: hand.with_shape(betas).with_pose(pose[:, 0], pose[:, 1:])
-    )
-    for drawn in poses:
-        result = jax.device_get(posed(drawn["mano_pose"], drawn["betas"]))
-        yield from_meshes(
-            result.vertices,
-            result.joints3d,
-            root=root,
-            crop_size=crop_size,
-            mano_pose=drawn["mano_pose"],
-            betas=drawn["betas"],
-        )
+
+
+@jax.jit
+def _posed(hand, mano_pose, betas):
+    return hand.with_shape(betas).with_pose(mano_pose[:, 0], mano_pose[:, 1:])
 
 
 def from_meshes(
