@@ -5,7 +5,6 @@ pose together. Every later step sees right hands. Geometry is worked out for a w
 batch at once, which is ten times faster than example by example.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +23,28 @@ _RIGHT_MODEL = (0, 2)
 """`left_model` values whose betas mean the same on the mirrored, right-hand model."""
 
 
+FIELDS = (
+    "K",
+    "bbox_center",
+    "bbox_size",
+    "has_K",
+    "has_betas",
+    "has_joints3d",
+    "has_pose",
+    "has_vertices",
+    "image",
+    "image_size",
+    "is_right",
+    "joints2d",
+    "joints3d",
+    "left_model",
+    "mano_betas",
+    "mano_pose",
+    "vertices",
+)
+"""Fields of a record that `make` needs."""
+
+
 def decode_image(jpeg: bytes) -> np.ndarray:
     """RGB pixels of a JPEG, as stored (EXIF orientation is not applied).
 
@@ -40,21 +61,12 @@ def decode_image(jpeg: bytes) -> np.ndarray:
     return image
 
 
-def check(record: dict[str, Any]) -> None:
-    """Refuse a record that cannot become an example.
+class BadRecordError(ValueError):
+    """One record cannot become an example; `row` is its place in the batch."""
 
-    Raises:
-        ValueError: says why.
-    """
-    for name in ("joints2d", "joints3d", "vertices", "K", "mano_pose"):
-        if not math.isfinite(record[name].sum()):
-            raise ValueError(f"{name} holds values that are not finite")
-    if record["has_vertices"] and len(record["vertices"]) != skeleton.NUM_VERTICES:
-        raise ValueError(
-            f"{len(record['vertices'])} vertices, not {skeleton.NUM_VERTICES}"
-        )
-    if record["has_K"] and not (record["K"][0, 0] > 0 and record["K"][1, 1] > 0):
-        raise ValueError(f"focal lengths {np.diag(record['K'])[:2]} are not positive")
+    def __init__(self, row: int, reason: str):
+        super().__init__(reason)
+        self.row = row
 
 
 class Hands(NamedTuple):
@@ -85,18 +97,22 @@ def make(
     config: CropConfig,
     *,
     root: int = skeleton.MIDDLE_MCP,
+    load_image: bool = True,
     augmentation: AugmentConfig | None = None,
     drawn: np.ndarray | None = None,
 ) -> Batch:
     """One batch.
 
     Args:
-        records: decoded (`schema.decode`), `pixels` holding the picture or None,
-            `index` the position in the split, `example_valid` False for padding.
+        records: decoded (`schema.decode`) with `index`, their position in the split.
         config: of the crop.
         root: joint that 3-D targets are relative to.
+        load_image: whether to decode the pictures.
         augmentation: None for evaluation.
         drawn: what `augment.draws` gave for these examples.
+
+    Raises:
+        BadRecordError: if a record or its picture makes no sense.
     """
     hands = right_hands(records)
     inside = hands.annotated & _strictly_inside(hands.joints2d, hands.last_px[:, None])
@@ -114,7 +130,7 @@ def make(
     view = _flipped(crop.view(box, hands.K, config.size, angle=angle), flip, config)
     batch = _labels(records, hands, inside, view, root=root, size=config.size)
     batch = batch._replace(mano_valid=batch.mano_valid & ~flip)
-    if records[0]["pixels"] is None:
+    if not load_image:
         return batch
     colours = None
     if augmentation is not None and drawn is not None:
@@ -129,17 +145,35 @@ def _pictures(
     colours: augment.Colours | None,
     size: int,
 ) -> np.ndarray:
-    """Crops of the stored pictures (batch, size, size, 3)."""
+    """Crops of the stored pictures (batch, size, size, 3).
+
+    Each picture is finished before the next is decoded, while it is in the cache.
+    """
     images = np.empty((len(records), size, size, 3), np.uint8)
     plain = np.empty_like(images[0])
     blocks = crop.shrinking(H, size).astype(int).tolist()
     for i, (record, image) in enumerate(zip(records, images, strict=True)):
+        try:
+            photo = _photo(record)
+        except ValueError as error:
+            raise BadRecordError(i, str(error)) from error
         out = image if colours is None else plain
-        crop.warp_image(record["pixels"], H[i], size, out, block=blocks[i])
+        crop.warp_image(photo, H[i], size, out, block=blocks[i])
         if colours is not None:
             ceiling = float(colours.ceiling[i])
             augment.recolour(plain, colours.affine[i], ceiling, image)
     return images
+
+
+def _photo(record: dict[str, Any]) -> np.ndarray:
+    photo = decode_image(record["image"])
+    height, width = record["image_size"]
+    if photo.shape[:2] != (height, width):
+        raise ValueError(
+            f"the picture is {photo.shape[1]} x {photo.shape[0]} pixels, its record "
+            f"says {width} x {height}"
+        )
+    return photo
 
 
 def right_hands(records: Sequence[dict[str, Any]]) -> Hands:
@@ -148,17 +182,12 @@ def right_hands(records: Sequence[dict[str, Any]]) -> Hands:
     2-D joints are projections where 3-D and the camera are known, as in the released
     code: a data set's own 2-D annotation may disagree with its 3-D one.
     """
-    left = ~_stacked(records, "is_right").astype(bool)
+    left = ~_flags(records, "is_right")
     height, width = _stacked(records, "image_size").astype(np.float64).T
-    K = np.stack([_intrinsics(record) for record in records])
-    joints3d = _stacked(records, "joints3d").astype(np.float64)
-    pose = _stacked(records, "mano_pose").reshape(-1, 16, 3).astype(np.float64)
-    nothing = np.zeros((skeleton.NUM_VERTICES, 3), np.float32)
-    vertices = np.stack(
-        [r["vertices"] if r["has_vertices"] else nothing for r in records]
-    )
-    stored2d = _stacked(records, "joints2d").astype(np.float64)
-    center = _stacked(records, "bbox_center").astype(np.float64)
+    K, joints3d = _cameras(records), _finite(records, "joints3d")
+    pose = _finite(records, "mano_pose").reshape(-1, 16, 3)
+    vertices = _vertices(records)
+    stored2d, center = _finite(records, "joints2d"), _finite(records, "bbox_center")
     mirror = np.broadcast_to(np.eye(3), K.shape).copy()
     if left.any():
         mirror[left] = crop.mirror_homography(width[left])
@@ -179,10 +208,60 @@ def right_hands(records: Sequence[dict[str, Any]]) -> Hands:
         joints2d=np.where(projectable[..., None], projected, stored2d[..., :2]),
         annotated=np.where(projectable, in_front, stored2d[..., 2] > 0),
         bbox_center=center,
-        bbox_size=_stacked(records, "bbox_size").astype(np.float64),
+        bbox_size=_finite(records, "bbox_size"),
         last_px=np.stack([width, height], -1) - 1,
         mirror=mirror,
     )
+
+
+def _finite(records: Sequence[dict[str, Any]], name: str) -> np.ndarray:
+    """A field of the batch in float64.
+
+    Raises:
+        BadRecordError: names a record with an infinity or no number in it.
+    """
+    values = _stacked(records, name).astype(np.float64)
+    finite = np.isfinite(values).reshape(len(values), -1)
+    if not finite.all():
+        row = int(finite.all(axis=1).argmin())
+        raise BadRecordError(row, f"{name} holds values that are not finite")
+    return values
+
+
+def _cameras(records: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Camera matrices, assumed where a record has none.
+
+    Raises:
+        BadRecordError: names a record with a camera that is none.
+    """
+    K = _finite(records, "K")
+    for row in np.flatnonzero(~_flags(records, "has_K")):
+        height, width = (int(n) for n in records[row]["image_size"])
+        K[row] = crop.assumed_intrinsics(width, height)
+    wrong = (K[:, [0, 1], [0, 1]] <= 0).any(axis=1)
+    if wrong.any():
+        row = int(wrong.argmax())
+        focal = np.diag(K[row])[:2]
+        raise BadRecordError(row, f"focal lengths {focal} are not positive")
+    return K
+
+
+def _vertices(records: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Meshes (batch, 778, 3); zeros where there is none."""
+    meshes = np.zeros((len(records), skeleton.NUM_VERTICES, 3), np.float32)
+    for row, record in enumerate(records):
+        if not record["has_vertices"]:
+            continue
+        if len(record["vertices"]) != skeleton.NUM_VERTICES:
+            raise BadRecordError(
+                row, f"{len(record['vertices'])} vertices, not {skeleton.NUM_VERTICES}"
+            )
+        meshes[row] = record["vertices"]
+    finite = np.isfinite(meshes.sum(axis=(1, 2)))
+    if not finite.all():
+        row = int(finite.argmin())
+        raise BadRecordError(row, "vertices holds values that are not finite")
+    return meshes
 
 
 def tight_boxes(hands: Hands, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -234,7 +313,7 @@ def _labels(
         intrinsics=view.intrinsics.astype(np.float32),
         R_crop_camera=R.astype(np.float32),
         mano_pose=_turned_pose(R, hands.mano_pose),
-        betas=_stacked(records, "mano_betas").astype(np.float32),
+        betas=_finite(records, "mano_betas").astype(np.float32),
         joints2d_valid=seen,
         joints3d_valid=has_3d & known,
         vertices_valid=has_3d
@@ -242,7 +321,7 @@ def _labels(
         & (hands.joints3d[:, root, 3] > 0),
         mano_valid=has_mano & np.array(same_model, bool),
         is_right=_flags(records, "is_right"),
-        example_valid=np.array([r.get("example_valid", True) for r in records], bool),
+        example_valid=np.ones(len(records), bool),
         index=np.array([r["index"] for r in records], np.int64),
     )
 
@@ -270,13 +349,6 @@ def _flipped(view: crop.View, flip: np.ndarray, config: CropConfig) -> crop.View
     R[flip] = np.diag(crop.MIRROR) @ R[flip]
     H[flip] = crop.mirror_homography(config.size) @ H[flip]
     return crop.View(intrinsics, R, H)
-
-
-def _intrinsics(record: dict[str, Any]) -> np.ndarray:
-    if record["has_K"]:
-        return record["K"].astype(np.float64)
-    height, width = (int(n) for n in record["image_size"])
-    return crop.assumed_intrinsics(width, height)
 
 
 def _stacked(records: Sequence[dict[str, Any]], name: str) -> np.ndarray:

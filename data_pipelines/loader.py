@@ -15,11 +15,17 @@ from typing import NamedTuple
 
 import cv2
 import grain
+import numpy as np
 
 from data_pipelines import augment as augmentations
 from data_pipelines import examples
 from data_pipelines.augment import AugmentConfig
-from data_pipelines.readers import CorruptDataError, CorruptRecords, Reader
+from data_pipelines.readers import (
+    CorruptDataError,
+    CorruptRecords,
+    Reader,
+    with_replacements,
+)
 from data_pipelines.shards import Split
 from handjax import skeleton
 from handjax.crop import CropConfig
@@ -77,13 +83,20 @@ def train_batches(
             "be positive, and there must be at least one."
         )
     corrupt = CorruptRecords(max_corrupt)
-    readers = [Reader(source.split, corrupt, load_image) for source in sources]
+    readers = [Reader(source.split, corrupt) for source in sources]
 
     def make(items: Sequence[tuple[int, tuple[int, int]]]) -> Batch:
-        records = [readers[number][index] for _, (number, index) in items]
         drawn = augmentations.draws(seed, [position for position, _ in items])
-        return examples.make(
-            records, crop, root=root, augmentation=augment, drawn=drawn
+        return with_replacements(
+            [(readers[number], index) for _, (number, index) in items],
+            lambda records: examples.make(
+                records,
+                crop,
+                root=root,
+                load_image=load_image,
+                augmentation=augment,
+                drawn=drawn,
+            ),
         )
 
     shuffled = [
@@ -137,18 +150,20 @@ def eval_batches(
     Raises:
         CorruptDataError: while iterating, when too many records are unreadable.
     """
-    reader = Reader(split, CorruptRecords(max_corrupt), load_image)
+    reader = Reader(split, CorruptRecords(max_corrupt))
     count = min(num or len(split), len(split))
     step = batch_size * process_count
 
     def make(positions: Sequence[int]) -> Batch:
-        records = []
-        for position in positions:
-            index = min(position, count - 1)
-            record = reader[index]
-            valid = position < count and record["index"] == index
-            records.append(record | {"example_valid": valid})
-        return examples.make(records, crop, root=root)
+        wanted = [min(position, count - 1) for position in positions]
+        batch = with_replacements(
+            [(reader, index) for index in wanted],
+            lambda records: examples.make(
+                records, crop, root=root, load_image=load_image
+            ),
+        )
+        valid = (np.array(positions) < count) & (batch.index == wanted)
+        return batch._replace(example_valid=valid)
 
     ordered = grain.MapDataset.range(-(-count // step) * step)
     mine = ordered[process_index::process_count]

@@ -1,11 +1,13 @@
-"""Records of a split with their pictures decoded, and what happens to damaged ones."""
+"""Records of a split, with others in the place of damaged ones."""
 
 import logging
 import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from data_pipelines import examples
 from data_pipelines.shards import Split
+from handjax.types import Batch
 
 _log = logging.getLogger("handjax.data")
 
@@ -56,32 +58,48 @@ class Reader:
     tells), so that batches stay the same on every run.
     """
 
-    def __init__(self, split: Split, corrupt: CorruptRecords, load_image: bool):
-        self._split, self._corrupt, self._load_image = split, corrupt, load_image
+    def __init__(self, split: Split, corrupt: CorruptRecords):
+        self._split, self._corrupt = split, corrupt
+        self._bad: set[int] = set()
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         for step in range(len(self._split)):
             at = (index + step) % len(self._split)
+            if at in self._bad:
+                continue
             try:
-                return self._read(at)
+                record = self._split.read(at, examples.FIELDS)
             except ValueError as error:
-                where = self._split.locate(at)
-                self._corrupt.add(where, str(error).removeprefix(f"{where}: "))
+                self.reject(at, error)
+            else:
+                record["index"] = at
+                return record
         raise CorruptDataError(
             f"No record of {self._split.name} can be read. Make the dataset again."
         )
 
-    def _read(self, index: int) -> dict[str, Any]:
-        record = self._split[index]
-        examples.check(record)
-        record["index"], record["pixels"] = index, None
-        if self._load_image:
-            pixels = examples.decode_image(record["image"])
-            height, width = record["image_size"]
-            if pixels.shape[:2] != (height, width):
-                raise ValueError(
-                    f"the picture is {pixels.shape[1]} x {pixels.shape[0]} pixels, its "
-                    f"record says {width} x {height}"
-                )
-            record["pixels"] = pixels
-        return record
+    def reject(self, index: int, error: ValueError) -> None:
+        """Never give a record again, because of what is wrong with it."""
+        where = self._split.locate(index)
+        self._corrupt.add(where, str(error).removeprefix(f"{where}: "))
+        self._bad.add(index)
+
+
+def with_replacements(
+    wanted: Sequence[tuple[Reader, int]],
+    make: Callable[[list[dict[str, Any]]], Batch],
+) -> Batch:
+    """Make a batch, with other records for those that turn out to be damaged.
+
+    Args:
+        wanted: reader and index of each row.
+        make: from records to the batch; raises `BadRecordError`.
+    """
+    records = [reader[index] for reader, index in wanted]
+    while True:
+        try:
+            return make(records)
+        except examples.BadRecordError as error:
+            reader, index = wanted[error.row]
+            reader.reject(records[error.row]["index"], error)
+            records[error.row] = reader[index]

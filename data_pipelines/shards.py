@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -316,7 +316,11 @@ class Split:
         return self._length
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Decoded fields of one record (`schema.decode`).
+        """All decoded fields of one record; see `read`."""
+        return self.read(index)
+
+    def read(self, index: int, fields: Collection[str] | None = None) -> dict[str, Any]:
+        """Decoded fields of one record (`schema.decode`); None for all of them.
 
         Raises:
             IndexError: past the end.
@@ -325,7 +329,7 @@ class Split:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name} has {len(self)} records; no record {index}.")
         try:
-            return schema.decode(self._source[int(index)])
+            return schema.decode(self._source[int(index)], fields)
         except Exception as error:
             raise ValueError(f"{self.locate(int(index))}: {error}") from error
 

@@ -65,13 +65,9 @@ def mirrored(example):
     }
 
 
-def decoded(example, index=0, *, pixels=True):
+def decoded(example, index=0):
     """What `data_pipelines.readers.Reader` gives for an example."""
-    from data_pipelines.examples import decode_image
-
-    out = schema.decode(schema.encode(example))
-    out["pixels"] = decode_image(out["image"]) if pixels else None
-    return out | {"index": index}
+    return schema.decode(schema.encode(example)) | {"index": index}
 
 
 def write(directory, *, count=20, name="fake", num_shards=3, records=record):

@@ -12,6 +12,8 @@ DRAWN = augment.draws(3, range(4000))
 def test_draws_depend_on_seed_and_position_alone():
     np.testing.assert_array_equal(augment.draws(3, [7, 9]), DRAWN[[7, 9]])
     assert (augment.draws(4, [7]) != DRAWN[7]).all()
+    alone = np.random.Generator(np.random.Philox(key=[3, 7])).random(augment.NUM_DRAWS)
+    np.testing.assert_array_equal(DRAWN[7], alone)
     np.testing.assert_allclose(DRAWN.mean(0), 0.5, atol=0.03)
     np.testing.assert_allclose(np.cov(DRAWN.T), np.eye(10) / 12, atol=0.01)
 

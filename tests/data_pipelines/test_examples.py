@@ -17,10 +17,10 @@ CONFIG = CropConfig(size=64)
 AUGMENT = AugmentConfig()
 
 
-def _make(*records, augmentation=None, root=9, config=CONFIG, seed=0):
-    drawn = augment.draws(seed, range(len(records)))
+def _make(*records, augmentation=None, **changes):
+    drawn = augment.draws(0, range(len(records)))
     return examples.make(
-        records, config, root=root, augmentation=augmentation, drawn=drawn
+        records, CONFIG, augmentation=augmentation, drawn=drawn, **changes
     )
 
 
@@ -123,7 +123,7 @@ def test_a_batch_is_its_examples():
 
 def test_without_pictures_the_geometry_is_the_same():
     a = _make(decoded(record(1)), augmentation=AUGMENT)
-    b = _make(decoded(record(1), pixels=False), augmentation=AUGMENT)
+    b = _make(decoded(record(1)), augmentation=AUGMENT, load_image=False)
     assert b.image is None
     for name in set(Batch._fields) - {"image"}:
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
@@ -233,5 +233,7 @@ def test_colours_are_red_green_blue():
     ],
 )
 def test_records_without_sense_are_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        examples.check(decoded(record(1, **changes)))
+    good = decoded(record(2))
+    with pytest.raises(examples.BadRecordError, match=message) as caught:
+        _make(good, decoded(record(1, **changes)), good)
+    assert caught.value.row == 1

@@ -35,6 +35,13 @@ def test_decoding_is_that_of_tfds():
     assert schema.DATASETS.index(ours["dataset"]) == theirs["dataset"]
 
 
+def test_only_the_fields_that_are_asked_for_are_decoded():
+    data = schema.encode(record(1))
+    part, whole = schema.decode(data, ("K", "key")), schema.decode(data)
+    assert set(part) == {"K", "key"} and part["key"] == whole["key"]
+    np.testing.assert_array_equal(part["K"], whole["K"])
+
+
 def test_what_is_not_annotated_has_a_flag_and_no_guess():
     example = record(0, joints3d=None, vertices=None, mano_pose=None, K=None)
     back = schema.decode(schema.encode(example))
