@@ -29,7 +29,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--data", required=True, help="directory of the data set")
     parser.add_argument("--split", default="train")
-    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--crop_size", type=int, default=224, help="pixels")
     parser.add_argument(
         "--threads", type=int, default=os.cpu_count() or 1, help="default: all cores"
@@ -136,11 +136,11 @@ def _bare(split: Any, batch_size: int, crop_size: int) -> Callable[[], int]:
     import cv2
     import numpy as np
 
-    from data_pipelines import examples
+    from data_pipelines.hands import right_hands
     from handjax import crop
 
     records = [split[i] for i in range(min(len(split), 500))]
-    hands = examples.right_hands(records)
+    hands = right_hands(records)
     half = hands.bbox_size / 2 * CROP_SCALE
     box = np.concatenate([hands.bbox_center - half, hands.bbox_center + half], -1)
     H = crop.view(box, hands.K, crop_size).H_crop_image @ hands.mirror

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from data_pipelines import examples
+from data_pipelines.hands import FIELDS, BadRecordError
 from data_pipelines.shards import Split
 from handjax.types import Batch
 
@@ -68,7 +68,7 @@ class Reader:
             if at in self._bad:
                 continue
             try:
-                record = self._split.read(at, examples.FIELDS)
+                record = self._split.read(at, FIELDS)
             except ValueError as error:
                 self.reject(at, error)
             else:
@@ -99,7 +99,7 @@ def with_replacements(
     while True:
         try:
             return make(records)
-        except examples.BadRecordError as error:
+        except BadRecordError as error:
             reader, index = wanted[error.row]
             reader.reject(records[error.row]["index"], error)
             records[error.row] = reader[index]

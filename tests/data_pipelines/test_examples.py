@@ -9,6 +9,7 @@ from scipy.spatial.transform import Rotation
 
 from data_pipelines import augment, examples
 from data_pipelines.augment import AugmentConfig
+from data_pipelines.hands import BadRecordError
 from handjax import crop
 from handjax.crop import CropConfig
 from handjax.types import Batch
@@ -234,6 +235,6 @@ def test_colours_are_red_green_blue():
 )
 def test_records_without_sense_are_refused(changes, message):
     good = decoded(record(2))
-    with pytest.raises(examples.BadRecordError, match=message) as caught:
+    with pytest.raises(BadRecordError, match=message) as caught:
         _make(good, decoded(record(1, **changes)), good)
     assert caught.value.row == 1
