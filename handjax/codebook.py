@@ -35,10 +35,21 @@ def of_model(model: Any, variables: Any) -> Codebook:
     decode = jax.jit(lambda v, x: model.apply(v, x, method="decode_codes").vertices)
     return Codebook(
         embedding=np.asarray(_leaf(variables["codebook"], "embedding")),
-        encode=lambda x: np.asarray(encode(variables, np.asarray(x, np.float32))),
-        decode=lambda x: np.asarray(decode(variables, np.asarray(x, np.float32))),
+        encode=lambda x: _in_chunks(lambda part: encode(variables, part), x),
+        decode=lambda x: _in_chunks(lambda part: decode(variables, part), x),
         faces=np.asarray(variables["constants"]["faces"]),
     )
+
+
+def _in_chunks(function: Callable, x: Any, size: int = 32) -> np.ndarray:
+    """Apply a compiled function to `size` hands at a time, always the same shape.
+
+    Compiling takes seconds, and exploring asks for every number of hands.
+    """
+    x = np.asarray(x, np.float32)
+    padded = np.concatenate([x, np.repeat(x[-1:], -len(x) % size, axis=0)])
+    parts = [function(padded[i : i + size]) for i in range(0, len(padded), size)]
+    return np.concatenate([np.asarray(part) for part in parts])[: len(x)]
 
 
 def _leaf(tree: Any, name: str) -> Any:

@@ -36,12 +36,12 @@ def make(mode: str, model: str = "") -> tuple[Detector | None, str]:
     if mode not in MODES:
         raise PhotoError(f"--detector={mode!r} is not one of {', '.join(MODES)}.")
     if mode == "none":
-        return None, "no detector"
+        return None, "the middle square"
     missing = _missing(model)
     if missing and mode == "mediapipe":
         raise PhotoError(f"--detector=mediapipe: {missing}")
     if missing:
-        return None, f"no detector ({missing})"
+        return None, f"the middle square ({missing})"
     return _mediapipe(_model_path(model)), "boxes by MediaPipe"
 
 

@@ -10,6 +10,7 @@ the true mesh, which is the floor of their error.
 """
 
 import argparse
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -152,6 +153,8 @@ def run(
     )
     from handjax.metrics import PROTOCOLS
 
+    # Orbax tells absl's log about every default it takes.
+    logging.getLogger("absl").setLevel(logging.ERROR)
     config, model, variables, name, step = checkpoints.load_for_inference(
         arguments.workdir, arguments.stage, arguments.step
     )

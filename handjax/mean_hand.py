@@ -55,10 +55,11 @@ def fit(
     if not count:
         return None
     points = np.concatenate(hands)[:num_hands]
-    relative, aligned = points.mean(axis=0), _procrustes_mean(points, rounds)
-    return MeanHand(
-        relative[21:], relative[:21], aligned[21:], aligned[:21], len(points)
-    )
+    relative = points.mean(axis=0)
+    # Metrics align joints and vertices separately, so their means are separate too.
+    joints3d = _procrustes_mean(points[:, :21], rounds)
+    vertices = _procrustes_mean(points[:, 21:], rounds)
+    return MeanHand(relative[21:], relative[:21], vertices, joints3d, len(points))
 
 
 def _procrustes_mean(

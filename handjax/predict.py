@@ -18,6 +18,7 @@ there is one, else the middle square of the photo.
 """
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -83,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, ValueError, RuntimeError) as error:
         _fail(str(error))
         return 2
-    print(f"model: {predictor.name}; {word}")
+    print(f"model: {predictor.name}{word}")
     failed = predict_paths(predictor, paths, options, arguments.output)
     if failed:
         print(f"{failed} of {len(paths)} photos were skipped.", file=sys.stderr)
@@ -104,16 +105,18 @@ def _options(arguments: argparse.Namespace) -> tuple[Options, str]:
         intrinsics = photo.parse_numbers(arguments.intrinsics, "fx,fy,cx,cy")
         photo.intrinsics_matrix(intrinsics)
     boxes = photo.read_boxes(arguments.boxes) if arguments.boxes else {}
-    if box is not None:
-        detector, word = None, "box as given"
-    else:
+    detector, word = None, ""
+    if box is None:
         detector, word = detect.make(arguments.detector, arguments.detector_model)
+        word = f"; where no box is given: {word}"
     return Options(box, not arguments.left, intrinsics, boxes, detector), word
 
 
 def _load(arguments: argparse.Namespace, batch_size: int) -> "HandPredictor":
     from handjax.predictor import HandPredictor
 
+    # Orbax tells absl's log about every default it takes.
+    logging.getLogger("absl").setLevel(logging.ERROR)
     return HandPredictor.from_workdir(
         arguments.workdir,
         stage=arguments.stage,

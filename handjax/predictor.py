@@ -24,6 +24,7 @@ from handjax.types import HandOutput
 
 _HAND_EXTENT_M = 0.18
 """Size of a hand whose distance only the box can tell."""
+_SMALLEST_IN_PHOTO = 1 / 16
 
 
 class HandPrediction(NamedTuple):
@@ -202,7 +203,7 @@ class HandPredictor:
         if output.joints2d is not None:
             points = np.asarray(output.joints2d, np.float64)
             joints2d = crop.warp_points(np.linalg.inv(view.H_crop_photo), points)
-            translation = _solved(joints3d, joints2d, request.intrinsics.matrix)
+            translation = _solved(joints3d, joints2d, request)
         source = "joints2d"
         if translation is None:
             translation, source = _from_box(joints3d, request), "box"
@@ -262,12 +263,23 @@ def _predict(model: Any, variables: Any, images: Any) -> tuple[HandOutput, Any]:
 _solve_translation = jax.jit(camera.solve_translation)
 
 
-def _solved(joints3d, joints2d, intrinsics) -> np.ndarray | None:
-    """Where the joints project onto their pixels; None if that is nowhere in front."""
-    found = _solve_translation(joints3d, joints2d, intrinsics)
-    transl = np.asarray(found, np.float64)
-    nearest = transl[2] + joints3d[:, 2].min()
-    return transl if np.isfinite(transl).all() and nearest > 0 else None
+def _solved(joints3d, joints2d, request: Request) -> np.ndarray | None:
+    """Where the joints project onto their pixels; None if that cannot be the hand.
+
+    Network joints that bunch together would put the hand metres away: a hand that is
+    much smaller or larger in the photo than its box is not believed.
+    """
+    K = request.intrinsics.matrix
+    found = np.asarray(_solve_translation(joints3d, joints2d, K), np.float64)
+    placed = joints3d + found
+    if not (np.isfinite(placed).all() and placed[:, 2].min() > 0):
+        return None
+    seen = crop.project(placed, K)
+    x0, y0, x1, y1 = request.box.box_px
+    ratio = np.ptp(seen, axis=0).max() / max(x1 - x0, y1 - y0)
+    # The middle of a photo is no box of the hand, which may fill a small part of it.
+    smallest = _SMALLEST_IN_PHOTO if request.box.source == "whole_image" else 1 / 4
+    return found if smallest < ratio < 4 else None
 
 
 def _from_box(joints3d: np.ndarray, request: Request) -> np.ndarray:

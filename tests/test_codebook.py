@@ -113,3 +113,15 @@ def test_figures_draw():
     ):
         figure.canvas.draw()
         assert figure.axes[0].get_xlabel()
+
+
+def test_chunks_have_one_shape_and_lose_nothing():
+    shapes = []
+
+    def twice(part):
+        shapes.append(part.shape)
+        return 2 * part
+
+    x = np.arange(14.0).reshape(7, 2)
+    np.testing.assert_array_equal(cb._in_chunks(twice, x, size=3), 2 * x)
+    assert shapes == [(3, 2)] * 3

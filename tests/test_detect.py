@@ -66,6 +66,6 @@ def test_missing_parts_are_named_and_auto_goes_without(
 
 
 def test_unknown_detector_is_refused():
-    assert detect.make("none") == (None, "no detector")
+    assert detect.make("none") == (None, "the middle square")
     with pytest.raises(PhotoError, match="auto, none, mediapipe"):
         detect.make("yolo")

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax
 import nbformat
 import pytest
 from nbclient import NotebookClient
@@ -27,24 +28,71 @@ def test_notebook_is_clean_and_opens_in_colab(path):
             assert "def " not in cell.source and "class " not in cell.source
 
 
-# ZMQ and its event loop warn about their own closing.
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_notebook_runs(path, monkeypatch, tmp_path):
-    monkeypatch.setenv("HANDJAX_NOTEBOOK_STEPS", "3")
-    monkeypatch.setenv("HANDJAX_DATA", str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+def run(path, folder):
+    """Execute a notebook in a folder; returns how many pictures it shows."""
     notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(
-        notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}
-    )
-    client.execute()
-    pictures = [
-        output
+    resources = {"metadata": {"path": str(folder)}}
+    NotebookClient(notebook, timeout=500, resources=resources).execute()
+    return sum(
+        output.output_type == "display_data" and "image/png" in output.data
         for cell in notebook.cells
         if cell.cell_type == "code"
         for output in cell.outputs
-        if output.output_type == "display_data" and "image/png" in output.data
-    ]
-    assert len(pictures) == 10
+    )
+
+
+@pytest.fixture
+def environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("HANDJAX_NOTEBOOK_STEPS", "3")
+    monkeypatch.setenv("HANDJAX_NOTEBOOK_HANDS", "32")
+    monkeypatch.setenv("HANDJAX_DATA", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    return monkeypatch
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    """An untrained tokenizer of the smallest size, saved as training saves it."""
+    from handjax import checkpoints, config, data, mano_files, models
+    from handjax.command_line import load_config
+
+    values = load_config("configs/tokenhand.py:smoke")
+    file = mano_files.load("open")
+    model = checkpoints.build_model(models.load(values.family), values)
+    hand = models.hand_constants(file)
+
+    def without_image(model, batch):
+        """`init_all` less the image model, which compiles for a minute."""
+        for name in ("joint_regressor", "faces"):
+            model.put_variable(
+                "constants", name, jax.numpy.asarray(getattr(hand, name))
+            )
+        model.tokenizer.set_template(hand.v_template)
+        return model.reconstruct(batch.vertices)[0]
+
+    example = data.example_batch(values, file)
+    variables = jax.jit(lambda rng: model.init(rng, example, method=without_image))(
+        jax.random.key(0)
+    )
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / "config.json").write_text(config.to_json(values))
+    saved = checkpoints.Checkpoints(path, "tokenizer")
+    saved.save(1, variables, {"step": jax.numpy.zeros(())}, {})
+    saved.wait()
+    saved.close()
+    return path
+
+
+# ZMQ and its event loop warn about their own closing.
+@pytest.mark.filterwarnings("ignore")
+def test_codebook_notebook_runs_on_a_workdir(environment, workdir, tmp_path):
+    environment.setenv("HANDJAX_WORKDIR", str(workdir))
+    assert run(ROOT / "notebooks" / "explore_codebook.ipynb", tmp_path) == 10
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_codebook_notebook_trains_a_tokenizer_of_its_own(environment, tmp_path):
+    assert run(ROOT / "notebooks" / "explore_codebook.ipynb", tmp_path) == 10
