@@ -29,8 +29,8 @@ import ml_collections
 from handjax.config import base, stage
 
 VARIANTS = ("paper", "small", "demo", "smoke")
-TOKENIZER_LOSSES = dict(vertices=10, commitment=5)
-MESH_LOSSES = dict(tokens=1, joints3d=10, joints2d=1, vertices=10)
+TOKENIZER_LOSSES = dict(vertices=10.0, commitment=5.0)
+MESH_LOSSES = dict(tokens=1.0, joints3d=10.0, joints2d=1.0, vertices=10.0)
 
 
 def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
