@@ -40,7 +40,7 @@ class PosePrior:
             self.named = arrays["named_angles"].astype(float)
             self.names = [str(name) for name in arrays["named_names"]]
         self.capsules = _capsules(hand)
-        self._tolerance = np.where(
+        self.tolerance = np.where(
             self.capsules.pairs[:, 0] < 4, _TOLERANCE_PALM, _TOLERANCE_FINGERS
         )
 
@@ -48,7 +48,7 @@ class PosePrior:
         """Draw until a pose is free of collisions (three in four are)."""
         while True:
             angles = self._propose(rng)
-            if (self.overlap(angles) < self._tolerance).all():
+            if (self.overlap(angles) < self.tolerance).all():
                 return angles
 
     def overlap(self, angles: Float[np.ndarray, "15 3"]) -> np.ndarray:
