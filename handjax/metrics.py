@@ -25,7 +25,7 @@ PROTOCOLS = {
 }
 """What each `procrustes` is called in evaluation files and tables."""
 
-METRICS = (
+METRICS: tuple[str, ...] = (
     "pa_mpjpe_mm",
     "pa_mpvpe_mm",
     "mpjpe_mm",

@@ -219,7 +219,7 @@ class HandPredictor:
             translation_source=source,
             intrinsics=request.intrinsics,
             faces=outward_faces(self.faces, is_right=is_right),
-            indices=output.indices,
+            indices=None if output.indices is None else np.asarray(output.indices),
             token_confidence=confidence,
         )
 
