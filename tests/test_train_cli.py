@@ -243,3 +243,15 @@ def test_a_config_survives_json_and_differs_only_where_it_was_changed():
     assert configs.difference(config, again) == [
         "  config.stages.mesh.optimizer.lr: 0.001 -> 0.5"
     ]
+
+
+@pytest.mark.slow
+def test_the_real_smoke_config_resumes_to_the_last_bit(tmp_path):
+    command = [sys.executable, "-m", "handjax.train", "--config"]
+    command += ["configs/tokenhand.py:smoke", "--config.train.log_every=1"]
+    for name, stops in (("whole", [23]), ("cut", [9, 13, 1])):
+        for stop in stops:
+            arguments = ["--workdir", str(tmp_path / name), "--stop_after", str(stop)]
+            subprocess.run([*command, *arguments], check=True, cwd=TESTS.parent)
+    assert len(_numbers(tmp_path / "cut")) >= 23
+    assert _numbers(tmp_path / "cut") == _numbers(tmp_path / "whole")
