@@ -32,6 +32,29 @@ def moments(x: Float[Array, "batch height width dim"]) -> Moments:
     return Moments(*_mean_and_variance(x), x.size // x.shape[-1])
 
 
+class Covariance(NamedTuple):
+    """Mean and covariance of the channels, in float32."""
+
+    mean: Float[Array, " dim"]
+    covariance: Float[Array, "dim dim"]
+    count: int
+
+    def through(self, matrix: Float[Array, "dim dim_out"]) -> Moments:
+        """Moments of the same values times a matrix, which need not be computed."""
+        matrix = matrix.astype(jnp.float32)
+        variance = jnp.sum(matrix * jnp.dot(self.covariance, matrix), axis=0)
+        return Moments(jnp.dot(self.mean, matrix), variance, self.count)
+
+
+def covariance(x: Float[Array, "batch height width dim"]) -> Covariance:
+    """Measure the covariance of the channels over batch and space, in two passes."""
+    flat = x.astype(jnp.float32).reshape(-1, x.shape[-1])
+    mean = jnp.mean(flat, axis=0)
+    centred = flat - mean[None]
+    product = jnp.dot(centred.T, centred, precision=jax.lax.Precision.HIGHEST)
+    return Covariance(mean, product / len(flat), len(flat))
+
+
 @jax.custom_vjp
 def _mean_and_variance(x):
     x = x.astype(jnp.float32)

@@ -23,9 +23,6 @@ from handjax.nn.ops_depthwise import depthwise
 
 Impl = Literal["auto", "lax", "cpu"]
 
-_MAX_PATCH = 160
-"""Values in a window up to which a CPU gathers windows before multiplying."""
-
 Image = Float[Array, "batch height width dim"]
 Output = Float[Array, "batch height_out width_out dim_out"]
 Kernel = Float[Array, "kernel kernel dim_in dim_out"]
@@ -58,37 +55,27 @@ def conv2d(
         return depthwise_conv(x, kernel, stride=stride, impl=impl)
     if groups > 1:
         return grouped_conv(x, kernel, groups=groups, stride=stride, impl=impl)
-    if dim * size**2 <= _MAX_PATCH:
-        return _few_channels_conv(x, kernel, stride, impl)
     return _lax_conv(x, kernel, stride, 1)
 
 
-def _few_channels_conv(x, kernel, stride, impl):
-    """Convolve an image: gathering its small windows first makes one matrix product."""
-    size, _, dim, dim_out = kernel.shape
+def windows(x: Image, size: int, stride: int) -> Output:
+    """Gather the window of every output position of a convolution, (row, column, dim).
 
-    def cpu(x, kernel):
-        height, width = (
-            1 + (n - 1 + 2 * (size // 2) - size + 1) // stride for n in x.shape[1:3]
-        )
-        pad = ((size // 2,) * 2,) * 2
-        padded = jnp.pad(x, ((0, 0), *pad, (0, 0)))
-        windows = [
-            padded[
-                :,
-                i : i + stride * (height - 1) + 1 : stride,
-                j : j + stride * (width - 1) + 1 : stride,
-            ]
+    Times a kernel reshaped to a matrix this is the convolution. Only for images: the
+    result is (size / stride)^2 times larger than x.
+    """
+    pad = size // 2
+    padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+
+    def along(x, axis):
+        count = (x.shape[axis] - size) // stride + 1
+        shifted = [
+            lax.slice_in_dim(x, i, i + stride * (count - 1) + 1, stride, axis)
             for i in range(size)
-            for j in range(size)
         ]
-        patches = jnp.concatenate(windows, axis=-1)
-        return jnp.dot(patches, kernel.reshape(size * size * dim, dim_out))
+        return jnp.concatenate(shifted, axis=-1)
 
-    def plain(x, kernel):
-        return _lax_conv(x, kernel, stride, 1)
-
-    return _dispatch(impl, cpu, plain, x, kernel)
+    return along(along(padded, 2), 1)
 
 
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

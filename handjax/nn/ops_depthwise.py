@@ -28,13 +28,19 @@ def depthwise(
 ) -> Float[Array, "batch height_out width_out dim"]:
     """Convolve each channel with its own square kernel of odd size."""
     size = kernel.shape[0]
-    height, width = (_out_size(n, size, stride) for n in x.shape[1:3])
-    padded = _pad(x, size // 2)
-    taps = (
-        _window(padded, i, j, (height, width), stride) * kernel[None, None, None, i, j]
-        for i, j in itertools.product(range(size), repeat=2)
-    )
-    return functools.reduce(jnp.add, taps)
+    out_size = tuple(_out_size(n, size, stride) for n in x.shape[1:3])
+
+    def one(image):
+        padded = _pad(image.astype(jnp.float32), size // 2)
+        taps = (
+            _window(padded, i, j, out_size, stride) * kernel[i, j][None, None]
+            for i, j in itertools.product(range(size), repeat=2)
+        )
+        return functools.reduce(jnp.add, taps).astype(image.dtype)
+
+    # Example by example: the sum stays in cache, and a loop cannot be repeated inside
+    # each of its consumers, as XLA does with sums.
+    return lax.map(one, x)
 
 
 def _forward(x, kernel, stride):
@@ -63,43 +69,35 @@ def _strided_input_gradient(grad, kernel, stride, size):
     ever multiplied.
     """
     taps = kernel.shape[0]
-    reach = -(-taps // stride)
-    rows, cols = (-(-(n + 2 * (taps // 2)) // stride) for n in size)
-    padded = jnp.pad(
-        grad,
-        (
-            (0, 0),
-            (reach - 1, max(rows - grad.shape[1], 0)),
-            (reach - 1, max(cols - grad.shape[2], 0)),
-            (0, 0),
-        ),
-    )
+    reach, pad = -(-taps // stride), taps // 2
+    phase_size = tuple(-(-(n + 2 * pad) // stride) for n in size)
 
-    def phase(a, b):
+    def phase(padded, a, b):
         terms = (
             _window(
-                padded,
-                reach - 1 - i // stride,
-                reach - 1 - j // stride,
-                (rows, cols),
-                1,
+                padded, reach - 1 - i // stride, reach - 1 - j // stride, phase_size, 1
             )
-            * kernel[None, None, None, i, j]
+            * kernel[i, j][None, None]
             for i in range(a, taps, stride)
             for j in range(b, taps, stride)
         )
         return functools.reduce(jnp.add, terms)
 
-    phases = jnp.stack(
-        [
-            jnp.stack([phase(a, b) for b in range(stride)], axis=3)
+    def one(grad):
+        edges = [
+            (reach - 1, max(n - m, 0))
+            for n, m in zip(phase_size, grad.shape[:2], strict=True)
+        ]
+        padded = jnp.pad(grad.astype(jnp.float32), (*edges, (0, 0)))
+        columns = [
+            jnp.stack([phase(padded, a, b) for b in range(stride)], axis=2)
             for a in range(stride)
-        ],
-        axis=2,
-    )
-    full = phases.reshape(grad.shape[0], rows * stride, cols * stride, grad.shape[3])
-    pad = taps // 2
-    return full[:, pad : pad + size[0], pad : pad + size[1]]
+        ]
+        phases = jnp.stack(columns, axis=1)
+        full = phases.reshape(*(stride * n for n in phase_size), grad.shape[-1])
+        return full[pad : pad + size[0], pad : pad + size[1]].astype(grad.dtype)
+
+    return lax.map(one, grad)
 
 
 def _kernel_gradient(x, grad, taps, stride):
@@ -114,9 +112,8 @@ def _kernel_gradient(x, grad, taps, stride):
     steps = [
         -(-n // size) for n, size in zip(grad.shape[1:3], (rows, cols), strict=True)
     ]
-    grad = _pad_to(grad, steps[0] * rows, steps[1] * cols)
-    reach = [stride * (n - 1) + taps for n in grad.shape[1:3]]
-    padded = _pad_to(_pad(x, taps // 2), *reach)
+    full = (steps[0] * rows, steps[1] * cols)
+    reach = tuple(stride * (n - 1) + taps for n in full)
     starts = [(i, j) for i in range(steps[0]) for j in range(steps[1])]
     window = (stride * (rows - 1) + taps, stride * (cols - 1) + taps)
 
@@ -134,6 +131,8 @@ def _kernel_gradient(x, grad, taps, stride):
         return total
 
     def add_example(total, example):
+        image, grad_image = (a.astype(jnp.float32) for a in example)
+        example = _pad_to(_pad(image, taps // 2), reach), _pad_to(grad_image, full)
         if len(starts) == 1:
             return add_chunk(total, (0, 0), *example), None
         return lax.scan(
@@ -143,8 +142,7 @@ def _kernel_gradient(x, grad, taps, stride):
         )[0], None
 
     start = jnp.zeros((taps, taps, x.shape[-1]), jnp.float32)
-    examples = (padded.astype(jnp.float32), grad.astype(jnp.float32))
-    return lax.scan(add_example, start, examples)[0]
+    return lax.scan(add_example, start, (x, grad))[0]
 
 
 def _chunk(height, width):
@@ -153,22 +151,21 @@ def _chunk(height, width):
     return min(height, max(_MAX_TERMS // 2 // cols, 1)), cols
 
 
-def _pad_to(x, height, width):
-    """Append zeros up to a size."""
-    edges = ((0, max(height - x.shape[1], 0)), (0, max(width - x.shape[2], 0)))
-    return jnp.pad(x, ((0, 0), *edges, (0, 0)))
-
-
 def _window(padded, row, col, size, stride):
     return padded[
-        :,
         row : row + stride * (size[0] - 1) + 1 : stride,
         col : col + stride * (size[1] - 1) + 1 : stride,
     ]
 
 
-def _pad(x, amount):
-    return jnp.pad(x, ((0, 0), (amount, amount), (amount, amount), (0, 0)))
+def _pad(image, amount):
+    return jnp.pad(image, ((amount, amount), (amount, amount), (0, 0)))
+
+
+def _pad_to(image, size):
+    """Append zeros up to a height and width."""
+    edges = [(0, max(n - m, 0)) for n, m in zip(size, image.shape[:2], strict=True)]
+    return jnp.pad(image, (*edges, (0, 0)))
 
 
 def _out_size(size, taps, stride):

@@ -12,7 +12,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from handjax.nn import ops
-from handjax.nn.batch_norm import BatchNorm, Moments, apply_affine, moments
+from handjax.nn.batch_norm import (
+    BatchNorm,
+    Moments,
+    apply_affine,
+    covariance,
+    moments,
+)
 
 Map = Float[Array, "batch height width dim"]
 Output = Float[Array, "batch height_out width_out dim_out"]
@@ -144,7 +150,7 @@ class MobileOne(nn.Module):
         if self.depthwise and x.shape[-1] == self.features:
             return self._channel_branches(x, train, conv)
         if self.kernel_size > 1 and not self.depthwise:
-            return self._stacked_branches(x, train)
+            return self._image_branches(x, train)
         out = ConvNorm(self.features, self.kernel_size, **conv, name="conv_kxk")(
             x, train
         )
@@ -172,21 +178,29 @@ class MobileOne(nn.Module):
             factor, offset = factor + identity[0], offset + identity[1]
         return out + apply_affine(picked, factor, offset)
 
-    def _stacked_branches(self, x, train):
-        """Sum the k x k and the 1 x 1 branch, computed as one convolution."""
-        size, edge = self.kernel_size, (self.kernel_size // 2,) * 2
-        full = Branch((size, size, x.shape[-1], self.features), name="conv_kxk")
-        scale = Branch((1, 1, x.shape[-1], self.features), name="conv_scale")
-        centred = jnp.pad(scale.kernel(), (edge, edge, (0, 0), (0, 0)))
-        kernel = jnp.concatenate([full.kernel(), centred], axis=-1)
-        both = ops.conv2d(
-            x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride
-        )
-        outputs = jnp.split(both, 2, axis=-1)
-        return sum(
-            apply_affine(out, *branch.affine(moments(out) if train else None))
-            for branch, out in zip((full, scale), outputs, strict=True)
-        )
+    def _image_branches(self, x, train):
+        """Sum the k x k and the 1 x 1 branch of an image as one matrix product.
+
+        Both are linear in the image's windows, so their moments follow from the
+        covariance of the windows and neither output is ever computed.
+        """
+        size, dim = self.kernel_size, x.shape[-1]
+        windows = ops.windows(x.astype(self.dtype), size, self.stride)
+        batch = covariance(windows) if train else None
+        edge = (size // 2, size // 2)
+        matrix, bias = 0.0, 0.0
+        for name, taps in (("conv_kxk", size), ("conv_scale", 1)):
+            branch = Branch((taps, taps, dim, self.features), name=name)
+            kernel = branch.kernel()
+            if taps < size:
+                kernel = jnp.pad(kernel, (edge, edge, (0, 0), (0, 0)))
+            kernel = kernel.reshape(-1, self.features)
+            factor, offset = branch.affine(
+                None if batch is None else batch.through(kernel)
+            )
+            matrix, bias = matrix + kernel * factor[None], bias + offset
+        out = jnp.dot(windows, matrix.astype(self.dtype))
+        return out + bias.astype(self.dtype)[None, None, None]
 
 
 class SqueezeExcite(nn.Module):
