@@ -19,41 +19,11 @@ from handjax.nn.batch_norm import (
     covariance,
     moments,
 )
+from handjax.nn.conv import Conv, Map, Output, torch_init
 
-Map = Float[Array, "batch height width dim"]
-Output = Float[Array, "batch height_out width_out dim_out"]
 Affine = tuple[Float[Array, " dim"], Float[Array, " dim"]]
 
-_conv_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 _dense_init = nn.initializers.truncated_normal(0.02)
-
-
-class Conv(nn.Module):
-    """Convolution with torch's padding, in the formulation of the platform."""
-
-    features: int
-    kernel_size: int
-    stride: int = 1
-    groups: int = 1
-    use_bias: bool = False
-    dtype: Any = jnp.float32
-    init: Any = _conv_init
-
-    @nn.compact
-    def __call__(self, x: Map) -> Output:
-        """Convolve."""
-        size, dim = self.kernel_size, x.shape[-1] // self.groups
-        kernel = self.param("kernel", self.init, (size, size, dim, self.features))
-        x = ops.conv2d(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            stride=self.stride,
-            groups=self.groups,
-        )
-        if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,))
-            x = x + bias.astype(self.dtype)[None, None, None]
-        return x
 
 
 class ConvNorm(nn.Module):
@@ -65,7 +35,7 @@ class ConvNorm(nn.Module):
     groups: int = 1
     fused: bool = False
     dtype: Any = jnp.float32
-    init: Any = _conv_init
+    init: Any = torch_init
 
     @nn.compact
     def __call__(self, x: Map, train: bool) -> Output:
@@ -112,7 +82,7 @@ class Kernel(nn.Module):
     @nn.compact
     def __call__(self) -> ops.Kernel:
         """Return the kernel."""
-        return self.param("kernel", _conv_init, self.shape)
+        return self.param("kernel", torch_init, self.shape)
 
 
 class MobileOne(nn.Module):
@@ -213,7 +183,7 @@ class SqueezeExcite(nn.Module):
     def __call__(self, x: Map) -> Output:
         """Multiply each channel by its gate."""
         hidden = x.shape[-1] // self.reduction
-        dense: dict[str, Any] = dict(dtype=self.dtype, kernel_init=_conv_init)
+        dense: dict[str, Any] = dict(dtype=self.dtype, kernel_init=torch_init)
         gate = jnp.mean(x, axis=(1, 2))
         gate = nn.relu(nn.Dense(hidden, **dense, name="fc1")(gate))
         gate = nn.sigmoid(nn.Dense(x.shape[-1], **dense, name="fc2")(gate))

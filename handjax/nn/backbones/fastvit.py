@@ -11,24 +11,21 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from handjax.nn.backbones import _fastvit_weights
+from handjax.nn.backbones import _fastvit_weights, _weights
 from handjax.nn.backbones._fastvit_blocks import (
     Attention,
-    Conv,
     ConvMlp,
     LargeKernelConv,
     LayerScale,
-    Map,
     MobileOne,
-    Output,
     PositionCode,
 )
 from handjax.nn.batch_norm import BatchNorm
+from handjax.nn.conv import Conv, Map, Output
 from handjax.types import Variables
 
 
@@ -261,17 +258,14 @@ def import_torch(state_dict: Mapping[str, np.ndarray]) -> Variables:
         ValueError: The entries are not those of one published size.
     """
     variables = _fastvit_weights.from_torch(state_dict)
-    given = _shapes(variables)
-    name = _closest_variant(given)
-    expected = _shapes(_abstract_variables(name))
-    if given == expected:
-        return variables
-    paths = {path for path, _ in set(given.items()) ^ set(expected.items())}
-    raise ValueError(
-        f"The weights fit no FastViT of {sorted(VARIANTS)}; closest is {name}, from "
-        f"which {len(paths)} entries differ: {sorted(paths)[:8]}. Pass the state dict "
-        "of an unfused timm FastViT."
+    name = _closest_variant(_weights.shapes(variables))
+    _weights.check_fits(
+        variables,
+        FastViT(name),
+        name,
+        f"the state dict of an unfused timm model, one of {sorted(VARIANTS)}",
     )
+    return variables
 
 
 def _closest_variant(shapes):
@@ -300,15 +294,3 @@ def _closest_variant(shapes):
         return sum(a == b for a, b in zip(fields, found, strict=True))
 
     return max(VARIANTS, key=shared)
-
-
-def _abstract_variables(name):
-    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    return jax.eval_shape(FastViT(name).init, jax.random.key(0), image)
-
-
-def _shapes(variables):
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
-        for path, leaf in jax.tree.leaves_with_path(variables)
-    }

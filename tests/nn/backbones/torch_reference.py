@@ -99,3 +99,13 @@ def sample(values, count=256):
     flat = values.reshape(-1)
     places = np.random.default_rng(len(flat)).choice(len(flat), min(count, len(flat)))
     return np.concatenate([[np.abs(flat).max()], flat[places]]).astype(np.float32)
+
+
+def read_golden(path):
+    """Stored arrays, and the shape of every weight by torch's key."""
+    stored = np.load(path)
+    shapes = {
+        str(key): tuple(int(n) for n in str(shape).strip("()").split(",") if n.strip())
+        for key, shape in zip(stored["keys"], stored["shapes"], strict=True)
+    }
+    return stored, shapes
