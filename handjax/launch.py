@@ -197,7 +197,7 @@ def _write_environment(run: Run) -> None:
         {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
-            "versions": _versions(),
+            "versions": versions(),
             "commit": _commit(),
             "devices": [d.device_kind for d in jax.devices()],
             "processes": jax.process_count(),
@@ -210,7 +210,8 @@ def _write_environment(run: Run) -> None:
     files.write_json(path, {"starts": starts})
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide results, for reports."""
     from importlib import metadata
 
     names = ("handjax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")

@@ -79,7 +79,7 @@ def _draw(key, shape):
     elif key.endswith("running_mean") or key.endswith("bias"):
         value = 0.1 * normal
     elif key.endswith("gamma"):
-        value = 0.3 + 0.1 * normal
+        value = 0.1 + 0.05 * normal
     elif len(shape) < 2:
         value = 1 + 0.2 * normal
     else:

@@ -1,0 +1,85 @@
+r"""Measure a model on this machine: compilation, speed, memory, work.
+
+    python -m handjax.benchmark --config configs/tokenhand.py:small
+    python -m handjax.benchmark --config configs/tokenhand.py --what latency,flops
+    python -m handjax.benchmark --config configs/tokenhand.py:small --what ops
+
+Weights are random and pictures black, which changes no timing. Standard output gets one
+JSON object a line (name, metric, value, unit, method, device, versions), standard
+error a table to read.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from handjax import command_line
+from handjax.command_line import UsageError
+
+MEASURES = {
+    "compile": "seconds to trace and to compile",
+    "latency": "milliseconds for one image",
+    "throughput": "images per second at the best batch size",
+    "train_step": "milliseconds for one update of each stage",
+    "memory": "bytes that inference and updates need",
+    "flops": "floating-point operations for one image and one update",
+    "ops": "each formulation of the convolutions that platforms differ in",
+}
+DEFAULT = [name for name in MEASURES if name != "ops"]
+
+VALUES = flags.FlagValues()
+flags.DEFINE_string(
+    "config",
+    None,
+    "config file, with :variant; --config.KEY=VALUE changes a key of it",
+    flag_values=VALUES,
+)
+flags.DEFINE_list("what", DEFAULT, f"some of {', '.join(MEASURES)}", flag_values=VALUES)
+flags.DEFINE_float(
+    "seconds", 5.0, "how long to repeat each timing", lower_bound=0, flag_values=VALUES
+)
+flags.DEFINE_integer(
+    "max_batch",
+    256,
+    "largest batch that throughput tries",
+    lower_bound=1,
+    flag_values=VALUES,
+)
+
+
+def main(values: flags.FlagValues) -> int:
+    """Measure what the parsed flags say; returns the exit code."""
+    from handjax import config as configs
+
+    unknown = sorted(set(values.what) - set(MEASURES))
+    if unknown or not values.what:
+        raise UsageError(
+            f"--what={','.join(values.what)!r}: {', '.join(unknown) or 'nothing'} is "
+            f"not one of {', '.join(MEASURES)}."
+        )
+    try:
+        configs.check(values.config)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    from handjax import measurements  # imports jax and flax
+
+    try:
+        measurements.run(
+            values.config,
+            tuple(name for name in MEASURES if name in values.what),
+            seconds=values.seconds,
+            max_batch=values.max_batch,
+        )
+    except (ValueError, FileNotFoundError) as error:
+        raise UsageError(str(error)) from error
+    return 0
+
+
+def cli(argv: Sequence[str] | None = None) -> int:
+    """Entry: flags from the command line."""
+    return command_line.run(main, VALUES, __doc__ or "", argv)
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

@@ -1,0 +1,309 @@
+"""What `python -m handjax.benchmark` measures, and how.
+
+Every timing runs a compiled program, waits for its result on the host, and is the
+median of repetitions after one that does not count. Nothing is read from disk and
+nothing is trained further: data loading has a benchmark of its own
+(`python -m data_pipelines.benchmark`).
+"""
+
+import functools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from handjax import (
+    checkpoints,
+    data,
+    launch,
+    mano_files,
+    models,
+    op_timings,
+    train_state,
+)
+from handjax.stages import Stage
+
+
+class Measurement(NamedTuple):
+    """One line of the report."""
+
+    name: str
+    """Program that was measured, such as "tokenhand/predict"."""
+    metric: str
+    value: float
+    unit: str
+    method: str
+    """How the value came about, in words."""
+
+
+class Subject(NamedTuple):
+    """The model to measure, with everything that its programs take."""
+
+    config: ml_collections.ConfigDict
+    family: Any
+    model: Any
+    variables: Any
+    example: Callable[[int], Any]
+    """Batch of a size."""
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Training stages of the family."""
+        return self.family.stages(self.config)
+
+    def predict(self, variables: Any, image: Any) -> Any:
+        """Inference, as it is served."""
+        return self.model.apply(variables, image)
+
+
+def run(
+    config: ml_collections.ConfigDict,
+    what: tuple[str, ...],
+    *,
+    seconds: float = 5.0,
+    max_batch: int = 256,
+) -> list[Measurement]:
+    """Measure, print each result as it comes, and return them all.
+
+    Args:
+        config: of the model.
+        what: keys of `benchmark.MEASURES`, in order.
+        seconds: how long to repeat each timing.
+        max_batch: largest batch that throughput tries.
+    """
+    context = {
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "platform": jax.default_backend(),
+        "versions": launch.versions(),
+    }
+    found = []
+    subject = prepare(config) if set(what) - {"ops"} else None
+    for name in what:
+        for result in _measure(name, subject, seconds, max_batch):
+            print(json.dumps({**result._asdict(), **context}), flush=True)
+            found.append(result)
+    _print_table(found, context)
+    return found
+
+
+def prepare(config: ml_collections.ConfigDict) -> Subject:
+    """Build the model of a config with random weights."""
+    family = models.load(config.family)
+    dtype = launch.compute_dtype(config.train.precision)
+    model = checkpoints.build_model(family, config, dtype=dtype)
+    hand_file = mano_files.load(
+        config.hand.source, side=config.hand.side, tips=config.hand.tips or None
+    )
+    example = functools.partial(data.example_batch, config, hand_file)
+    hand = models.hand_constants(hand_file)
+
+    def init():
+        keys = jax.random.split(jax.random.key(0), 1 + len(train_state.RNG_STREAMS))
+        rngs = dict(zip(("params", *train_state.RNG_STREAMS), keys, strict=True))
+        return model.init(rngs, example(2), hand, method="init_all")
+
+    return Subject(config, family, model, jax.jit(init)(), example)
+
+
+def _measure(
+    name: str, subject: Subject | None, seconds: float, max_batch: int
+) -> Iterator[Measurement]:
+    if subject is None or name == "ops":
+        for timing in op_timings.measure(seconds / 10):
+            yield Measurement(
+                f"ops/{timing.case}/{timing.form}",
+                timing.metric,
+                timing.milliseconds,
+                "ms",
+                "median of one compiled operation",
+            )
+        return
+    measure = globals()[f"_{name}"]
+    options = {"max_batch": max_batch} if name == "throughput" else {}
+    if name in ("latency", "throughput", "train_step"):
+        options["seconds"] = seconds
+    yield from measure(subject, **options)
+
+
+# --- Programs ----------------------------------------------------------------
+
+
+def _predict_program(subject, batch_size):
+    image = jax.device_put(subject.example(batch_size).image)
+    return jax.jit(subject.predict), (subject.variables, image)
+
+
+def _step_program(subject, stage):
+    """The update of a stage as the trainer compiles it, on one device."""
+    config = subject.config.stages[stage.name]
+    step = train_state.make_step(subject.model, stage, config)
+    create = functools.partial(train_state.create, stage=stage, config=config)
+    state = jax.jit(create)(subject.variables, rng=jax.random.key(0))
+    batch = subject.example(config.batch_size)
+    if not stage.needs_image:
+        batch = batch._replace(image=None)
+    return jax.jit(step), (state, jax.device_put(batch))
+
+
+def _programs(subject):
+    """Name, program, arguments and images of inference and of every update."""
+    yield "predict", *_predict_program(subject, 1), 1
+    for stage in subject.stages:
+        size = subject.config.stages[stage.name].batch_size
+        yield f"{stage.name} step", *_step_program(subject, stage), size
+
+
+# --- Measures ----------------------------------------------------------------
+
+
+def _compile(subject):
+    with _no_compile_cache():
+        for name, program, arguments, size in _programs(subject):
+            start = time.perf_counter()
+            lowered = program.lower(*arguments)
+            middle = time.perf_counter()
+            lowered.compile()
+            spent = {
+                "trace": middle - start,
+                "compile": time.perf_counter() - middle,
+            }
+            for metric, value in spent.items():
+                yield Measurement(
+                    f"{subject.config.family}/{name}",
+                    f"{metric}_time",
+                    round(value, 2),
+                    "s",
+                    f"batch {size}, once, without the compilation cache",
+                )
+
+
+def _latency(subject, seconds):
+    program, arguments = _predict_program(subject, 1)
+    times = repeat(program, arguments, seconds)
+    name = f"{subject.config.family}/predict"
+    for metric, value in (
+        ("latency", statistics.median(times)),
+        ("latency_p95", float(np.percentile(times, 95))),
+    ):
+        method = f"batch 1, image on the device, {len(times)} runs"
+        yield Measurement(name, metric, round(1e3 * value, 3), "ms", method)
+
+
+def _throughput(subject, seconds, max_batch):
+    """Double the batch until two sizes in a row bring nothing, or memory ends."""
+    best, best_size, size, worse = 0.0, 0, 1, 0
+    while size <= max_batch and worse < 2:
+        program, arguments = _predict_program(subject, size)
+        try:
+            rate = size / statistics.median(repeat(program, arguments, seconds / 4))
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            break
+        worse = 0 if rate > 1.02 * best else worse + 1
+        if rate > best:
+            best, best_size = rate, size
+        size *= 2
+    yield Measurement(
+        f"{subject.config.family}/predict",
+        "throughput",
+        round(best, 2),
+        "images/s",
+        f"batch {best_size}, the best of 1 to {size // 2} in powers of two",
+    )
+
+
+def _train_step(subject, seconds):
+    for name, program, arguments, size in _programs(subject):
+        if name == "predict":
+            continue
+        times = repeat(program, arguments, seconds)
+        step = statistics.median(times)
+        method = f"batch {size}, without data loading, {len(times)} runs"
+        name = f"{subject.config.family}/{name}"
+        yield Measurement(name, "step_time", round(1e3 * step, 2), "ms", method)
+        yield Measurement(name, "rate", round(size / step, 2), "examples/s", method)
+
+
+def _memory(subject):
+    for name, program, arguments, size in _programs(subject):
+        compiled = program.lower(*arguments).compile()
+        analysis = compiled.memory_analysis()
+        name = f"{subject.config.family}/{name}"
+        if analysis is not None:
+            total = (
+                analysis.temp_size_in_bytes
+                + analysis.argument_size_in_bytes
+                + analysis.output_size_in_bytes
+                - analysis.alias_size_in_bytes
+            )
+            method = f"batch {size}, arguments, results and temporaries (compiler)"
+            yield Measurement(name, "memory", round(total / 2**20, 1), "MiB", method)
+        jax.block_until_ready(compiled(*arguments))
+        peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+        if peak:  # CPUs keep no such statistics
+            method = "device's peak since the start, this program included"
+            yield Measurement(name, "peak", round(peak / 2**20, 1), "MiB", method)
+
+
+def _flops(subject):
+    """Count on the plain formulation, before XLA rewrites it.
+
+    The count of a compiled program is of little use: XLA counts the body of a loop
+    once, and the CPU formulations have loops.
+    """
+    for name, program, arguments, size in _programs(subject):
+        lowered = program.trace(*arguments).lower(lowering_platforms=("tpu",))
+        cost = lowered.cost_analysis() or {}
+        yield Measurement(
+            f"{subject.config.family}/{name}",
+            "flops",
+            float(f"{cost.get('flops', float('nan')) / 1e9:.4g}"),
+            "GFLOP",
+            f"batch {size}, counted before optimisation, an addition being one",
+        )
+
+
+# --- Timing and printing -----------------------------------------------------
+
+
+def repeat(program: Callable, arguments: tuple, seconds: float) -> list[float]:
+    """Seconds of each run, at least three, after one that compiles and warms up."""
+    jax.block_until_ready(program(*arguments))
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < seconds:
+        start = time.perf_counter()
+        jax.block_until_ready(program(*arguments))
+        times.append(time.perf_counter() - start)
+    return times
+
+
+@contextmanager
+def _no_compile_cache() -> Iterator[None]:
+    """Compile afresh within the block."""
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+
+
+def _print_table(results: list[Measurement], context: dict[str, Any]) -> None:
+    table = Table(title=f"{context['device']}, jax {context['versions']['jax']}")
+    for header in ("program", "metric", "value", "unit", "method"):
+        table.add_column(header, justify="right" if header == "value" else "left")
+    for result in results:
+        table.add_row(*(str(value) for value in result))
+    # Pipes have no width; wide enough for every column but the last on one line.
+    width = None if sys.stderr.isatty() else 140
+    Console(file=sys.stderr, width=width).print(table)

@@ -1,0 +1,82 @@
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import fake_family
+import pytest
+
+from handjax import benchmark, measurements, models, op_timings
+
+FAKE = Path(__file__).parent / "fake_family.py"
+MEASURES = ["compile", "latency", "throughput", "train_step", "memory", "flops"]
+
+
+def run(*arguments):
+    return benchmark.cli(["benchmark", f"--config={FAKE}", *arguments])
+
+
+def test_every_measure_prints_json_lines_and_a_table(monkeypatch, capsys):
+    monkeypatch.setattr(models, "load", lambda name: fake_family)
+    assert benchmark.DEFAULT == MEASURES
+    assert run("--seconds=0", "--max_batch=4") == 0
+    output = capsys.readouterr()
+    lines = [json.loads(line) for line in output.out.splitlines()]
+    for line in lines:
+        assert {"name", "metric", "value", "unit", "device", "versions"} <= set(line)
+        assert line["value"] > 0, line
+    found = {(line["name"], line["metric"]) for line in lines}
+    assert found >= {
+        ("fake/predict", "trace_time"),
+        ("fake/predict", "latency"),
+        ("fake/predict", "throughput"),
+        ("fake/tokenizer step", "step_time"),
+        ("fake/mesh step", "compile_time"),
+        ("fake/mesh step", "memory"),
+        ("fake/mesh step", "flops"),
+    }
+    assert "fake/mesh step" in output.err
+
+
+def test_flops_of_a_dense_model_are_those_of_its_matrices(monkeypatch):
+    monkeypatch.setattr(models, "load", lambda name: fake_family)
+    config = fake_family.get_config()
+    (flops, *_) = measurements.run(config, ("flops",))
+    matrices = 2 * (16 * 3 * 8 + 8 * 778 * 3)
+    assert matrices <= flops.value * 1e9 < 1.6 * matrices
+
+
+def test_operations_are_timed_in_both_forms_and_directions():
+    case = op_timings.cases(batch=1)[2]._replace(x=(1, 4, 4, 2), kernel=(3, 3, 1, 2))
+    timings = list(op_timings.measure(0.0, [case]))
+    assert [(t.form, t.metric) for t in timings] == [
+        ("lax", "forward"),
+        ("lax", "gradient"),
+        ("cpu", "forward"),
+        ("cpu", "gradient"),
+    ]
+    assert all(t.milliseconds > 0 for t in timings)
+
+
+def test_unknown_measures_are_named_with_the_known_ones(capsys):
+    assert run("--what=latency,speed") == 2
+    error = capsys.readouterr().err
+    assert re.search(r"speed is not one of compile, latency", error)
+
+
+def test_help_needs_neither_jax_nor_a_config():
+    code = "import sys, handjax.benchmark as b; b.cli(['b', '--help']); " + (
+        "sys.exit('jax' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--max_batch" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_smoke_model_is_measured_in_full(capsys):
+    config = Path(__file__).parents[1] / "configs" / "tokenhand.py"
+    arguments = [f"--config={config}:smoke", "--what=latency,flops", "--seconds=0"]
+    assert benchmark.cli(["benchmark", *arguments]) == 0
+    assert "tokenhand/mesh step" in capsys.readouterr().out
