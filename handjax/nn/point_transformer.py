@@ -226,7 +226,7 @@ class PointTransformer(nn.Module):
     ) -> tuple[Array, Array]:
         """Offsets to the neighbours, and which these are."""
         if self.neighbours == "template":
-            index = self.get_variable("constants", name)
+            index = jnp.asarray(self.get_variable("constants", name))
         else:
             k = min(self.neighbours_k[level], points.shape[1])
             index = nearest_neighbours(*jax.lax.stop_gradient((queries, points)), k)

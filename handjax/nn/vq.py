@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from handjax.types import AnyArray
+
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
@@ -43,10 +45,11 @@ class Quantized(NamedTuple):
 
 
 def nearest_code(
-    tokens: Float[Array, "*batch dim"], codebook: Float[Array, "code dim"]
+    tokens: Float[AnyArray, "*batch dim"], codebook: Float[AnyArray, "code dim"]
 ) -> Int[Array, "*batch"]:
     """Index of the nearest code, ties to the lowest (TokenHand Eq. nearest code)."""
-    tokens, codebook = tokens.astype(jnp.float32), codebook.astype(jnp.float32)
+    tokens = jnp.asarray(tokens, jnp.float32)
+    codebook = jnp.asarray(codebook, jnp.float32)
     score = jnp.einsum("...d,cd->...c", tokens, codebook, precision=HIGHEST)
     norm = jnp.broadcast_to(jnp.sum(codebook**2, axis=-1), score.shape)
     # |t|^2 is the same for every code; leaving it out also loses fewer digits.
@@ -61,14 +64,14 @@ def straight_through(
 
 
 def soft_lookup(
-    logits: Float[Array, "*batch code"], codebook: Float[Array, "code dim"]
+    logits: Float[AnyArray, "*batch code"], codebook: Float[AnyArray, "code dim"]
 ) -> Float[Array, "*batch dim"]:
     """S = softmax(L^) C (TokenHand Eq. soft inference).
 
     The paper writes L^ C; the codes of its ancestors (PCT, TokenHMR), which write the
     same, take the softmax first.
     """
-    probs = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+    probs = jax.nn.softmax(jnp.asarray(logits, jnp.float32), axis=-1)
     return jnp.einsum("...c,cd->...d", probs, codebook, precision=HIGHEST)
 
 
@@ -218,7 +221,11 @@ class VectorQuantizer(nn.Module):
         if valid is None:
             valid = jnp.ones(batch, jnp.bool_)
         row_valid = jnp.repeat(jnp.asarray(valid), per_example)
-        before = Codes(self.embedding.value, self.ema_sum.value, self.ema_count.value)
+        before = Codes(
+            jnp.asarray(self.embedding.value),
+            jnp.asarray(self.ema_sum.value),
+            jnp.asarray(self.ema_count.value),
+        )
         if train:
             init_rng, reset_rng = jax.random.split(self.make_rng("codebook"))
             before = self._first_batch(before, rows, row_valid, init_rng)
@@ -238,7 +245,7 @@ class VectorQuantizer(nn.Module):
         self, indices: Int[Array, "batch token"]
     ) -> Float[Array, "batch token dim"]:
         """Code vectors of indices."""
-        return self.embedding.value[indices]
+        return jnp.asarray(self.embedding.value)[indices]
 
     def _first_batch(self, codes: Codes, rows: Any, valid: Any, rng: Array) -> Codes:
         start = random_rows(rng, rows, valid, self.num_codes)

@@ -221,7 +221,7 @@ def test_without_reset_it_stays_collapsed():
 
 
 def test_eight_devices_move_the_codebook_as_one():
-    model, variables, _ = quantizer(reset_below=1.0, decay=0.5)
+    model, variables, _ = quantizer(reset_below=3.0, decay=0.1)
     tokens = jax.random.normal(jax.random.key(7), (16, 6, 4))
     valid = jnp.arange(16) % 5 != 0
 

@@ -1,0 +1,70 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from handjax import losses
+
+
+def test_point_l1_sums_over_coordinates():
+    a, b = jnp.array([[[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]]]), jnp.zeros((1, 2, 3))
+    np.testing.assert_allclose(losses.point_l1(a, -a + b), [[12.0, 0.0]])
+
+
+def test_reduction_counts_masked_elements_as_zero():
+    errors = jnp.array([[1.0, 3.0], [5.0, 7.0]])
+    assert losses.reduce_points(errors) == 4
+    assert losses.reduce_points(errors, example_valid=jnp.array([True, False])) == 1
+    point_valid = jnp.array([[True, False], [True, True]])
+    assert losses.reduce_points(errors, point_valid=point_valid) == 13 / 4
+
+
+def test_masked_nan_does_not_reach_loss_or_gradient():
+    errors, valid = jnp.array([[1.0], [jnp.nan]]), jnp.array([True, False])
+    loss, grad = jax.value_and_grad(
+        lambda e: losses.reduce_points(e, example_valid=valid)
+    )(errors)
+    assert loss == 0.5
+    np.testing.assert_array_equal(grad, [[0.5], [0.0]])
+
+
+def test_commitment_pulls_tokens_and_not_codes():
+    tokens, codes = jnp.array([[[1.0, 2.0], [0.0, 0.0]]]), jnp.zeros((1, 2, 2))
+    assert losses.commitment(tokens, codes)[0] == 5 / 4
+    assert losses.commitment(tokens, codes, reduction="sum")[0] == 5
+    to_tokens, to_codes = jax.grad(
+        lambda t, c: losses.commitment(t, c, reduction="sum")[0], (0, 1)
+    )(tokens, codes)
+    np.testing.assert_allclose(to_tokens, 2 * tokens)
+    np.testing.assert_array_equal(to_codes, 0 * codes)
+    with pytest.raises(ValueError, match="reduction='max' is not one of"):
+        losses.commitment(tokens, codes, reduction="max")
+
+
+def test_cross_entropy_of_even_scores_is_the_log_of_their_number():
+    logits = jnp.zeros((2, 3, 7))
+    np.testing.assert_allclose(
+        losses.cross_entropy(logits, jnp.zeros((2, 3), int)), np.log(7), rtol=1e-6
+    )
+
+
+def test_cross_entropy_with_smoothing_equals_its_definition():
+    rng = np.random.default_rng(0)
+    logits, labels, s = rng.normal(size=(4, 5)), np.array([0, 4, 2, 2]), 0.1
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    target = (1 - s) * np.eye(5)[labels] + s / 5
+    np.testing.assert_allclose(
+        losses.cross_entropy(
+            jnp.float32(logits), jnp.asarray(labels), label_smoothing=s
+        ),
+        -(target * np.log(p)).sum(-1),
+        rtol=1e-5,
+    )
+
+
+def test_accuracy_and_distance():
+    logits = jnp.array([[0.0, 1.0], [2.0, 1.0]])
+    assert losses.accuracy(logits, jnp.array([1, 1])) == 0.5
+    a = jnp.array([[[3.0, 4.0, 0.0]], [[9.0, 9.0, 9.0]]])
+    valid = jnp.array([True, False])
+    assert losses.mean_distance(a, 0 * a, example_valid=valid) == 5
