@@ -128,7 +128,7 @@ def _measure(
             )
         return
     measure = globals()[f"_{name}"]
-    options = {"max_batch": max_batch} if name == "throughput" else {}
+    options: dict[str, float] = {"max_batch": max_batch} if name == "throughput" else {}
     if name in ("latency", "throughput", "train_step"):
         options["seconds"] = seconds
     yield from measure(subject, **options)
@@ -290,7 +290,7 @@ def repeat(program: Callable, arguments: tuple, seconds: float) -> list[float]:
 @contextmanager
 def _no_compile_cache() -> Iterator[None]:
     """Compile afresh within the block."""
-    before = jax.config.jax_enable_compilation_cache
+    before = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)
     try:
         yield

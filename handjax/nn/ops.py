@@ -11,7 +11,7 @@ XLA's "SAME" differs from that at stride 2.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -108,7 +108,9 @@ def depthwise_conv(
             return repeated * kernel.reshape(1, 1, 1, -1)
         by_channel = kernel.reshape(*kernel.shape[:2], dim, multiplier)
         # One pass per multiple keeps the innermost loop over contiguous channels.
-        parts = [depthwise(x, by_channel[..., m], stride) for m in range(multiplier)]
+        parts: list[Any] = [
+            depthwise(x, by_channel[..., m], stride) for m in range(multiplier)
+        ]
         out = jnp.stack(parts, axis=-1)
         return out.reshape(*out.shape[:3], dim * multiplier)
 
@@ -193,28 +195,31 @@ def conv_transpose(
 
 
 def _overlap_add(x, kernel, stride, padding):
-    """One matrix product gives every tap; stride-spaced blocks of taps are added."""
+    """One matrix product gives each stride x stride block of the output.
+
+    A block is reached by the inputs at and before it, as many as the kernel has
+    blocks: their channels side by side make the rows of the product.
+    """
     size, _, dim, dim_out = kernel.shape
     batch, height, width, _ = x.shape
     blocks = -(-size // stride)
-    full = blocks * stride
-    kernel = jnp.pad(kernel, ((0, full - size), (0, full - size), (0, 0), (0, 0)))
-    flat = kernel.transpose(2, 0, 1, 3).reshape(dim, -1)
-    taps = jnp.dot(x, flat).reshape(
-        batch, height, width, blocks, stride, blocks, stride, dim_out
-    )
+    missing = blocks * stride - size
+    kernel = jnp.pad(kernel, ((0, missing), (0, missing), (0, 0), (0, 0)))
+    kernel = kernel.reshape(blocks, stride, blocks, stride, dim, dim_out)
+    kernel = kernel[::-1, :, ::-1].transpose(0, 2, 4, 1, 3, 5)
+    before = (blocks - 1, blocks - 1)
+    padded = jnp.pad(x, ((0, 0), before, before, (0, 0)))
     rows, cols = height + blocks - 1, width + blocks - 1
-    total = jnp.zeros((batch, rows, cols, stride, stride, dim_out), taps.dtype)
-    for a in range(blocks):
-        for b in range(blocks):
-            edges = (
-                (0, 0),
-                (a, blocks - 1 - a),
-                (b, blocks - 1 - b),
-                *((0, 0),) * 3,
-            )
-            total = total + jnp.pad(taps[:, :, :, a, :, b], edges)
-    out = total.swapaxes(2, 3).reshape(batch, rows * stride, cols * stride, dim_out)
+    reaching = [
+        padded[:, a : a + rows, b : b + cols]
+        for a in range(blocks)
+        for b in range(blocks)
+    ]
+    out = jnp.dot(
+        jnp.concatenate(reaching, axis=-1), kernel.reshape(blocks**2 * dim, -1)
+    )
+    out = out.reshape(batch, rows, cols, stride, stride, dim_out).swapaxes(2, 3)
+    out = out.reshape(batch, rows * stride, cols * stride, dim_out)
     out_height, out_width = (
         stride * (n - 1) + size - 2 * padding for n in (height, width)
     )

@@ -190,13 +190,13 @@ def _add_identity(kernel, factor):
     return kernel
 
 
-def _float64(tree):
+def _float64(tree: Any) -> Any:
     if isinstance(tree, Mapping):
         return {name: _float64(node) for name, node in tree.items()}
     return np.asarray(tree, np.float64)
 
 
-def _float32(tree):
+def _float32(tree: Any) -> Any:
     if isinstance(tree, Mapping):
         return {name: _float32(node) for name, node in tree.items()}
     return np.asarray(tree, np.float32)
