@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
 from handjax import config as configs
@@ -247,7 +247,7 @@ def stage_steps(workdir: Path) -> dict[str, list[int]]:
     }
 
 
-def read_config(workdir: Path | str) -> ml_collections.ConfigDict:
+def read_config(workdir: Path | str) -> ConfigDict:
     """The config a workdir was trained with.
 
     Raises:
@@ -292,14 +292,18 @@ def load_variables(
 
 
 def load_for_inference(
-    workdir: Path | str, stage: str | None = None, step: int | None = None
-) -> tuple[ml_collections.ConfigDict, Any, dict[str, Any], str, int]:
+    workdir: Path | str,
+    stage: str | None = None,
+    step: int | None = None,
+    change: Callable[[ConfigDict], ConfigDict] | None = None,
+) -> tuple[ConfigDict, Any, dict[str, Any], str, int]:
     """Everything that evaluation and prediction need from a workdir.
 
     Args:
         workdir: directory of a `handjax.train` run.
         stage: None for the last stage that has a checkpoint.
         step: None for the newest one.
+        change: makes another config of the run's one before the model is built.
 
     Returns:
         (config, model, variables, stage name, step).
@@ -310,6 +314,8 @@ def load_for_inference(
     from handjax import models
 
     config = read_config(workdir)
+    if change is not None:
+        config = change(config.lock())
     family = models.load(config.family)
     available = stage_steps(Path(workdir))
     order = [s.name for s in family.stages(config) if available.get(s.name)]
@@ -326,7 +332,7 @@ def load_for_inference(
     return config, build_model(family, config), variables, stage, step
 
 
-def build_model(family: Any, config: ml_collections.ConfigDict, **fields: Any) -> Any:
+def build_model(family: Any, config: ConfigDict, **fields: Any) -> Any:
     """`family.Model` with the fields of `config.model`.
 
     Raises:

@@ -156,9 +156,11 @@ def run(
     # Orbax tells absl's log about every default it takes.
     logging.getLogger("absl").setLevel(logging.ERROR)
     config, model, variables, name, step = checkpoints.load_for_inference(
-        arguments.workdir, arguments.stage, arguments.step
+        arguments.workdir,
+        arguments.stage,
+        arguments.step,
+        change=lambda config: command_line.override(config, overrides),
     )
-    config = command_line.override(config.lock(), list(overrides))
     stages = models.load(config.family).stages(config)
     stage = next(s for s in stages if s.name == name)
     hand_file = mano_files.load(
@@ -199,6 +201,7 @@ def run(
         "family": config.family,
         "stage": name,
         "step": step,
+        "changed": dict(overrides),  # keys of the config that are not the run's
         **result,
     }
     path = Path(arguments.workdir) / "eval" / str(step) / f"{benchmark}.json"

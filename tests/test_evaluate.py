@@ -90,7 +90,10 @@ def workdir(monkeypatch, tmp_path):
     monkeypatch.setattr(
         checkpoints,
         "load_for_inference",
-        lambda w, stage, step: (config, None, np.float32(0.01), stage or "mesh", 7),
+        lambda w, stage, step, change: (
+            *(change(config.lock()), None),
+            *(np.float32(0.01), stage or "mesh", 7),
+        ),
     )
     monkeypatch.setattr(data, "open_data", lambda config, hand: Opened(config))
     return tmp_path, asked
@@ -101,6 +104,7 @@ def test_command_writes_a_report_with_baseline_and_floor(workdir, capsys):
     assert evaluate.main([f"--workdir={path}", "--config.eval.num=5"]) == 0
     report = json.loads((path / "eval" / "7" / "synthetic_test.json").read_text())
     assert report["benchmark"] == "synthetic_test" and report["step"] == 7
+    assert report["changed"] == {"eval.num": "5"}
     assert "reflections allowed" in report["protocol"] and report["count"] == 9
     assert tuple(report["metrics"]) == METRICS
     assert tuple(report["baseline"]["mean_hand"]) == METRICS

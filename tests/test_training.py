@@ -213,3 +213,19 @@ def test_inference_needs_only_the_workdir(tmp_path, unbroken, monkeypatch):
     )
     with pytest.raises(FileNotFoundError, match=r"stage 'mesh' at step 5; it has"):
         checkpoints.load_for_inference(workdir, "mesh", 5)
+
+
+def test_a_changed_config_is_the_one_the_model_is_built_of(
+    tmp_path, unbroken, monkeypatch
+):
+    workdir = unbroken[0]
+    monkeypatch.setattr(models, "load", lambda name: fake_family)
+    config = fake_family.get_config()
+    (workdir / "config.json").write_text(checkpoints.configs.to_json(config))
+
+    def change(config):
+        config.model.width = 5
+        return config
+
+    found, model, *_ = checkpoints.load_for_inference(workdir, change=change)
+    assert found.model.width == model.width == 5
