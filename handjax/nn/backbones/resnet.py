@@ -113,8 +113,13 @@ class Block(nn.Module):
         return Conv(features, size, stride, dtype=self.dtype, init=_init, name=name)
 
 
-def build(name: str, **options) -> ResNet:
-    """Build one published size; `options` are the fields of `ResNet`."""
+def build(name: str, *, drop_path_rate: float = 0.0, **options) -> ResNet:
+    """Build one published size; `options` are the fields of `ResNet`.
+
+    `drop_path_rate` changes nothing: the published recipes of these sizes have no drop
+    path, and configs should be able to change the backbone alone.
+    """
+    del drop_path_rate
     return ResNet(variant=name, **options)
 
 
