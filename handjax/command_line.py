@@ -5,6 +5,7 @@ answered at once.
 """
 
 import importlib.util
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -38,6 +39,8 @@ def run(
     Returns:
         Exit code: 0, 1 for what went wrong on the way, 2 for what was typed.
     """
+    # Orbax tells absl's log about every default it takes.
+    logging.getLogger("absl").setLevel(logging.ERROR)
     argv = list(sys.argv if argv is None else argv)
     if any(arg in ("--help", "-h", "-help", "--helpshort") for arg in argv[1:]):
         print(f"{doc.strip()}\n\nFlags:\n{_flag_help(values)}")
