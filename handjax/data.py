@@ -34,9 +34,10 @@ def default_directory(config: ml_collections.ConfigDict) -> Path:
 
     root = os.environ.get("HANDJAX_DATA") or Path.home() / ".cache" / "handjax"
     size = "" if config.image_size == 224 else f"-{config.image_size}px"
+    view = "" if config.max_turn == 180 else f"-turn{config.max_turn:g}"
     hand = mano_files.load("open").sha256[:6]
     return Path(root) / (
-        f"synthetic-{config.num_train}-{config.num_test}-seed{config.seed}{size}"
+        f"synthetic-{config.num_train}-{config.num_test}-seed{config.seed}{size}{view}"
         f"-v{schema.SCHEMA_VERSION}.{generate.VERSION}-{hand}"
     )
 
@@ -84,6 +85,7 @@ def _render(data: ml_collections.ConfigDict, directory: Path) -> None:
             num_test=data.num_test,
             seed=data.seed,
             image_size=data.image_size,
+            max_turn=data.max_turn,
         )
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
@@ -94,8 +96,8 @@ def _render(data: ml_collections.ConfigDict, directory: Path) -> None:
 def _named(data: ml_collections.ConfigDict) -> Path:
     """Directory of a data set that has to exist."""
     how = (
-        f"Prepare it with `python -m data_pipelines.prepare {data.name} --source RAW "
-        f"--out DIR`, or use the built-in data: --config.data.name={BUILT_IN} "
+        "Write its records with data_pipelines.shards (data_pipelines/README.md has "
+        f"the schema), or use the built-in data: --config.data.name={BUILT_IN} "
         "--config.data.dir=''."
     )
     if data.name == BUILT_IN:

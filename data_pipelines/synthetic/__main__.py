@@ -31,6 +31,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--left_fraction", type=float, default=0.0, help="share of left hands, 0 to 1"
     )
+    parser.add_argument(
+        "--max_turn",
+        type=float,
+        default=180.0,
+        help="degrees from fingers up, palm to the camera; 180: any view",
+    )
     arguments = parser.parse_args()
     if (arguments.num is None) == (arguments.preset is None):
         parser.error("give either --num (and --num_test) or --preset")
@@ -55,6 +61,7 @@ def main() -> int:
             workers=arguments.workers,
             image_size=arguments.image_size,
             left_fraction=arguments.left_fraction,
+            max_turn=arguments.max_turn,
         )
     except (ValueError, generate.shards.ShardError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -14,6 +14,7 @@ from data_pipelines.synthetic.workers import Workers
 from handjax import mano_files
 
 NAME = "synthetic"
+_OF_PICTURES = ("seed", "image_size", "left_fraction", "max_turn")
 VERSION = 1
 """Of the pictures: raised whenever the same seed gives other ones."""
 DESCRIPTION = (
@@ -50,6 +51,7 @@ def ensure(
     workers: int = 0,
     image_size: int = 224,
     left_fraction: int | float = 0.0,
+    max_turn: int | float = 180.0,
 ) -> Path:
     """Make a data set unless it is there already.
 
@@ -64,6 +66,8 @@ def ensure(
         workers: Processes; 0 for one per core.
         image_size: Side of the pictures, pixels.
         left_fraction: Share of left hands.
+        max_turn: Degrees that hands are turned at most from fingers up, palm to the
+            camera; 180 for any view.
 
     Returns:
         The directory.
@@ -78,6 +82,7 @@ def ensure(
     _check_range("seed", seed, 0, None)
     _check_range("image_size", image_size, 32, 2048)
     _check_range("left_fraction", left_fraction, 0, 1)
+    _check_range("max_turn", max_turn, 1, 180)
     file = mano_files.load("open")
     settings = {
         "version": VERSION,
@@ -87,6 +92,7 @@ def ensure(
         "num": num,
         "num_test": num_test,
         "hand_sha256": file.sha256,
+        "max_turn": max_turn,
     }
     with _locked(directory):
         _check_same(directory, settings)
@@ -182,7 +188,7 @@ def _make(directory: Path, settings: dict[str, Any], missing: int, count: int) -
     )
     for leftover in directory.glob(".*.partial-*"):  # of a run that was killed
         leftover.unlink()
-    generator = {key: settings[key] for key in ("seed", "image_size", "left_fraction")}
+    generator = {key: settings[key] for key in _OF_PICTURES}
     with Workers(count, generator) as pool, progress.Report("images", missing) as bar:
 
         def records(split):

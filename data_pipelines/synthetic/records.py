@@ -18,9 +18,16 @@ _MIRROR = np.array([1.0, -1.0, -1.0])
 class Generator:
     """Makes example `index` of a split; depends on nothing but the seed."""
 
-    def __init__(self, *, seed: int, image_size: int, left_fraction: int | float):
+    def __init__(
+        self,
+        *,
+        seed: int,
+        image_size: int,
+        left_fraction: int | float,
+        max_turn: int | float = 180.0,
+    ):
         self.seed, self.left_fraction = seed, left_fraction
-        self._sampler = scene.Sampler(image_size)
+        self._sampler = scene.Sampler(image_size, max_turn)
 
     def __call__(self, split: str, index: int) -> dict:
         """Return one record, see `data_pipelines.schema`."""

@@ -12,6 +12,8 @@ from data_pipelines.synthetic.poses import random_rotation, sample_betas
 from data_pipelines.synthetic.prior import PosePrior
 
 _HOLD, _IN_THE_WAY, _SLEEVE, _GROUND = 0.35, 0.15, 0.5, 0.3
+_FACING = np.array([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]])
+"""From the hand to the camera: fingers up, palm to the camera."""
 
 
 class Scene(NamedTuple):
@@ -37,8 +39,8 @@ class Scene(NamedTuple):
 class Sampler:
     """Draws scenes; holds what is read once."""
 
-    def __init__(self, image_size: int):
-        self.image_size = image_size
+    def __init__(self, image_size: int, max_turn: int | float = 180.0):
+        self.image_size, self.max_turn = image_size, max_turn
         self.hand = hands.load()
         self.prior = PosePrior(self.hand)
 
@@ -47,7 +49,7 @@ class Sampler:
         hand = self.hand
         betas = sample_betas(rng)
         angles, held = self._fingers(rng, betas)
-        root, wrist = _view(rng), _wrist_bend(rng)
+        root, wrist = _view(rng, self.max_turn), _wrist_bend(rng)
         posed = hands.pose(hand, angles, betas, root, wrist)
         intrinsics, shift, reach = _camera(rng, posed.vertices, self.image_size)
         drawn = [meshes.skin(rng, hand, posed.drawn + shift)]
@@ -95,8 +97,15 @@ class Sampler:
         return self.prior.sample(rng), None
 
 
-def _view(rng: np.random.Generator) -> np.ndarray:
-    """Rotation from the hand to the camera: any, more often with the arm below."""
+def _view(rng: np.random.Generator, max_turn: int | float) -> np.ndarray:
+    """Rotation from the hand to the camera: any, more often with the arm below.
+
+    Under 180 degrees, `max_turn` keeps to rotations that are no further from `_FACING`.
+    """
+    if max_turn < 180:
+        while (turn := random_rotation(rng)).magnitude() > np.radians(max_turn):
+            pass
+        return turn.as_matrix() @ _FACING
     root = random_rotation(rng).as_matrix()
     if rng.random() < 0.6:
         for _ in range(3):

@@ -132,3 +132,22 @@ def test_examples_depend_on_seed_split_and_index_alone(generator, examples):
     assert generator("test", 7)["image"] != again["image"]
     other = records.Generator(seed=4, image_size=SIZE, left_fraction=0.5)
     assert other("train", 7)["image"] != again["image"]
+
+
+def test_hands_turn_no_further_than_asked():
+    generator = records.Generator(
+        seed=3, image_size=SIZE, left_fraction=0.0, max_turn=25
+    )
+    wrist, index, middle, little = (
+        skeleton.JOINTS.index(name)
+        for name in ("wrist", "index1", "middle1", "little1")
+    )
+    for number in range(6):
+        example = generator("train", number)
+        root = rotation(example["mano_pose"][:3])
+        facing = np.array([[0, 0, 1], [1, 0, 0], [0, 1, 0]])
+        cosine = (np.trace(root @ facing.T) - 1) / 2
+        assert np.degrees(np.arccos(cosine)) <= 25
+        # Fingers up; a right hand that shows its palm has its thumb on the right.
+        x, y = example["joints2d"][:, 0], example["joints2d"][:, 1]
+        assert y[middle] < y[wrist] and x[index] > x[little]
