@@ -13,6 +13,7 @@ from typing import Any
 
 import flax.linen as nn
 import flax.traverse_util
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
@@ -186,6 +187,7 @@ class Model(nn.Module):
     backbone: str = "fastvit_ma36"
     backbone_drop_path: float = 0.2
     token_generator: str = "D"  # token_sampler.GENERATORS
+    sampler_gradient: bool = True  # mesh losses move the 2-D joints (SimpleHand's do)
     token_dim: int = 256
     classifier_blocks: int = 1
     dropout: float = 0.1  # of the classifier's attention
@@ -235,7 +237,8 @@ class Model(nn.Module):
         features = self.image_encoder(self._normalised(image), train=train)["final"]
         pooled = jnp.mean(features.astype(jnp.float32), axis=(1, 2))
         joints = self.joints2d_head(pooled).reshape(-1, NUM_JOINTS, 2)
-        tokens = self.generator(features, joints, train=train)
+        where = joints if self.sampler_gradient else jax.lax.stop_gradient(joints)
+        tokens = self.generator(features, where, train=train)
         logits = self.classifier(tokens, train=train)
         indices = jnp.argmax(logits, axis=-1)
         if self.inference == "hard" and not train:

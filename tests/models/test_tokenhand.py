@@ -246,6 +246,21 @@ def test_joints2d_loss_is_in_units_of_the_crop():
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("flows", [True, False])
+def test_mesh_losses_move_the_joints2d_only_with_sampler_gradient(flows):
+    batch = tiny.batch()
+    _, variables = tiny_model()
+    model = Model(**TINY, sampler_gradient=flows)
+
+    def vertices(head):
+        params = {**variables["params"], "joints2d_head": head}
+        output = model.apply({**variables, "params": params}, batch.image)
+        return jnp.abs(output.vertices).sum()
+
+    slope = jax.grad(vertices)(variables["params"]["joints2d_head"])
+    assert np.any(slope["bias"] != 0) == flows
+
+
 GOLDEN = {
     "tokenizer": (
         dict(
