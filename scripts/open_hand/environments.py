@@ -13,29 +13,12 @@ import tempfile
 import numpy as np
 from PIL import Image
 
+from data_pipelines.synthetic.surroundings import harmonic_basis
+
 KEY_PERCENTILE = 99.5
 """Pixels brighter than this make the key light; the rest is the soft light."""
 DIFFUSE_LEVEL, BACKGROUND_LEVEL = 0.5, 0.22
 KEY_TINT = np.array([1.0, 0.95, 0.88])
-
-
-def spherical_harmonics(directions):
-    """The nine real basis functions up to degree 2 at unit vectors (..., 3)."""
-    x, y, z = np.moveaxis(directions, -1, 0)
-    return np.stack(
-        [
-            np.full_like(x, 0.282095),
-            0.488603 * y,
-            0.488603 * z,
-            0.488603 * x,
-            1.092548 * x * y,
-            1.092548 * y * z,
-            0.315392 * (3 * z * z - 1),
-            1.092548 * x * z,
-            0.546274 * (x * x - y * y),
-        ],
-        -1,
-    )
 
 
 def _read(path):
@@ -86,7 +69,10 @@ def _convert(radiance):
     towards = np.einsum("hw,hw,hwd->d", excess.mean(-1), area, directions)
     towards /= np.linalg.norm(towards) + 1e-9
     coefficients = np.einsum(
-        "hwk,hwc,hw->kc", spherical_harmonics(directions), radiance - excess, area
+        "hwk,hwc,hw->kc",
+        harmonic_basis(directions.reshape(-1, 3)).reshape(*directions.shape[:2], 9),
+        radiance - excess,
+        area,
     )
     # Convolution with the clamped cosine (Ramamoorthi and Hanrahan 2001), over pi.
     coefficients *= np.array([1.0, *[2 / 3] * 3, *[1 / 4] * 5])[:, None]
