@@ -48,3 +48,10 @@ def test_import_names_what_does_not_fit():
     del weights["layer2.0.downsample.0.weight"]
     with pytest.raises(ValueError, match=r"resnet18: 1 entries.*downsample_0"):
         resnet.import_torch(weights)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "fastvit_t8"])
+def test_backbones_are_built_alike(name):
+    """So that a config changes the backbone alone."""
+    model = backbones.build(name, drop_path_rate=0.2, dtype=jnp.float32)
+    assert backbones.num_features(name) > 0 and model.dtype == jnp.float32
