@@ -17,6 +17,7 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("cosine", "step", "constant")
 DECAY_MASKS = ("no_1d", "paper", "all")
+BATCH_NORMS = ("global", "device")
 STAGE_DATA = ("images", "poses")
 
 NEUTRAL_KEYS = (
@@ -42,6 +43,8 @@ def base() -> ml_collections.ConfigDict:
         dict(
             family="",
             seed=0,
+            # Directory of an earlier run or of handjax.convert to begin from; "": none.
+            init_from="",
             model=dict(),  # fields of the family's Model
             # source: "open" (built in) or the path of a MANO file; tips: a name of
             # skeleton.MANO_TIPS, "" for the ones the file names.
@@ -93,10 +96,12 @@ def _train() -> dict[str, Any]:
         num_images=8,
         keep=2,  # checkpoints of each stage
         keep_every=0,  # further ones kept for good, every so many steps
+        # Batch statistics over all devices, or "device": over each device's examples
+        # (as PyTorch's DDP; SimpleHand was released so, with 32 on each of 8 GPUs).
+        batch_norm="global",
         precision="auto",  # "auto": bfloat16 on accelerators, float32 on CPU
         donate=True,
         compile_cache="auto",  # "auto": ~/.cache/handjax/xla; "": no cache
-        init_from="",  # workdir whose finished stages are taken over
     )
 
 
@@ -209,7 +214,11 @@ def from_json(text: str) -> ml_collections.ConfigDict:
             return {k: tuples(v) for k, v in value.items()}
         return value
 
-    return ml_collections.ConfigDict(tuples(json.loads(text)))
+    config = tuples(json.loads(text))
+    # Workdirs of earlier versions have this key under "train".
+    if "init_from" in config.get("train", {}):
+        config.setdefault("init_from", config["train"].pop("init_from"))
+    return ml_collections.ConfigDict(config)
 
 
 def difference(old: Config, new: Config) -> list[str]:
@@ -237,6 +246,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     """
     train, mesh = config.train, config.mesh
     _one_of("train.precision", train.precision, PRECISIONS)
+    _one_of("train.batch_norm", train.batch_norm, BATCH_NORMS)
     for key in ("log_every", "checkpoint_every", "keep"):
         _at_least(f"train.{key}", train[key], 1)
     for key in ("eval_every", "image_every", "num_images", "keep_every"):

@@ -1,8 +1,11 @@
 """Files that are either complete or absent."""
 
+import contextlib
 import json
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,3 +32,28 @@ def write_json(path: str | Path, value: Any) -> None:
     """Write readable JSON; NaN and infinity are refused, for JSON has neither."""
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     write_bytes(path, text.encode())
+
+
+@contextlib.contextmanager
+def new_directory(path: str | Path) -> Iterator[Path]:
+    """Fill a temporary neighbour, then put it in the place of `path`.
+
+    What was there is removed once the new one stands; after an error it is untouched.
+    """
+    path = Path(path).absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        made, old = temporary / "new", temporary / "old"
+        made.mkdir()
+        yield made
+        if path.exists():
+            path.rename(old)
+        try:
+            made.rename(path)
+        except BaseException:
+            if old.exists():
+                old.rename(path)
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -15,6 +15,7 @@ import ml_collections
 from handjax import (
     checkpoints,
     files,
+    init_from,
     logs,
     models,
     parameters,
@@ -105,6 +106,8 @@ def _prepare(
     from handjax import data, mano_files
     from handjax.reports import Reports
 
+    if workdir:
+        init_from.refuse_converted(workdir)
     family = models.load(config.family)
     stages = family.stages(config)
     mesh = sharding.make_mesh(config.mesh)

@@ -10,7 +10,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -83,9 +83,15 @@ def numpy_globals() -> dict[tuple[str, str], Any]:
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file, allowed: Allowed, path: str):
+    def __init__(
+        self,
+        file,
+        allowed: Allowed,
+        path: str,
+        resolve: Callable[[Any], Any] | None,
+    ):
         super().__init__(file, encoding="latin1")  # strings of Python 2
-        self._path = path
+        self._path, self._resolve = path, resolve
         self._allowed = {(_current(m), n): value for (m, n), value in allowed.items()}
 
     def find_class(self, module, name):
@@ -95,13 +101,17 @@ class _Unpickler(pickle.Unpickler):
             raise RefusedPickleError(
                 f"{self._path}: refused to load {module}.{name}, which is not in this "
                 f"format. Allowed: {', '.join(names)}. Nothing was run. If you trust "
-                f"the file, open it with the tool that made it and save plain arrays "
-                f"as npz."
+                f"the file, open it with the tool that made it and save its arrays "
+                f"alone."
             )
         return self._allowed[key]
 
     def persistent_load(self, pid):
-        raise RefusedPickleError(f"{self._path}: refused to load persistent id {pid!r}")
+        if self._resolve is None:
+            raise RefusedPickleError(
+                f"{self._path}: refused to load persistent id {pid!r}"
+            )
+        return self._resolve(pid)
 
 
 def _current(module: str) -> str:
@@ -123,7 +133,7 @@ def load(path: str | os.PathLike, allowed: Allowed) -> Any:
         OSError: The file cannot be read.
     """
     with open(path, "rb") as file:
-        return _read(file, allowed, os.fspath(path))
+        return load_from(file, allowed, os.fspath(path))
 
 
 def load_npz(path: str | os.PathLike, allowed: Allowed) -> dict[str, Any]:
@@ -166,13 +176,31 @@ def _read_member(archive: zipfile.ZipFile, member: str, allowed: Allowed, path: 
             (2, 0): np.lib.format.read_array_header_2_0,
         }[version]
         header(file)
-        array = _read(file, allowed, f"{path}, array {member!r}")
+        array = load_from(file, allowed, f"{path}, array {member!r}")
     return array.item() if isinstance(array, np.ndarray) and array.ndim == 0 else array
 
 
-def _read(file, allowed: Allowed, path: str) -> Any:
+def load_from(
+    file: Any,
+    allowed: Allowed,
+    path: str,
+    persistent_load: Callable[[Any], Any] | None = None,
+) -> Any:
+    """Read the next pickle of an open file.
+
+    Args:
+        file: Open, in binary; stands behind the pickle afterwards.
+        allowed: What the format needs; see `numpy_globals` and `holder`.
+        path: What messages call the file.
+        persistent_load: Resolves the persistent ids that the format uses; None refuses
+            them.
+
+    Raises:
+        RefusedPickleError: It names another global; the message says which.
+        ValueError: It is truncated or not a pickle.
+    """
     try:
-        return _Unpickler(file, allowed, path).load()
+        return _Unpickler(file, allowed, path, persistent_load).load()
     except RefusedPickleError:
         raise
     except MemoryError:

@@ -10,7 +10,15 @@ from typing import Any
 
 import jax
 
-from handjax import checkpoints, integrity, logs, resume, sharding, train_state
+from handjax import (
+    checkpoints,
+    init_from,
+    integrity,
+    logs,
+    resume,
+    sharding,
+    train_state,
+)
 from handjax.checkpoints import Checkpoints
 from handjax.recorder import Recorder
 from handjax.resume import Carried
@@ -35,7 +43,7 @@ def fit(run: Run) -> Carried | None:
     _check_stages(run, stages)
     done = checkpoints.stage_steps(run.workdir)
     started = [i for i, stage in enumerate(stages) if done.get(stage.name)]
-    first = max(started) if started else resume.first_stage(run)
+    first = max(started) if started else init_from.first_stage(run)
     for stage in stages[:first]:
         run.say(f"stage {stage.name}: finished, skipped")
     carried: Carried | None = None
@@ -114,7 +122,13 @@ def train_stage(
 
 
 def _compiled(run: Run, stage: Stage, state: TrainState, batch: Batch) -> Callable:
-    step = train_state.make_step(run.model, stage, run.config.stages[stage.name])
+    own = run.config.train.batch_norm == "device"
+    step = train_state.make_step(
+        run.model,
+        stage,
+        run.config.stages[stage.name],
+        groups=run.mesh.size if own else 1,
+    )
     same = jax.tree.map(lambda x: x.sharding, state)
     jitted = jax.jit(
         step,

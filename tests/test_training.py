@@ -182,7 +182,7 @@ def test_a_pattern_that_matches_nothing_lists_the_parts():
 
 def test_stages_come_from_another_workdir(tmp_path, unbroken):
     source = unbroken[0]
-    run = _run(tmp_path / "w", **{"train.init_from": str(source), "seed": 5})
+    run = _run(tmp_path / "w", **{"init_from": str(source), "seed": 5})
     variables, _ = training.fit(run)
     theirs, _ = checkpoints.load_variables(source, "tokenizer", 6)
     np.testing.assert_array_equal(
@@ -193,9 +193,7 @@ def test_stages_come_from_another_workdir(tmp_path, unbroken):
 
 
 def test_a_foreign_stage_that_does_not_fit_is_refused_by_the_family(tmp_path, unbroken):
-    run = _run(
-        tmp_path / "w", **{"train.init_from": str(unbroken[0]), "model.width": 4}
-    )
+    run = _run(tmp_path / "w", **{"init_from": str(unbroken[0]), "model.width": 4})
     with pytest.raises(ValueError, match="another width"):
         training.fit(run)
 

@@ -1,12 +1,21 @@
 """Checking imported weights against the network that is to hold them."""
 
+import contextlib
+import contextvars
+import functools
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from handjax import misfits
 from handjax.types import Variables
+
+_found: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar(
+    "found", default=None
+)
 
 
 def shapes(variables: Variables) -> dict[str, tuple[int, ...]]:
@@ -25,13 +34,38 @@ def check_fits(variables: Variables, module: nn.Module, name: str, source: str) 
         module: Backbone that they are for.
         name: What to call the backbone.
         source: What the user should have passed.
+
+    Raises:
+        misfits.ConversionError: They do not fit; says which entries.
     """
+    misfits.check(
+        shapes(variables),
+        _expected(module),
+        name=name,
+        advice=f"Pass {source}.",
+        variables=variables,
+    )
+    found = _found.get()
+    if found is not None:
+        found.append(name)
+
+
+@contextlib.contextmanager
+def found_names() -> Iterator[list[str]]:
+    """Collect the names of the backbones whose weights `check_fits` accepts inside.
+
+    A family's `import_torch` finds the size that the weights are of; this tells.
+    """
+    names: list[str] = []
+    token = _found.set(names)
+    try:
+        yield names
+    finally:
+        _found.reset(token)
+
+
+@functools.lru_cache(maxsize=8)
+def _expected(module: nn.Module) -> dict[str, tuple[int, ...]]:
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    expected: Any = jax.eval_shape(module.init, jax.random.key(0), image)
-    differing = set(shapes(variables).items()) ^ set(shapes(expected).items())
-    if differing:
-        paths = sorted({path for path, _ in differing})
-        raise ValueError(
-            f"The weights do not fit {name}: {len(paths)} entries differ, "
-            f"{paths[:8]}. Pass {source}."
-        )
+    variables: Any = jax.eval_shape(module.init, jax.random.key(0), image)
+    return shapes(variables)

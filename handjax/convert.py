@@ -1,0 +1,141 @@
+r"""Convert published weights to handjax's.
+
+    python -m handjax.convert model.safetensors --from timm --to weights/fastvit_ma36
+    python -m handjax.convert epoch_200_rerun1 --from simplehand --to runs/simplehand \
+        --hand MANO_RIGHT.pkl
+
+A backbone is then given to training as --config.init_from=DIR; a whole model is a
+workdir for handjax.predict and handjax.evaluate, and can be given to training, too.
+Files of torch.save are read without PyTorch, and nothing in them is run. Every entry is
+used or skipped by a rule that is printed; otherwise nothing is written.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m handjax.convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("source", help="file of weights: .pt, .pth, .ckpt, .safetensors or no suffix")
+    add("--from", dest="origin", default="", help="where it comes from, such as timm")
+    add("--to", required=True, help="directory that gets the result")
+    add("--name", default="", help="backbone; default: found from the weights")
+    add("--hand", default="", help="MANO_RIGHT.pkl, or open; whole models need it")
+    add("--overwrite", action="store_true", help="replace an earlier conversion")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 0, or 2 when nothing was written."""
+    arguments = _parser().parse_args(argv)
+    from handjax.command_line import UsageError
+
+    try:
+        record = run(arguments)
+    except (OSError, ValueError, RuntimeError, UsageError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print(summary(record, arguments.to))
+    return 0
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Convert as the command line says; returns what conversion.json holds.
+
+    Raises:
+        ValueError: The source is not known, or its weights cannot be taken.
+        OSError: The file cannot be read, or the directory is in use.
+    """
+    from handjax import conversions
+
+    module = conversions.load(arguments.origin)
+    from handjax import __version__, converted, torch_files
+
+    # Orbax tells absl's log about every default it takes.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    source, target = Path(arguments.source), Path(arguments.to)
+    if not source.is_file():
+        raise FileNotFoundError(f"{str(source)!r}: there is no such file of weights.")
+    converted.check_free(target, arguments.overwrite)
+    saved = torch_files.read(source)
+    state_dict = torch_files.state_dict(saved, source)
+    epoch = saved.get("epoch") if isinstance(saved, dict) else None
+    options = conversions.Options(
+        name=arguments.name,
+        hand=arguments.hand,
+        epoch=epoch if type(epoch) is int else None,
+    )
+    result = module.convert(state_dict, options)
+    _check_finite(result.variables)
+    record = {
+        "schema": "handjax/conversion",
+        "schema_version": 1,
+        "handjax": __version__,
+        "from": arguments.origin,
+        "source": {
+            "file": source.name,
+            "sha256": _sha256(source),
+            "entries": len(state_dict),
+            "url": module.SOURCE,
+        },
+    }
+    return converted.write(target, result, record, arguments.overwrite)
+
+
+def _check_finite(variables: Any) -> None:
+    import jax
+    import numpy as np
+
+    for path, leaf in jax.tree.leaves_with_path(variables):
+        if not np.isfinite(leaf).all():
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ValueError(
+                f"{name} has values that are not finite; the weights are of no use."
+            )
+
+
+def _sha256(path: Path) -> str:
+    import hashlib
+
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def summary(record: dict[str, Any], target: str) -> str:
+    """What was converted, what was left out, the licence, and what to type next."""
+    source, skipped = record["source"], record["skipped"]
+    left_out = sum(map(len, skipped.values()))
+    what = f"{record['family']} with {record['backbone']}".removeprefix(" with ")
+    lines = [
+        f"{source['file']}: {what}, {record['parameters']:,} parameters",
+        f"{source['entries'] - left_out} of {source['entries']} entries used, "
+        f"{left_out} skipped",
+        *(f"  {len(names)} skipped: {rule}" for rule, names in skipped.items()),
+        f"licence: {record['licence']}",
+        *(f"warning: {note}" for note in record["notes"]),
+        f"written to {target}; next:",
+        f"  {_next(record, target)}",
+    ]
+    return "\n".join(lines)
+
+
+def _next(record: dict[str, Any], target: str) -> str:
+    if record["kind"] == "model":
+        return f"python -m handjax.predict photo.jpg --workdir {target} --output out"
+    return (
+        "python -m handjax.train --config configs/simplehand.py --workdir runs/mine "
+        f"--config.model.backbone={record['backbone']} --config.init_from={target}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,208 @@
+"""What a run begins with when `config.init_from` names a directory.
+
+That is one of: a workdir of an earlier run, whose finished stages are taken over (of a
+family with one stage, the whole model); a backbone of handjax.convert, which becomes
+the model's `image_encoder`; a whole model of handjax.convert.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from handjax import checkpoints, converted, train_state
+from handjax.run import Run
+
+_ENCODER = "image_encoder/"
+_SHOWN = 5
+
+
+def first_stage(run: Run) -> int:
+    """Index of the first stage to train: later ones if an earlier run finished some.
+
+    The last stage is always trained.
+
+    Raises:
+        ValueError: if the directory has nothing that this run can begin from, or holds
+            weights of another backbone or family.
+    """
+    source = run.config.init_from
+    if not source:
+        return 0
+    if converted.is_conversion(source):
+        _check_record(run, converted.read_record(source))
+        return 0
+    done = checkpoints.stage_steps(Path(source))
+    stages = [s.name for s in run.family.stages(run.config)]
+    names = stages[:-1]
+    finished = [done.get(name) for name in names]
+    count = finished.index(None) if None in finished else len(finished)
+    if not count and not (len(stages) == 1 and done.get(stages[0])):
+        raise ValueError(
+            f"config.init_from={source!r} has no checkpoint of stage {stages[0]!r}; it "
+            f"has {sorted(done) or 'none'}. Pass the workdir of a run, or a directory "
+            "that handjax.convert made."
+        )
+    return count
+
+
+def refuse_converted(workdir: str | Path) -> None:
+    """Refuse to train in a directory that `handjax.convert` made.
+
+    Raises:
+        ValueError: says what to do instead; its checkpoint has no optimiser state.
+    """
+    if converted.is_conversion(workdir):
+        raise ValueError(
+            f"--workdir={str(workdir)!r} holds converted weights. To train from them, "
+            f"pass --config.init_from={workdir} and another --workdir."
+        )
+
+
+def take_over(run: Run, index: int, variables: Any) -> tuple[Any, dict[str, Any]]:
+    """Fresh variables in which a part, or all, comes from `config.init_from`.
+
+    Args:
+        run: shared by the stages.
+        index: of the first stage to train, as `first_stage` says.
+        variables: freshly made ones, placed on the devices.
+
+    Returns:
+        The variables, and the metadata of the checkpoint that they come from ({} for a
+        backbone).
+
+    Raises:
+        ValueError: if that part does not have the names and shapes of this model's.
+    """
+    source = Path(run.config.init_from)
+    if not converted.is_conversion(source):
+        return _from_run(run, index, variables)
+    record = converted.read_record(source)
+    if record["kind"] == "backbone":
+        return _backbone(run, variables, record), {}
+    return _whole(run, variables, record)
+
+
+def _check_record(run: Run, record: dict[str, Any]) -> None:
+    """Refuse weights of another backbone or family, before anything is computed."""
+    source, family = run.config.init_from, record["family"]
+    name = run.config.model.get("backbone", "")
+    if record["kind"] == "model" and family != run.config.family:
+        raise ValueError(
+            f"config.init_from={source!r} is a whole {family}, but config.family="
+            f"{run.config.family!r}. Pass a config of {family}, or convert a backbone."
+        )
+    if name != record["backbone"]:
+        raise ValueError(
+            f"config.init_from={source!r} is a {record['backbone']}, but config.model."
+            f"backbone={name!r}. Convert weights of that backbone, or pass "
+            f"--config.model.backbone={record['backbone']}."
+        )
+
+
+def _backbone(run: Run, variables: Any, record: dict[str, Any]) -> Any:
+    source = run.config.init_from
+    theirs = {
+        f"{collection}/{_ENCODER}{path}": value
+        for collection, tree in converted.read_backbone(source).items()
+        for path, value in train_state.flat(tree).items()
+    }
+    mine = _named(variables)
+    wanted = {k for k in mine if k.split("/", 1)[1].startswith(_ENCODER)}
+    merged = _merged(mine, wanted, theirs, f"{source} ({record['backbone']})")
+    run.say(
+        f"took the backbone {record['backbone']} ({len(theirs)} arrays of "
+        f"{record['source']['file']}) from {source}; licence: {record['licence']}"
+    )
+    return merged
+
+
+def _whole(
+    run: Run, variables: Any, record: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    source, family = run.config.init_from, record["family"]
+    theirs, info, step = _checkpoint(source, record["stage"])
+    merged = _all(variables, theirs, source)
+    run.say(
+        f"took {family} with {record['backbone']} ({record['source']['file']}, step "
+        f"{step}) from {source}; licence: {record['licence']}"
+    )
+    return merged, info
+
+
+def _checkpoint(source: str | Path, stage: str) -> tuple[dict, dict[str, Any], int]:
+    step = checkpoints.stage_steps(Path(source))[stage][-1]
+    theirs, info = checkpoints.load_variables(source, stage, step)
+    return _named(theirs), info, step
+
+
+def _all(variables: Any, theirs: dict[str, Any], source: str) -> Any:
+    """Every variable; the hand model's must be the same ones."""
+    mine = _named(variables)
+    merged = _merged(mine, set(mine), theirs, str(source))
+    for name, value in mine.items():
+        if name.startswith("constants/") and not np.allclose(
+            jax.device_get(value), jax.device_get(theirs[name]), atol=1e-6
+        ):
+            raise ValueError(
+                f"config.init_from={str(source)!r} was made for another hand model "
+                f"({name} differs); pass its config.hand.source and config.hand.tips."
+            )
+    return merged
+
+
+def _from_run(run: Run, index: int, variables: Any) -> tuple[Any, dict[str, Any]]:
+    """The earlier stages' part of a workdir's model, or all of a one-stage family's."""
+    source, stages = run.config.init_from, run.family.stages(run.config)
+    earlier = stages[:index] or stages
+    theirs, info, step = _checkpoint(source, earlier[-1].name)
+    where = f"{source} (stage {earlier[-1].name!r}, step {step})"
+    later = stages[index]
+    if later.check is not None:  # says more than a list of shapes
+        later.check(run.config, run.model, train_state.nested(theirs), info)
+    if index == 0:
+        merged = _all(variables, theirs, source)
+    else:
+        pattern = "|".join(f"(?:{s.trainable})" for s in earlier)
+        mine = _named(variables)
+        wanted, given = (
+            {k for k in names if re.search(pattern, k.split("/", 1)[1])}
+            for names in (mine, theirs)
+        )
+        merged = _merged(mine, wanted, {k: theirs[k] for k in given}, where)
+    run.say(f"took stage {earlier[-1].name!r} at step {step} from {source}")
+    return merged, info
+
+
+def _merged(
+    mine: dict[str, Any], wanted: set[str], theirs: dict[str, Any], where: str
+) -> Any:
+    """Mine, with `theirs` in the place of those that are wanted.
+
+    Raises:
+        ValueError: if names or shapes are not the same.
+    """
+    shapes = {
+        k: (theirs[k].shape, mine[k].shape)
+        for k in wanted & set(theirs)
+        if theirs[k].shape != mine[k].shape
+    }
+    if wanted != set(theirs) or shapes:
+        raise ValueError(
+            f"{where} does not fit this config: missing there "
+            f"{sorted(wanted - set(theirs))[:_SHOWN]}, unknown here "
+            f"{sorted(set(theirs) - wanted)[:_SHOWN]}, other shapes "
+            f"{sorted(shapes.items())[:_SHOWN]}."
+        )
+    return train_state.nested(
+        {
+            k: jax.device_put(theirs[k], v.sharding) if k in wanted else v
+            for k, v in mine.items()
+        }
+    )
+
+
+def _named(variables: Any) -> dict[str, Any]:
+    return train_state.flat(dict(variables))

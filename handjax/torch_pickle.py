@@ -1,0 +1,156 @@
+"""The pickles of `torch.save`, read without PyTorch.
+
+`safe_pickle` gives them tensors, plain containers and numbers, nothing else.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from handjax import safe_pickle
+
+_STORAGES = {
+    "DoubleStorage": np.float64,
+    "FloatStorage": np.float32,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
+
+
+class _StorageType(NamedTuple):
+    """Stands for a class such as torch.FloatStorage; a pickle can only pass it on."""
+
+    name: str
+    dtype: np.dtype
+
+
+class _Storage(NamedTuple):
+    """What a persistent id stands for."""
+
+    array: np.ndarray
+
+
+def load(
+    file: Any,
+    name: str,
+    storage: Callable[[str, np.dtype, int], np.ndarray],
+) -> Any:
+    """Read one.
+
+    Args:
+        file: Open, in binary; stands behind the pickle afterwards.
+        name: What messages call the file.
+        storage: Returns the storage of a key, given its type and length.
+
+    Raises:
+        RefusedPickleError: It names a global that tensors do not need; nothing was run.
+        ValueError: It is damaged, or a tensor reaches outside its storage.
+    """
+    found: dict[str, _Storage] = {}
+
+    def persistent_load(pid: Any) -> _Storage:
+        match pid:
+            case ("storage", _StorageType() as kind, str(key), _, int(count), *view):
+                if view not in ([], [None]):
+                    raise ValueError("views of storages (torch before 0.4)")
+            case _:
+                raise ValueError(f"a persistent id of an unknown form, {pid!r}")
+        if key not in found:
+            try:
+                found[key] = _Storage(storage(key, np.dtype(kind.dtype), count))
+            except KeyError:
+                raise ValueError(f"storage {key} is not in the file") from None
+        if found[key].array.dtype != kind.dtype or found[key].array.size != count:
+            raise ValueError(f"storage {key} is of two types or sizes")
+        return found[key]
+
+    return safe_pickle.load_from(file, _allowed(), name, persistent_load)
+
+
+class _Dict(dict):
+    """An OrderedDict without the attributes that torch sets on it (`_metadata`)."""
+
+    def __setstate__(self, state):
+        del state
+
+
+def _allowed() -> dict[tuple[str, str], Any]:
+    """Stand-ins, new for every file, for what `torch.save` of tensors names."""
+
+    def ordered_dict(items=()):
+        return _Dict(items)
+
+    def rebuild_tensor(storage, offset, size, stride, requires_grad=False, *hooks):
+        del requires_grad, hooks
+        return _view(storage, offset, size, stride)
+
+    def rebuild_parameter(data, requires_grad=False, *hooks):
+        del requires_grad, hooks
+        return data
+
+    def size(dims):
+        return tuple(dims)
+
+    return {
+        ("collections", "OrderedDict"): ordered_dict,
+        ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
+        ("torch._utils", "_rebuild_parameter"): rebuild_parameter,
+        ("torch", "Size"): size,
+        **{
+            ("torch", name): _StorageType(name, np.dtype(dtype))
+            for name, dtype in _STORAGES.items()
+        },
+        **_numpy_scalars(),
+    }
+
+
+def _numpy_scalars() -> dict[tuple[str, str], Any]:
+    """For optimiser states: a learning rate out of a numpy schedule is np.float64."""
+
+    def scalar(dtype, data):
+        if not isinstance(dtype, np.dtype) or dtype.kind not in "fiub":
+            raise ValueError(f"a numpy scalar of type {dtype!r}")
+        return np.frombuffer(data, dtype, count=1)[0].item()
+
+    def encode(text, codec):
+        if codec != "latin1":
+            raise ValueError(f"bytes in the code {codec!r}")
+        return text.encode("latin1")
+
+    return safe_pickle.numpy_globals() | {
+        ("numpy.core.multiarray", "scalar"): scalar,
+        ("_codecs", "encode"): encode,
+    }
+
+
+def _view(storage: Any, offset: Any, size: Any, stride: Any) -> np.ndarray:
+    """A tensor on its storage.
+
+    Raises:
+        ValueError: It would reach outside of it.
+    """
+    if not isinstance(storage, _Storage):
+        raise ValueError("a tensor without a storage")
+    size, stride, array = tuple(size), tuple(stride), storage.array
+    numbers = (offset, *size, *stride)
+    if len(size) != len(stride) or not all(type(n) is int and n >= 0 for n in numbers):
+        raise ValueError(f"a tensor of size {size}, stride {stride}, offset {offset}")
+    if 0 in size:
+        return np.zeros(size, array.dtype)
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if last >= array.size:
+        raise ValueError(
+            f"a tensor of size {size}, stride {stride}, offset {offset} reaches "
+            f"outside its storage of {array.size} elements"
+        )
+    return np.lib.stride_tricks.as_strided(
+        array[offset:], size, [step * array.itemsize for step in stride]
+    )
