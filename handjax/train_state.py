@@ -1,5 +1,6 @@
 """The state of one training stage and the function that advances it by one step."""
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -109,22 +110,30 @@ def create(
 
 
 def make_step(
-    model: Any, stage: Stage, config: ml_collections.ConfigDict
+    model: Any, stage: Stage, config: ml_collections.ConfigDict, *, groups: int = 1
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]:
     """The function (state, batch) -> (state, metrics) of one stage, not yet jitted.
 
     Metrics hold `loss`, `loss_<name>` unweighted, `lr`, `grad_norm`, `update_norm`,
     what the family returns, and `GRAD_NORMS`.
+
+    Args:
+        model: of the family.
+        stage: of the family.
+        config: `config.stages.<name>`.
+        groups: parts of the batch that are normalised by their own statistics; the
+            number of devices for `config.train.batch_norm="device"`.
     """
     tx = optimizers.optimizer(config)
     lr = optimizers.schedule(config)
     weights = config.losses.to_dict()
+    loss_fn = stage.loss_fn if groups == 1 else _in_groups(stage, groups)
 
     def total(
         trainable: Any, rest: Any, collections: Any, batch: Any, rngs: Any
     ) -> Any:
         variables = {"params": nested({**rest, **trainable}), **collections}
-        losses, metrics, updates = stage.loss_fn(model, variables, batch, rngs)
+        losses, metrics, updates = loss_fn(model, variables, batch, rngs)
         _check_losses(stage, losses, weights)
         _check_updates(stage, updates, collections)
         loss = sum(weights[name] * losses[name] for name in weights)  # the one place
@@ -159,6 +168,29 @@ def make_step(
         return state, metrics
 
     return step
+
+
+def _in_groups(stage: Stage, groups: int) -> Callable:
+    """The stage's loss with each group of the batch on its own, then their means.
+
+    What is a mean over the batch stays what it was; only batch statistics are other
+    ones. The running statistics are the groups' mean.
+    """
+
+    def loss_fn(model: Any, variables: Variables, batch: Any, rngs: Any) -> Any:
+        parts = jax.tree.map(lambda x: x.reshape(groups, -1, *x.shape[1:]), batch)
+        keys = {name: jax.random.split(key, groups) for name, key in rngs.items()}
+        alone = functools.partial(stage.loss_fn, model)
+        found = jax.vmap(alone, in_axes=(None, 0, 0))(variables, parts, keys)
+        updated = sorted(set(found[2]) - {"batch_stats"})
+        if updated:
+            raise ValueError(
+                f"config.train.batch_norm='device' is not for stage {stage.name!r}, "
+                f"which moves {', '.join(updated)} by the whole batch; use 'global'."
+            )
+        return jax.tree.map(lambda x: jnp.mean(x, axis=0), found)
+
+    return loss_fn
 
 
 def _check_losses(stage: Stage, losses: dict, weights: dict) -> None:

@@ -32,7 +32,7 @@ def test_fsdp_splits_the_longest_axis_of_large_arrays_only():
     assert specs == {"large": (None, "fsdp"), "odd": (), "b": ()}
 
 
-def _gradients(stage_index, mesh):
+def _gradients(stage_index, mesh, groups=1, rows=slice(None)):
     """Gradient norms and loss of one step, computed over a mesh."""
     config = fake_family.get_config()
     stage = fake_family.stages(config)[stage_index]
@@ -46,7 +46,8 @@ def _gradients(stage_index, mesh):
     where = sharding.state_sharding(mesh, state)
     state = jax.device_put(state, where)
     made = next(fake_family.Data().train(stage, 16, 0))
-    step = jax.jit(train_state.make_step(model, stage, options))
+    made = jax.tree.map(lambda x: x[rows], made)
+    step = jax.jit(train_state.make_step(model, stage, options, groups=groups))
     state, metrics = step(state, sharding.global_batch(mesh, made))
     return jax.device_get((metrics, state.collections))
 
@@ -62,3 +63,26 @@ def test_eight_devices_compute_what_one_does(stage_index):
             one,
             many,
         )
+
+
+def test_statistics_of_each_device_are_those_of_its_examples():
+    together, moved = _gradients(1, _mesh(2, 1, num=2), groups=2)
+    one = _mesh(1, 1, num=1)
+    halves = [_gradients(1, one, rows=slice(8 * i, 8 * i + 8)) for i in range(2)]
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, *(half[1] for half in halves))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6),
+        moved["batch_stats"],
+        mean["batch_stats"],
+    )
+    alone, _ = _gradients(1, one, groups=2)
+    for name in ("loss", "loss_size", "grad_norm"):
+        np.testing.assert_allclose(together[name], alone[name], rtol=2e-5)
+    assert abs(together["loss"] - _gradients(1, one)[0]["loss"]) > 1e-6
+
+
+def test_statistics_of_each_device_are_not_for_codebooks():
+    with pytest.raises(
+        ValueError, match=r"'tokenizer', which moves codebook.*'global'"
+    ):
+        _gradients(0, _mesh(1, 1, num=1), groups=2)
