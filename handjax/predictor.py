@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from handjax import camera, checkpoints, crop, photo
+from handjax import camera, checkpoints, crop, photo, skeleton
 from handjax.mesh_export import outward_faces
 from handjax.photo import HandBox, Intrinsics, Photo
 from handjax.types import HandOutput
@@ -40,7 +40,8 @@ class HandPrediction(NamedTuple):
     translation: Float[np.ndarray, "3"]
     """The root joint in the camera's frame, metres; as good as the intrinsics are."""
     translation_source: str
-    """"joints2d" (3-D joints put onto the predicted 2-D ones) or "box" (its size)."""
+    """"root_depth" (predicted), "joints2d" (3-D joints put onto the predicted 2-D ones)
+    or "box" (its size)."""
     intrinsics: Intrinsics
     faces: Int[np.ndarray, "1538 3"]
     """Outward for this side."""
@@ -108,6 +109,7 @@ class HandPredictor:
                 f"{str(workdir)!r}: stage {found!r} (step {step}) sees no image, so it "
                 "cannot read a photo; train the next stage with handjax.train first."
             )
+        model, variables = models.for_inference(model, variables)
         name = f"{config.family}, stage {found}, step {step}"
         return cls(config, model, variables, batch_size=batch_size, name=name)
 
@@ -182,7 +184,7 @@ class HandPredictor:
                 f"length {intrinsics[0, 0]:g} pixels; correct the box or the camera."
             )
         image = crop.warp_image(request.photo.image, H, size)
-        return _View(image, H, view.R_crop_camera)
+        return _View(image, H, view.R_crop_camera, view.intrinsics)
 
     def _placed(
         self,
@@ -205,6 +207,11 @@ class HandPredictor:
             joints2d = crop.warp_points(np.linalg.inv(view.H_crop_photo), points)
             translation = _solved(joints3d, joints2d, request)
         source = "joints2d"
+        if output.root_gamma is not None and joints2d is not None:
+            root = joints2d[skeleton.ROOTS[self.config.data.root]]
+            found = _at_depth(root, float(output.root_gamma), view, request)
+            if found is not None:
+                translation, source = found, "root_depth"
         if translation is None:
             translation, source = _from_box(joints3d, request), "box"
         if joints2d is None:
@@ -230,6 +237,8 @@ class _View(NamedTuple):
     """From pixels of the true photo, mirroring included."""
     R_crop_camera: Float[np.ndarray, "3 3"]
     """From the camera's axes (of the mirrored world for a left hand)."""
+    intrinsics: Float[np.ndarray, "3 3"]
+    """Of the crop camera."""
 
 
 def requests(
@@ -257,6 +266,19 @@ def _predict(model: Any, variables: Any, images: Any) -> tuple[HandOutput, Any]:
         return output, None
     best = jax.numpy.max(jax.nn.softmax(output.logits, axis=-1), axis=-1)
     return output._replace(logits=None), best
+
+
+def _at_depth(
+    root_px: np.ndarray, gamma: float, view: "_View", request: Request
+) -> np.ndarray | None:
+    """The root joint at its predicted pixel and depth, None if that is behind us."""
+    depth = float(camera.root_depth_from_gamma(gamma, view.intrinsics))
+    ray = np.linalg.solve(request.intrinsics.matrix, np.append(root_px, 1.0))
+    mirror = np.eye(3) if request.box.is_right else np.diag(crop.MIRROR)
+    along = float((view.R_crop_camera @ mirror @ ray)[2])
+    if not (np.isfinite(depth) and depth > 0 and along > 0):
+        return None
+    return ray * depth / along
 
 
 # One compilation for all hands; without jit its loop is compiled at every call.

@@ -80,6 +80,9 @@ class HandOutput(NamedTuple):
     """Chosen code of each token (token families)."""
     cam: Float[AnyArray, "batch 3"] | None = None
     """Weak perspective of the crop: scale, x, y (families that predict one)."""
+    root_gamma: Float[AnyArray, "batch"] | None = None
+    """Depth of the root joint, free of scale: metres by `camera.root_depth_from_gamma`
+    (families that predict one)."""
 
 
 Variables = dict[str, Any]

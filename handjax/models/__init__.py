@@ -3,13 +3,14 @@
 import importlib
 import pkgutil
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from handjax import mano_files
-from handjax.types import AnyArray
+from handjax.nn import backbones
+from handjax.types import AnyArray, Variables
 
 
 class HandConstants(NamedTuple):
@@ -45,6 +46,37 @@ def load(name: str) -> ModuleType:
             f"handjax/models/{name}.py or fix the config."
         )
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def for_inference(model: Any, variables: Variables) -> tuple[Any, Variables]:
+    """The model as it is served: branches of its backbone folded where it can.
+
+    Answers stay the same to float rounding; the result cannot be trained.
+
+    Args:
+        model: A family's; with fields `backbone` and `fused` and a submodule
+            `image_encoder` to have anything folded.
+        variables: Of that model.
+    """
+    import jax
+
+    if not hasattr(model, "fused") or model.fused:
+        return model, variables
+    part = {
+        name: jax.device_get(tree["image_encoder"])
+        for name, tree in variables.items()
+        if "image_encoder" in tree
+    }
+    folded = backbones.fuse(model.backbone, part)
+    if folded is None:
+        return model, variables
+    rest = {
+        name: {key: tree[key] for key in tree if key != "image_encoder"}
+        for name, tree in variables.items()
+    }
+    for name, tree in folded.items():
+        rest[name] = {**rest[name], "image_encoder": jax.device_put(tree)}
+    return model.clone(fused=True), rest
 
 
 def joints_from_vertices(

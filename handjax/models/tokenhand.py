@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from handjax import losses, mano_files
 from handjax.models import HandConstants, joints_from_vertices
 from handjax.nn import backbones
+from handjax.nn.image import IMAGENET_MEAN, IMAGENET_STD, normalised
 from handjax.nn.metaformer import (
     MeshRegressor,
     MetaFormerBlock,
@@ -92,7 +93,7 @@ class Tokenizer(nn.Module):
         self.decoder = MeshRegressor(
             self.decoder_tokens,
             self.decoder_widths,
-            self.decoder_blocks,
+            (self.decoder_blocks,) * len(self.decoder_widths),
             dtype=self.dtype,
         )
 
@@ -186,7 +187,7 @@ class Model(nn.Module):
     # Image to tokens.
     backbone: str = "fastvit_ma36"
     backbone_drop_path: float = 0.2
-    token_generator: str = "D"  # token_sampler.GENERATORS
+    token_generator: str = "D"  # token_sampler.GENERATORS but F
     sampler_gradient: bool = True  # mesh losses move the 2-D joints (SimpleHand's do)
     token_dim: int = 256
     classifier_blocks: int = 1
@@ -194,10 +195,11 @@ class Model(nn.Module):
     drop_path: float = 0.1  # of the classifier
     inference: str = "soft"  # or "hard": the best code of each token
     # Input. ImageNet's, for which public backbone weights are made.
-    image_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    image_std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    image_mean: tuple[float, ...] = IMAGENET_MEAN
+    image_std: tuple[float, ...] = IMAGENET_STD
     channel_order: str = "rgb"  # or "bgr"
     dtype: str = "float32"  # of the computation; parameters are float32
+    fused: bool = False  # inference form of the backbone: `models.for_inference`
 
     def setup(self):
         """Build both stages' parts."""
@@ -206,8 +208,9 @@ class Model(nn.Module):
         self.tokenizer = Tokenizer(
             **{key: getattr(self, key) for key in TOKENIZER_FIELDS}, dtype=dtype
         )
+        form = {"fused": True} if self.fused else {}
         self.image_encoder = backbones.build(
-            self.backbone, drop_path_rate=self.backbone_drop_path, dtype=dtype
+            self.backbone, drop_path_rate=self.backbone_drop_path, dtype=dtype, **form
         )
         self.joints2d_head = nn.Dense(
             2 * NUM_JOINTS,
@@ -234,7 +237,14 @@ class Model(nn.Module):
         train: bool = False,
     ) -> HandOutput:
         """Predict the hand in crops of 0..255 RGB; sides divisible by 32."""
-        features = self.image_encoder(self._normalised(image), train=train)["final"]
+        image_in = normalised(
+            image,
+            self.image_mean,
+            self.image_std,
+            self.channel_order,
+            jnp.dtype(self.dtype),
+        )
+        features = self.image_encoder(image_in, train=train)["final"]
         pooled = jnp.mean(features.astype(jnp.float32), axis=(1, 2))
         joints = self.joints2d_head(pooled).reshape(-1, NUM_JOINTS, 2)
         where = joints if self.sampler_gradient else jax.lax.stop_gradient(joints)
@@ -297,14 +307,6 @@ class Model(nn.Module):
         regressor = self.get_variable("constants", "joint_regressor")
         return HandOutput(vertices, joints_from_vertices(regressor, vertices))
 
-    def _normalised(self, image: Any) -> Float[Array, "batch height width 3"]:
-        image = jnp.asarray(image, jnp.float32) / 255
-        if self.channel_order == "bgr":
-            image = image[..., ::-1]
-        mean, std = jnp.array(self.image_mean), jnp.array(self.image_std)
-        image = (image - mean[None, None, None]) / std[None, None, None]
-        return image.astype(jnp.dtype(self.dtype))
-
 
 def _last_pixel(image: Any) -> Float[Array, "1 1 2"]:
     """What 1 in the sampler's coordinates is in pixels: width - 1, height - 1."""
@@ -328,7 +330,7 @@ def _check_fields(model: Model) -> None:
         )
     for key, allowed in (
         ("inference", ("soft", "hard")),
-        ("channel_order", ("rgb", "bgr")),
+        ("token_generator", ("A", "B", "C", "D", "E")),
         ("commitment", ("mean", "sum")),
     ):
         value = getattr(model, key)

@@ -1,4 +1,4 @@
-"""MetaFormer block with self-attention, and the mesh regressor built of it.
+"""MetaFormer block, and the mesh regressor built of it.
 
 After SimpleHand, in PyTorch's numerics: LayerNorm eps 1e-5, exact GELU, packed qkv with
 bias, dropout on the attention probabilities, drop path per example.
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from handjax.nn.ops import gelu
 from handjax.skeleton import NUM_VERTICES
 
 LAYER_NORM_EPS = 1e-5
@@ -64,9 +65,45 @@ class SelfAttention(nn.Module):
         )(mixed)
 
 
-class MetaFormerBlock(nn.Module):
-    """x += attention(norm(x)); x += mlp(norm(x))."""
+class SeparableConv(nn.Module):
+    """Mix each token with its neighbours in the list: linear, depthwise 7, linear.
 
+    Between the first two stands StarReLU, scale relu(x)^2 + bias (MetaFormer).
+    """
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch token dim"]
+    ) -> Float[Array, "batch token dim"]:
+        """Tokens beyond both ends of the list are zero."""
+        dim, num_tokens, taps = x.shape[-1], x.shape[1], 7
+        options: dict[str, Any] = dict(
+            use_bias=False, dtype=self.dtype, kernel_init=torch_linear_init
+        )
+        x = nn.Dense(2 * dim, **options, name="widen")(x)
+        scale = self.param("scale", nn.initializers.ones, (1,)).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (1,)).astype(self.dtype)
+        x = scale * jnp.square(nn.relu(x)) + bias
+        kernel = self.param("kernel", torch_linear_init, (taps, 2 * dim))
+        padded = jnp.pad(x, ((0, 0), (taps // 2, taps // 2), (0, 0)))
+        shifted = (
+            padded[:, i : i + num_tokens] * kernel[i].astype(self.dtype)
+            for i in range(taps)
+        )
+        return nn.Dense(dim, **options, name="narrow")(sum(shifted))
+
+
+MIXERS = ("attention", "identity", "conv")
+"""How a block mixes tokens; with "identity" it does not and has the MLP alone."""
+
+
+class MetaFormerBlock(nn.Module):
+    """x += mixer(norm(x)); x += mlp(norm(x))."""
+
+    mixer: str = "attention"
+    """One of `MIXERS`."""
     num_heads: int = 4
     mlp_ratio: int = 4
     dropout: float = 0.0
@@ -80,15 +117,25 @@ class MetaFormerBlock(nn.Module):
     ) -> Float[Array, "batch token dim"]:
         """Mix tokens, then channels."""
         dim = x.shape[-1]
-        y = layer_norm(self.dtype, "norm1")(x)
-        y = SelfAttention(self.num_heads, self.dropout, self.dtype, name="attention")(
-            y, train=train
-        )
-        x = x + DropPath(self.drop_path)(y, train=train)
+        if self.mixer not in MIXERS:
+            raise ValueError(
+                f"config.model.mixer={self.mixer!r} is not one of {', '.join(MIXERS)}."
+            )
+        if self.mixer != "identity":
+            y = self._mixed(layer_norm(self.dtype, "norm1")(x), train)
+            x = x + DropPath(self.drop_path)(y, train=train)
         y = layer_norm(self.dtype, "norm2")(x)
         y = linear(self.mlp_ratio * dim, self.dtype, "mlp_in")(y)
-        y = linear(dim, self.dtype, "mlp_out")(jax.nn.gelu(y, approximate=False))
+        y = linear(dim, self.dtype, "mlp_out")(gelu(y))
         return x + DropPath(self.drop_path)(y, train=train)
+
+    def _mixed(self, x: Array, train: bool) -> Array:
+        if self.mixer == "conv":
+            return SeparableConv(self.dtype, name="conv")(x)
+        attention = SelfAttention(
+            self.num_heads, self.dropout, self.dtype, name="attention"
+        )
+        return attention(x, train=train)
 
 
 class TokenLinear(nn.Module):
@@ -107,15 +154,22 @@ class TokenLinear(nn.Module):
 
 
 class MeshRegressor(nn.Module):
-    """Tokens to mesh: each layer narrows the channels and multiplies the tokens.
+    """Tokens to mesh by layers, H_k ... H_0 (SimpleHand Eq. 1).
 
-    A layer is a learned code, a linear map, attention blocks, a linear map over tokens.
+    A layer adds a learned code, X = X + emb (SimpleHand Eq. 3), narrows the channels,
+    mixes and multiplies the tokens: U(MetaFormer(P(X))) (SimpleHand Eq. 2). The code
+    comes before P, as in SimpleHand's released network; its paper says "before each
+    MetaFormer block".
     """
 
     tokens: tuple[int, ...] = (48, 97, 194, 389)
     """Tokens that enter each layer; the last one leaves `num_vertices`."""
     widths: tuple[int, ...] = (256, 128, 64, 32)
-    blocks: int = 1
+    blocks: tuple[int, ...] = (1, 1, 1, 1)
+    """MetaFormer blocks of each layer."""
+    mixer: str = "attention"
+    position_codes: bool = True
+    """Whether the learned codes are there."""
     dropout: float = 0.0
     drop_path: float = 0.0
     num_vertices: int = NUM_VERTICES
@@ -125,15 +179,27 @@ class MeshRegressor(nn.Module):
     def __call__(
         self, x: Float[Array, "batch token dim"], *, train: bool
     ) -> Float[Array, "batch vertex 3"]:
-        """Coordinates of the vertices, float32."""
+        """Coordinates of the vertices, float32.
+
+        Raises:
+            ValueError: `x` has another number of tokens than the first layer takes.
+        """
+        if x.shape[1] != self.tokens[0]:
+            raise ValueError(
+                f"The mesh regressor's layers take {self.tokens} tokens, but "
+                f"{x.shape[1]} come in; let its token list begin with {x.shape[1]}."
+            )
         x = x.astype(self.dtype)
         targets = (*self.tokens[1:], self.num_vertices)
-        for i, (width, target) in enumerate(zip(self.widths, targets, strict=True)):
-            code = self.param(f"layer{i}_code", code_init, (1, *x.shape[1:]))
-            x = x + code.astype(self.dtype)
+        layers = zip(self.widths, self.blocks, targets, strict=True)
+        for i, (width, blocks, target) in enumerate(layers):
+            if self.position_codes:
+                code = self.param(f"layer{i}_code", code_init, (1, *x.shape[1:]))
+                x = x + code.astype(self.dtype)
             x = linear(width, self.dtype, f"layer{i}_reduce")(x)
-            for j in range(self.blocks):
+            for j in range(blocks):
                 x = MetaFormerBlock(
+                    mixer=self.mixer,
                     dropout=self.dropout,
                     drop_path=self.drop_path,
                     dtype=self.dtype,

@@ -1,4 +1,4 @@
-"""Tokens from feature maps: bilinear samples, sine position code, 4x upsampling.
+"""Tokens from feature maps: bilinear samples, sine position code, upsampling.
 
 Points are in [0, 1] of the crop, x right, y down, with 0 and 1 at the centres of the
 outermost pixels (PyTorch's `align_corners=True`): pixel = point * (size - 1).
@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from handjax.nn.batch_norm import BatchNorm
+from handjax.nn.conv import Conv
 from handjax.nn.metaformer import torch_linear_init
 
 
@@ -62,41 +64,34 @@ def sine_code(
     return code
 
 
-class Upsample4x(nn.Module):
-    """Transposed convolution, kernel 4, stride 4, no bias; BatchNorm; ReLU.
+class Upsample(nn.Module):
+    """Transposed convolution, kernel = stride = `factor`, no bias; BatchNorm; ReLU.
 
     With kernel = stride the patches do not overlap, so the layer is a matmul and a
     reshape, on every platform.
     """
 
     features: int
+    factor: int = 4
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch height width dim"], *, train: bool
-    ) -> Float[Array, "batch height4 width4 features"]:
-        """Map of four times the height and width."""
-        batch, height, width, _ = x.shape
+    ) -> Float[Array, "batch new_height new_width features"]:
+        """Map of `factor` times the height and width."""
+        (batch, height, width, _), n = x.shape, self.factor
         y = nn.Dense(
-            16 * self.features,
+            n * n * self.features,
             use_bias=False,
             dtype=self.dtype,
             # PyTorch counts the fan-in of a transposed convolution on its output side.
-            kernel_init=_uniform(1 / math.sqrt(16 * self.features)),
+            kernel_init=_uniform(1 / math.sqrt(n * n * self.features)),
             name="deconvolution",
         )(x)
-        y = y.reshape(batch, height, width, 4, 4, self.features)
-        y = y.transpose(0, 1, 3, 2, 4, 5)
-        y = y.reshape(batch, 4 * height, 4 * width, self.features)
-        norm = nn.BatchNorm(
-            use_running_average=not train,
-            momentum=0.9,
-            epsilon=1e-5,
-            dtype=self.dtype,
-            name="bn",
-        )
-        return nn.relu(norm(y))
+        y = y.reshape(batch, height, width, n, n, self.features).swapaxes(2, 3)
+        y = y.reshape(batch, n * height, n * width, self.features)
+        return nn.relu(BatchNorm(self.features, name="norm")(y, train=train))
 
 
 def _uniform(bound: float) -> nn.initializers.Initializer:
@@ -108,36 +103,49 @@ def _uniform(bound: float) -> nn.initializers.Initializer:
 
 GENERATORS = {
     "A": "global feature, the same for every token",
-    "B": "every pixel of the backbone's last map",
-    "C": "the backbone's last map at the 2-D joints",
-    "D": "the last map, upsampled 4x, at the 2-D joints (the paper's choice)",
+    "B": "every pixel of the map",
+    "C": "the map as it is, at the 2-D points",
+    "D": "the map, upsampled, at the 2-D points (the papers' choice)",
+    "E": "as D, after further convolutions",
+    "F": "as D, at the joints and at the vertices of a coarse mesh",
 }
 
 
 class TokenGenerator(nn.Module):
-    """Image tokens from the backbone's last map, in one of four ways (`GENERATORS`).
+    """Image tokens from one map of the backbone, in one of six ways (`GENERATORS`).
 
-    The letters follow SimpleHand's figure 2 a-d, whose ablation TokenHand repeats: at
-    224 pixels B samples the 7x7 grid, C samples at 7x7 and D at 28x28.
+    The letters are those of SimpleHand's figure 2. The rows of its table 5 at 224
+    pixels: A global, B grid 7x7, C point 7x7, D point 28x28 (14x14 with
+    `upsample=(2,)`), E point 28x28 enhanced, F coarse mesh. "F" differs from "D" in the
+    points alone, which the caller gives.
+
+    The paper leaves open what "enhanced" is: here it is `upsample=(2, 2)` ("two layers
+    of two-fold deconvolutions") or E's two 3x3 convolutions ("more convolutions"), both
+    with BatchNorm and ReLU; and for 14x14 one deconvolution with kernel = stride = 2,
+    as the released 4x one has kernel = stride.
     """
 
     kind: str = "D"
     dim: int = 256
+    upsample: tuple[int, ...] = (4,)
+    """Factors of the transposed convolutions of D, E and F."""
+    sine: bool = True
+    """Whether the fixed sine code is added to the map."""
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
         self,
         features: Float[Array, "batch height width channel"],
-        joints: Float[Array, "batch joint 2"],
+        points: Float[Array, "batch point 2"],
         *,
         train: bool,
     ) -> Float[Array, "batch token dim"]:
-        """Tokens; 21 of them, or height x width for "B".
+        """Tokens: one of each point, or height x width for "B".
 
         Args:
-            features: The backbone's last map.
-            joints: 2-D joints in [0, 1] of the crop.
+            features: A map of the backbone.
+            points: In [0, 1] of the crop.
             train: Whether batch statistics are used and updated.
         """
         if self.kind not in GENERATORS:
@@ -145,23 +153,36 @@ class TokenGenerator(nn.Module):
                 f"config.model.token_generator={self.kind!r} is not one of "
                 f"{', '.join(GENERATORS)}."
             )
-        if self.kind == "D":
-            features = Upsample4x(self.dim, self.dtype, name="upsample")(
-                features, train=train
+        if self.kind in "DEF":
+            features = self._upsampled(features, train)
+        # A map of the right width is taken as it is (HRNet's at stride 8).
+        elif features.shape[-1] != self.dim:
+            reduce = nn.Dense(
+                self.dim, dtype=self.dtype, kernel_init=torch_linear_init, name="reduce"
             )
-            return bilinear_sample(self._with_code(features), joints)
-        features = nn.Dense(
-            self.dim, dtype=self.dtype, kernel_init=torch_linear_init, name="reduce"
-        )(features)
-        batch, num_joints, _ = joints.shape
+            features = reduce(features)
+        batch, num_points, _ = points.shape
         if self.kind == "A":
             token = jnp.mean(features, axis=(1, 2))
-            return jnp.broadcast_to(token[:, None], (batch, num_joints, self.dim))
-        features = self._with_code(features)
+            return jnp.broadcast_to(token[:, None], (batch, num_points, self.dim))
+        if self.sine:
+            code = sine_code(*features.shape[1:3], self.dim)
+            features = features + jnp.asarray(code, features.dtype)[None]
         if self.kind == "B":
             return features.reshape(batch, -1, self.dim)
-        return bilinear_sample(features, joints)
+        return bilinear_sample(features, points)
 
-    def _with_code(self, features: Array) -> Array:
-        code = sine_code(*features.shape[1:3], self.dim)
-        return features + jnp.asarray(code, features.dtype)[None]
+    def _upsampled(self, features: Array, train: bool) -> Array:
+        for i, factor in enumerate(self.upsample):
+            layer = Upsample(self.dim, factor, self.dtype, name=f"upsample{i}")
+            features = layer(features, train=train)
+        for i in range(2 if self.kind == "E" else 0):
+            features = Conv(self.dim, 3, dtype=self.dtype, name=f"conv{i}")(features)
+            norm = BatchNorm(self.dim, name=f"conv{i}_norm")
+            features = nn.relu(norm(features, train=train))
+        return features
+
+
+def num_tokens(kind: str, num_points: int, height: int, width: int) -> int:
+    """Tokens that a generator makes of a map of this size."""
+    return height * width if kind == "B" else num_points

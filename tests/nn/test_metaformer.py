@@ -123,7 +123,7 @@ def test_drop_path_drops_whole_examples_and_keeps_the_mean():
     "tokens, widths", [((48,), (256,)), ((48, 97), (256, 128)), ((6, 5, 9), (8, 8, 4))]
 )
 def test_mesh_regressor_ends_in_vertices_whatever_its_layers(tokens, widths):
-    model = MeshRegressor(tokens, widths)
+    model = MeshRegressor(tokens, widths, (1,) * len(tokens))
     x = jnp.zeros((2, tokens[0], 16))
     shape = jax.eval_shape(
         lambda: model.init_with_output(jax.random.key(0), x, train=False)[0]

@@ -87,7 +87,7 @@ def test_sine_code_is_its_formula():
 def test_upsampling_equals_torchs_transposed_convolution(rng):
     torch = pytest.importorskip("torch")
     x = jnp.float32(rng.normal(size=(2, 3, 2, 5)))
-    layer = token_sampler.Upsample4x(6)
+    layer = token_sampler.Upsample(6, 4)
     variables = layer.init(jax.random.key(0), x, train=False)
     kernel = np.asarray(variables["params"]["deconvolution"]["kernel"])
     deconvolution = torch.nn.ConvTranspose2d(5, 6, 4, 4, bias=False)
@@ -120,9 +120,9 @@ def test_generators_follow_the_size_of_the_map(kind, count, rng):
 
 def test_unknown_generator_is_refused():
     with pytest.raises(
-        ValueError, match="token_generator='E' is not one of A, B, C, D"
+        ValueError, match="token_generator='G' is not one of A, B, C, D, E, F"
     ):
-        token_sampler.TokenGenerator("E").init(
+        token_sampler.TokenGenerator("G").init(
             jax.random.key(0),
             jnp.zeros((1, 2, 2, 3)),
             jnp.zeros((1, 21, 2)),

@@ -6,7 +6,8 @@ the map "final", by name) and `build`. Every backbone is called alike:
 
     maps = backbone(image, train=False)   # image normalised, (batch, height, width, 3)
 
-and returns maps "stride4", "stride8", "stride16", "stride32" and "final".
+and returns maps "stride4", "stride8", "stride16", "stride32" and "final" (the vision
+transformers' only stride is that of their patches).
 """
 
 import importlib
@@ -14,6 +15,8 @@ import pkgutil
 from types import ModuleType
 
 import flax.linen as nn
+
+from handjax.types import Variables
 
 
 def names() -> tuple[str, ...]:
@@ -34,6 +37,12 @@ def build(name: str, **options) -> nn.Module:
 def num_features(name: str) -> int:
     """Channels of the map "final" of a backbone."""
     return family(name).NUM_FEATURES[name]
+
+
+def fuse(name: str, variables: Variables) -> Variables | None:
+    """Variables of a backbone built with `fused=True`; None if it has no such form."""
+    module = family(name)
+    return module.fuse(variables) if hasattr(module, "fuse") else None
 
 
 def family(name: str) -> ModuleType:

@@ -1,0 +1,317 @@
+"""SimpleHand: a simple baseline for hand mesh reconstruction (CVPR 2024).
+
+One stage, "mesh". A backbone's global feature gives the 2-D joints; features sampled
+there become tokens; a cascade of narrow MetaFormer layers multiplies them into the 778
+vertices. The defaults are the released network (FastViT-MA36), which differs from the
+paper's text in small ways that `MeshRegressor` and the fields below name.
+
+Parameters (`parameter_table`): backbone 42,851,004; deconvolution with its BatchNorm
+4,981,248; regressor with position codes 1,507,637; 2-D joints head 51,114. The paper's
+"1.9 M outside of the backbone" is no sum of these: regressor and 2-D head are 1.56 M.
+Its table is about the HRNet model, which has no deconvolution and a wider 2-D head:
+1.59 M here. What the other 0.3 M are is not known (a 3x3 convolution 128 -> 256 with
+BatchNorm would fit), so the released code is followed, not the number.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, UInt8
+
+from handjax import camera, losses
+from handjax.models import HandConstants, joints_from_vertices
+from handjax.nn import backbones
+from handjax.nn.image import normalised
+from handjax.nn.metaformer import MeshRegressor, torch_linear_init
+from handjax.nn.point_transformer import farthest_points
+from handjax.nn.token_sampler import TokenGenerator
+from handjax.skeleton import MIDDLE_MCP, NUM_JOINTS, WRIST
+from handjax.stages import Stage
+from handjax.types import AnyArray, Batch, HandOutput, Paper, Variables
+
+PAPER = Paper(
+    name="SimpleHand",
+    title="A Simple Baseline for Efficient Hand Mesh Reconstruction",
+    url="https://simplehand.github.io",
+    equations={
+        1: "R = H_k H_{k-1} ... H_0, the mesh regressor",
+        2: "H_k(X_k) = U_k(MF_k(P_k(X_k))), a decoder layer",
+        3: "X_k = X_k + emb_k, position codes",
+        4: "L_J3d, L1 of the 3-D joints",
+        5: "L_J2d, L1 of the 2-D joints",
+        6: "L_vert, L1 of the vertices",
+        7: "L = w_3d L_J3d + w_2d L_J2d + w_vert L_vert",
+    },
+)
+
+
+class Prediction(NamedTuple):
+    """The hand, and what only training looks at."""
+
+    output: HandOutput
+    points2d: Float[Array, "batch point 2"]
+    """Where tokens are sampled, in [0, 1] of the crop: the joints, then for generator
+    "F" the coarse mesh."""
+
+
+class Model(nn.Module):
+    """Image to hand; the fields are `config.model`."""
+
+    backbone: str = "fastvit_ma36"
+    backbone_drop_path: float = 0.2
+    # Token generator.
+    token_generator: str = "D"  # token_sampler.GENERATORS
+    token_map: str = "final"  # of the backbone; HRNet's is "stride8", with "C"
+    upsample: tuple[int, ...] = (4,)  # factors of D, E and F
+    token_dim: int = 256
+    sine_code: bool = True
+    sampler_gradient: bool = True  # mesh losses move the 2-D joints, as released
+    # Vertices at which "F" samples besides the joints, farthest points of the flat
+    # hand; 195 is the size of FastMETRO's coarse mesh.
+    coarse_points: int = 195
+    # Mesh regressor.
+    regressor_tokens: tuple[int, ...] = (21, 84, 336)
+    regressor_widths: tuple[int, ...] = (256, 128, 64)
+    regressor_blocks: tuple[int, ...] = (1, 1, 1)
+    mixer: str = "attention"  # metaformer.MIXERS
+    position_codes: bool = True
+    dropout: float = 0.1  # of the attention probabilities
+    drop_path: float = 0.1
+    # Heads. The release configures a head for the root's depth and comments it out.
+    root_depth: bool = False
+    # "torch": the release's; "centre": all joints begin in the middle of the crop,
+    # for outside of it the sampler has no gradient (short runs gain from it).
+    joints2d_init: str = "torch"
+    # Input as released: OpenCV's channel order and pixels from -0.5 to 0.5.
+    image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    image_std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    channel_order: str = "bgr"
+    dtype: str = "float32"  # of the computation; parameters are float32
+    fused: bool = False  # inference form of the backbone: `models.for_inference`
+
+    def setup(self):
+        """Build backbone, heads, token generator and regressor."""
+        _check_fields(self)
+        dtype = jnp.dtype(self.dtype)
+        form = {"fused": True} if self.fused else {}
+        self.image_encoder = backbones.build(
+            self.backbone, drop_path_rate=self.backbone_drop_path, dtype=dtype, **form
+        )
+        self.joints2d_head = nn.Dense(
+            2 * self.num_points, **_JOINTS2D_INITS[self.joints2d_init]
+        )
+        if self.root_depth:
+            self.depth_head = nn.Dense(1, kernel_init=torch_linear_init)
+        self.generator = TokenGenerator(
+            self.token_generator, self.token_dim, self.upsample, self.sine_code, dtype
+        )
+        self.regressor = MeshRegressor(
+            self.regressor_tokens,
+            self.regressor_widths,
+            self.regressor_blocks,
+            self.mixer,
+            self.position_codes,
+            self.dropout,
+            self.drop_path,
+            dtype=dtype,
+        )
+
+    @property
+    def num_points(self) -> int:
+        """Points that the 2-D head predicts."""
+        return NUM_JOINTS + self.coarse_points * (self.token_generator == "F")
+
+    def __call__(
+        self,
+        image: UInt8[AnyArray, "batch height width 3"]
+        | Float[AnyArray, "batch height width 3"],
+        *,
+        train: bool = False,
+    ) -> HandOutput:
+        """Predict the hand in crops of 0..255 RGB; sides divisible by 32."""
+        return self.predict(image, train=train).output
+
+    def predict(self, image: Any, *, train: bool = False) -> Prediction:
+        """As `__call__`, with the sampling points."""
+        dtype = jnp.dtype(self.dtype)
+        maps = self.image_encoder(
+            normalised(
+                image, self.image_mean, self.image_std, self.channel_order, dtype
+            ),
+            train=train,
+        )
+        pooled = jnp.mean(maps["final"].astype(jnp.float32), axis=(1, 2))
+        points = self.joints2d_head(pooled).reshape(-1, self.num_points, 2)
+        where = points if self.sampler_gradient else jax.lax.stop_gradient(points)
+        tokens = self.generator(self._token_map(maps), where, train=train)
+        vertices = self.regressor(tokens, train=train)
+        regressor = self.get_variable("constants", "joint_regressor")
+        output = HandOutput(
+            vertices,
+            joints_from_vertices(regressor, vertices),
+            joints2d=points[:, :NUM_JOINTS] * _size_px(image),
+            root_gamma=self.depth_head(pooled)[:, 0] if self.root_depth else None,
+        )
+        return Prediction(output, points)
+
+    def init_all(self, batch: Batch, hand: HandConstants) -> HandOutput:
+        """Touch every submodule once and store what is kept of the hand model."""
+        constants: dict[str, Any] = dict(
+            joint_regressor=hand.joint_regressor, faces=hand.faces
+        )
+        if self.token_generator == "F":
+            chosen = farthest_points(hand.v_template, self.coarse_points)
+            constants["coarse_vertices"] = chosen
+        for name, value in constants.items():
+            self.put_variable("constants", name, jnp.asarray(value))
+        return self(batch.image)
+
+    def _token_map(self, maps: dict[str, Array]) -> Array:
+        if self.token_map not in maps:
+            raise ValueError(
+                f"config.model.token_map={self.token_map!r} is no map of "
+                f"{self.backbone}, which has {', '.join(maps)}."
+            )
+        return maps[self.token_map]
+
+
+_JOINTS2D_INITS: dict[str, dict[str, Any]] = {
+    "torch": dict(kernel_init=torch_linear_init),
+    "centre": dict(
+        kernel_init=nn.initializers.normal(1e-3),
+        bias_init=nn.initializers.constant(0.5),
+    ),
+}
+
+
+def _size_px(image: Any) -> Float[Array, "1 1 2"]:
+    """What 1 is in pixels: the release divides targets by the width, not width - 1."""
+    height, width = image.shape[1:3]
+    return jnp.array([[[width, height]]], jnp.float32)
+
+
+def _check_fields(model: Model) -> None:
+    """Refuse fields that do not go together."""
+    lengths = {
+        key: len(getattr(model, key))
+        for key in ("regressor_tokens", "regressor_widths", "regressor_blocks")
+    }
+    if len(set(lengths.values())) > 1:
+        raise ValueError(
+            "config.model's "
+            + ", ".join(f"{key} has {n}" for key, n in lengths.items())
+            + " entries; each names one value for every layer of the regressor."
+        )
+    if model.joints2d_init not in _JOINTS2D_INITS:
+        raise ValueError(
+            f"config.model.joints2d_init={model.joints2d_init!r} is not one of "
+            f"{', '.join(_JOINTS2D_INITS)}."
+        )
+
+
+# --- Training ----------------------------------------------------------------
+
+
+def stages(config: Any) -> tuple[Stage, ...]:
+    """One stage that trains everything."""
+    del config
+    return (Stage("mesh", mesh_loss, predict_image, "", True),)
+
+
+def mesh_loss(
+    model: Model, variables: Variables, batch: Batch, rngs: dict[str, Array]
+) -> tuple[dict[str, Array], dict[str, Array], dict[str, Any]]:
+    """The paper's three L1 terms, with the released masks (SimpleHand Eq. 7).
+
+    Each sums over coordinates, takes the mean over points, masked ones counting as
+    zero, and the mean over examples. 2-D is in units of the crop: the joints inside it
+    (SimpleHand Eq. 5). 3-D is in metres, the joints' (SimpleHand Eq. 4) and the
+    vertices' (SimpleHand Eq. 6); a hand whose wrist and middle knuckle are both outside
+    of the crop counts for neither. With `root_depth`, the release's unused target, too.
+    """
+    (output, points), updates = model.apply(
+        variables,
+        batch.image,
+        train=True,
+        method="predict",
+        mutable=["batch_stats"],
+        rngs=rngs,
+    )
+    target, seen = _targets2d(variables, batch)
+    whole = _is_whole(batch)
+    terms = {
+        "joints2d": losses.reduce_points(
+            losses.point_l1(points, target), point_valid=seen
+        ),
+        "joints3d": losses.reduce_points(
+            losses.point_l1(output.joints3d, batch.joints3d),
+            example_valid=whole & batch.joints3d_valid,
+        ),
+        "vertices": losses.reduce_points(
+            losses.point_l1(output.vertices, batch.vertices),
+            example_valid=whole & batch.vertices_valid,
+        ),
+    }
+    if model.root_depth:
+        gamma = camera.gamma_from_root_depth(batch.root3d[:, 2], batch.intrinsics)
+        error = jnp.abs(output.root_gamma - gamma)
+        known = batch.joints3d_valid & (batch.root3d[:, 2] > 0)
+        terms["root_depth"] = jnp.mean(jnp.where(known, error, 0.0))
+    error = losses.mean_distance(
+        output.vertices, batch.vertices, example_valid=jnp.asarray(batch.vertices_valid)
+    )
+    return terms, {"mm": 1000 * error}, dict(updates)
+
+
+def _targets2d(
+    variables: Variables, batch: Batch
+) -> tuple[Float[Array, "batch point 2"], Bool[Array, "batch point"]]:
+    """Points in units of the crop, and which of them count."""
+    size = _size_px(batch.image)
+    target = jnp.asarray(batch.joints2d) / size
+    seen = jnp.asarray(batch.joints2d_valid)
+    if "coarse_vertices" in variables["constants"]:
+        coarse = jnp.asarray(batch.vertices)[
+            :, variables["constants"]["coarse_vertices"]
+        ]
+        placed = coarse + jnp.asarray(batch.root3d)[:, None]
+        projected = camera.project(placed, batch.intrinsics) / size
+        inside = jnp.all((projected > 0) & (projected < 1), axis=-1)
+        target = jnp.concatenate([target, projected], axis=1)
+        seen = jnp.concatenate([seen, inside & batch.vertices_valid[:, None]], axis=1)
+    return target, seen
+
+
+def _is_whole(batch: Batch) -> Bool[Array, "batch"]:
+    """Whether wrist or middle knuckle is inside the crop (the release's mask)."""
+    seen = jnp.asarray(batch.joints2d_valid)
+    return seen[:, WRIST] | seen[:, MIDDLE_MCP]
+
+
+def predict_image(model: Model, variables: Variables, batch: Batch) -> HandOutput:
+    """What the model makes of the image."""
+    return model.apply(variables, batch.image)
+
+
+_PARTS = {
+    "image_encoder": "backbone",
+    "joints2d_head": "2-D joints head",
+    "depth_head": "root depth head",
+    "generator/upsample": "deconvolution",
+    "generator": "token generator",
+    "regressor": "mesh regressor",
+}
+
+
+def parameter_table(variables: Variables) -> list[tuple[str, int]]:
+    """Parameters by part: rows (part, number)."""
+    rows: dict[str, int] = {}
+    leaves = flax.traverse_util.flatten_dict(variables["params"], sep="/")
+    for path, leaf in leaves.items():
+        part = next(part for name, part in _PARTS.items() if path.startswith(name))
+        rows[part] = rows.get(part, 0) + int(np.prod(leaf.shape))
+    return sorted(rows.items())

@@ -1,0 +1,43 @@
+"""From 0..255 pixels to what a backbone takes."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+CHANNEL_ORDERS = ("rgb", "bgr")
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of pixels in 0..1, RGB: what public backbone weights are made for."""
+
+
+def normalised(
+    image: Any,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    channel_order: str,
+    dtype: Any,
+) -> Float[Array, "batch height width 3"]:
+    """Scale to 0..1, order the channels, subtract the mean, divide by the deviation.
+
+    Args:
+        image: RGB, 0..255, (batch, height, width, 3).
+        mean: Of each channel after ordering, for pixels in 0..1.
+        std: The same.
+        channel_order: One of `CHANNEL_ORDERS`: what the weights were trained on.
+        dtype: Of the result.
+
+    Raises:
+        ValueError: For another channel order.
+    """
+    if channel_order not in CHANNEL_ORDERS:
+        raise ValueError(
+            f"config.model.channel_order={channel_order!r} is not one of "
+            f"{', '.join(CHANNEL_ORDERS)}."
+        )
+    image = jnp.asarray(image, jnp.float32) / 255
+    if channel_order == "bgr":
+        image = image[..., ::-1]
+    image = (image - jnp.array(mean)[None, None, None]) / jnp.array(std)[
+        None, None, None
+    ]
+    return image.astype(dtype)
