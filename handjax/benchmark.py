@@ -3,6 +3,7 @@ r"""Measure a model on this machine: compilation, speed, memory, work.
     python -m handjax.benchmark --config configs/tokenhand.py:small
     python -m handjax.benchmark --config configs/tokenhand.py --what latency,flops
     python -m handjax.benchmark --config configs/tokenhand.py:small --what ops
+    python -m handjax.benchmark --config configs/simplehand.py --what peer
 
 Weights are random and pictures black, which changes no timing. Standard output gets one
 JSON object a line (name, metric, value, unit, method, device, versions), standard
@@ -25,8 +26,9 @@ MEASURES = {
     "memory": "bytes that inference and updates need",
     "flops": "floating-point operations for one image and one update",
     "ops": "each formulation of the convolutions that platforms differ in",
+    "peer": "the same network here and in PyTorch (eager, fused, compiled), in turn",
 }
-DEFAULT = [name for name in MEASURES if name != "ops"]
+DEFAULT = [name for name in MEASURES if name not in ("ops", "peer")]
 
 VALUES = flags.FlagValues()
 flags.DEFINE_string(
@@ -46,6 +48,9 @@ flags.DEFINE_integer(
     lower_bound=1,
     flag_values=VALUES,
 )
+flags.DEFINE_list(
+    "batch_sizes", ["1", "8"], "images at once, for peer", flag_values=VALUES
+)
 
 
 def main(values: flags.FlagValues) -> int:
@@ -62,6 +67,11 @@ def main(values: flags.FlagValues) -> int:
         configs.check(values.config)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    if not all(size.isdigit() and int(size) > 0 for size in values.batch_sizes):
+        raise UsageError(
+            f"--batch_sizes={','.join(values.batch_sizes)!r} must be whole numbers "
+            "above 0, such as 1,8,32."
+        )
     from handjax import measurements  # imports jax and flax
 
     try:
@@ -70,6 +80,7 @@ def main(values: flags.FlagValues) -> int:
             tuple(name for name in MEASURES if name in values.what),
             seconds=values.seconds,
             max_batch=values.max_batch,
+            batch_sizes=tuple(int(size) for size in values.batch_sizes),
         )
     except (ValueError, FileNotFoundError) as error:
         raise UsageError(str(error)) from error

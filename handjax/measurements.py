@@ -6,6 +6,7 @@ nothing is trained further: data loading has a benchmark of its own
 (`python -m data_pipelines.benchmark`).
 """
 
+import dataclasses
 import functools
 import json
 import statistics
@@ -28,6 +29,7 @@ from handjax import (
     mano_files,
     models,
     op_timings,
+    peer_timings,
     train_state,
 )
 from handjax.stages import Stage
@@ -45,7 +47,8 @@ class Measurement(NamedTuple):
     """How the value came about, in words."""
 
 
-class Subject(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Subject:
     """The model to measure, with everything that its programs take."""
 
     config: ml_collections.ConfigDict
@@ -60,9 +63,10 @@ class Subject(NamedTuple):
         """Training stages of the family."""
         return self.family.stages(self.config)
 
-    def predict(self, variables: Any, image: Any) -> Any:
-        """Inference, as it is served."""
-        return self.model.apply(variables, image)
+    @functools.cached_property
+    def served(self) -> tuple[Any, Any]:
+        """Model and variables of inference, as predictions are made."""
+        return models.for_inference(self.model, self.variables)
 
 
 def run(
@@ -71,6 +75,7 @@ def run(
     *,
     seconds: float = 5.0,
     max_batch: int = 256,
+    batch_sizes: tuple[int, ...] = (1, 8),
 ) -> list[Measurement]:
     """Measure, print each result as it comes, and return them all.
 
@@ -79,6 +84,7 @@ def run(
         what: keys of `benchmark.MEASURES`, in order.
         seconds: how long to repeat each timing.
         max_batch: largest batch that throughput tries.
+        batch_sizes: images at once when compared with PyTorch.
     """
     context = {
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
@@ -88,7 +94,7 @@ def run(
     found = []
     subject = prepare(config) if set(what) - {"ops"} else None
     for name in what:
-        for result in _measure(name, subject, seconds, max_batch):
+        for result in _measure(name, subject, seconds, max_batch, batch_sizes):
             print(json.dumps({**result._asdict(), **context}), flush=True)
             found.append(result)
     _print_table(found, context)
@@ -115,7 +121,11 @@ def prepare(config: ml_collections.ConfigDict) -> Subject:
 
 
 def _measure(
-    name: str, subject: Subject | None, seconds: float, max_batch: int
+    name: str,
+    subject: Subject | None,
+    seconds: float,
+    max_batch: int,
+    batch_sizes: tuple[int, ...],
 ) -> Iterator[Measurement]:
     if subject is None or name == "ops":
         for timing in op_timings.measure(seconds / 10):
@@ -128,8 +138,12 @@ def _measure(
             )
         return
     measure = globals()[f"_{name}"]
-    options: dict[str, float] = {"max_batch": max_batch} if name == "throughput" else {}
-    if name in ("latency", "throughput", "train_step"):
+    options: dict[str, Any] = {}
+    if name == "throughput":
+        options["max_batch"] = max_batch
+    if name == "peer":
+        options["batch_sizes"] = batch_sizes
+    if name in ("latency", "throughput", "train_step", "peer"):
         options["seconds"] = seconds
     yield from measure(subject, **options)
 
@@ -138,8 +152,9 @@ def _measure(
 
 
 def _predict_program(subject, batch_size):
+    model, variables = subject.served
     image = jax.device_put(subject.example(batch_size).image)
-    return jax.jit(subject.predict), (subject.variables, image)
+    return jax.jit(model.apply), (variables, image)
 
 
 def _step_program(subject, stage):
@@ -232,6 +247,17 @@ def _train_step(subject, seconds):
         name = f"{subject.config.family}/{name}"
         yield Measurement(name, "step_time", round(1e3 * step, 2), "ms", method)
         yield Measurement(name, "rate", round(size / step, 2), "examples/s", method)
+
+
+def _peer(subject, seconds, batch_sizes):
+    """Times, and how many times handjax's they are."""
+    family = subject.config.family
+    for timing in peer_timings.measure(subject, family, batch_sizes, seconds):
+        name, method = f"{family}/{timing.program}", f"median of {timing.rounds} rounds"
+        yield Measurement(name, "latency", timing.milliseconds, "ms", method)
+        if not name.endswith("/handjax"):
+            method = "time of handjax over this one's, measured in turn"
+            yield Measurement(name, "ratio", timing.ratio, "", method)
 
 
 def _memory(subject):

@@ -1,0 +1,210 @@
+"""handjax and the same network in PyTorch, timed in turn in one process.
+
+Both get random weights of their own and the same number of threads; what is timed is
+the network from normalised or raw pixels on the device to the vertices. Rounds go
+through all programs one after the other, so that a busy machine slows all of them.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from handjax import models, train_state
+
+Program = Callable[[], Any]
+"""Runs once and waits for the result."""
+
+
+class Timing(NamedTuple):
+    """Median of one program."""
+
+    program: str
+    """Such as "predict/batch1/torch_eager"."""
+    milliseconds: float
+    ratio: float
+    """handjax's median over this one's; below 1 handjax is faster."""
+    rounds: int
+
+
+def measure(
+    subject: Any, family: str, batch_sizes: tuple[int, ...], seconds: float
+) -> Iterator[Timing]:
+    """Inference at each batch size, then one update of the first size above 1.
+
+    Args:
+        subject: `measurements.Subject`.
+        family: Its name, which `torch_peers.PEERS` has to know.
+        batch_sizes: Images at once.
+        seconds: How long to repeat each comparison, three rounds at least.
+
+    Raises:
+        ValueError: PyTorch or timm is not installed, or the family has no peer.
+    """
+    peer = _peer(subject, family)
+    served = models.for_inference(subject.model, subject.variables)
+    compiled = _torch_compiled(peer)
+    for size in batch_sizes:
+        image = subject.example(size).image
+        tensor = _torch_input(peer, subject, image)
+        programs = {
+            "handjax": _jax_forward(*served, image),
+            "torch_eager": _torch_forward(peer, tensor),
+            "torch_eager_fused": _torch_forward(_reparameterised(peer), tensor),
+            "torch_compile": _torch_forward(compiled, tensor),
+        }
+        yield from _in_turn(f"predict/batch{size}", programs, seconds)
+    if family == "simplehand":
+        size = next((n for n in batch_sizes if n > 1), 2)
+        yield from _in_turn(
+            f"update/batch{size}",
+            {
+                "handjax": _jax_update(subject, size),
+                "torch_eager": _torch_update(peer, subject, size),
+            },
+            seconds,
+        )
+
+
+def _in_turn(
+    name: str, programs: dict[str, Program], seconds: float
+) -> Iterator[Timing]:
+    times: dict[str, list[float]] = {key: [] for key in programs}
+    for program in programs.values():  # compile and warm up
+        program()
+        program()
+    rounds, start = 0, time.perf_counter()
+    while rounds < 3 or time.perf_counter() - start < seconds:
+        for key, program in programs.items():
+            before = time.perf_counter()
+            program()
+            times[key].append(time.perf_counter() - before)
+        rounds += 1
+    medians = {key: statistics.median(values) for key, values in times.items()}
+    for key, value in medians.items():
+        ratio = medians["handjax"] / value
+        yield Timing(f"{name}/{key}", round(1e3 * value, 2), round(ratio, 3), rounds)
+
+
+# --- handjax -------------------------------------------------------------------
+
+
+def _jax_forward(model: Any, variables: Any, image: np.ndarray) -> Program:
+    program, image = jax.jit(model.apply), jax.device_put(image)
+    variables = jax.device_put(variables)
+    return lambda: jax.block_until_ready(program(variables, image))
+
+
+def _jax_update(subject: Any, size: int) -> Program:
+    stage = subject.stages[-1]
+    options = subject.config.stages[stage.name]
+    step = jax.jit(
+        train_state.make_step(subject.model, stage, options), donate_argnums=0
+    )
+    batch = jax.device_put(subject.example(size))
+    # A copy, for the update gives its state away.
+    variables = jax.tree.map(lambda x: x.copy(), jax.device_put(subject.variables))
+    state = train_state.create(variables, stage, options, jax.random.key(0))
+
+    def run() -> None:
+        nonlocal state
+        state, metrics = step(state, batch)
+        jax.block_until_ready(metrics["loss"])
+
+    return run
+
+
+# --- PyTorch -------------------------------------------------------------------
+
+
+def _peer(subject: Any, family: str) -> Any:
+    try:
+        from handjax import torch_peers
+    except ImportError as error:
+        raise ValueError(
+            f"--what=peer needs PyTorch and timm ({error}): "
+            "pip install 'handjax[parity]'."
+        ) from error
+    if family not in torch_peers.PEERS:
+        raise ValueError(
+            f"--what=peer: {family!r} has no network in PyTorch to compare with; "
+            f"there are {', '.join(torch_peers.PEERS)}."
+        )
+    import torch
+
+    config = subject.config
+    device = "cpu" if jax.default_backend() == "cpu" else "cuda"
+    network = torch_peers.PEERS[family](config.model.backbone, config.data.crop_size)
+    return network.to(torch.device(device)).eval()
+
+
+def _torch_input(peer: Any, subject: Any, image: np.ndarray) -> Any:
+    from handjax import torch_peers
+
+    config = subject.config.model
+    tensor = torch_peers.normalised(image, config.image_mean, config.image_std)
+    return tensor.to(next(peer.parameters()).device)
+
+
+def _reparameterised(peer: Any) -> Any:
+    """A copy with timm's inference form of the backbone, where there is one."""
+    from timm.utils.model import reparameterize_model
+
+    return reparameterize_model(peer).eval()
+
+
+def _torch_compiled(peer: Any) -> Any:
+    import torch
+
+    return torch.compile(peer)
+
+
+def _torch_forward(network: Any, tensor: Any) -> Program:
+    import torch
+
+    def run() -> None:
+        with torch.inference_mode():
+            points, _ = network(tensor)
+            points.cpu()  # waits for a GPU
+
+    return run
+
+
+def _torch_update(peer: Any, subject: Any, size: int) -> Program:
+    """Forward, the three L1 terms, backward, clipping and AdamW."""
+    import copy
+
+    import torch
+
+    network, batch = copy.deepcopy(peer).train(), subject.example(size)
+    device = next(network.parameters()).device
+    tensor = _torch_input(peer, subject, batch.image)
+    target = {
+        name: torch.tensor(np.asarray(getattr(batch, name)), device=device)
+        for name in ("joints2d", "joints3d", "vertices")
+    }
+    regressor = torch.tensor(
+        np.array(subject.variables["constants"]["joint_regressor"]), device=device
+    )
+    options = subject.config.stages[subject.stages[-1].name].optimizer
+    optimizer = torch.optim.AdamW(network.parameters(), lr=options.lr)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        points, vertices = network(tensor)
+        joints3d = torch.einsum("jv,bvx->bjx", regressor, vertices)
+        terms = {
+            "joints2d": points - target["joints2d"] / tensor.shape[-1],
+            "joints3d": 10 * (joints3d - target["joints3d"]),
+            "vertices": 10 * (vertices - target["vertices"]),
+        }
+        loss = sum(term.abs().sum(-1).mean() for term in terms.values())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        loss.item()
+
+    return run
