@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import re
 import subprocess
@@ -7,7 +8,18 @@ from pathlib import Path
 import fake_family
 import pytest
 
-from handjax import benchmark, measurements, models, op_timings
+from handjax import (
+    benchmark,
+    command_line,
+    measurements,
+    models,
+    op_timings,
+    peer_timings,
+)
+
+sys.path.insert(0, str(Path(__file__).parent / "nn" / "backbones"))
+
+from torch_reference import import_timm
 
 FAKE = Path(__file__).parent / "fake_family.py"
 MEASURES = ["compile", "latency", "throughput", "train_step", "memory", "flops"]
@@ -72,6 +84,45 @@ def test_help_needs_neither_jax_nor_a_config():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--max_batch" in done.stdout
+
+
+def test_batch_sizes_are_numbers(capsys):
+    assert run("--what=peer", "--batch_sizes=1,many") == 2
+    assert "'1,many' must be whole numbers above 0" in capsys.readouterr().err
+
+
+@pytest.mark.parity
+@pytest.mark.slow
+def test_a_peer_in_pytorch_is_timed_in_turn(monkeypatch):
+    pytest.importorskip("torch")
+    if importlib.util.find_spec("timm") is None:
+        pytest.skip("timm is not installed")
+    import_timm()
+    monkeypatch.setattr(peer_timings, "_torch_compiled", lambda network: network)
+    config = command_line.load_config("configs/simplehand.py:smoke")
+    with config.unlocked():
+        # The peer has the released head alone.
+        config.model.update(token_dim=256, regressor_widths=(256, 128, 64))
+    found = measurements.run(config, ("peer",), seconds=0, batch_sizes=(1, 2))
+    names = {result.name for result in found}
+    for batch in (1, 2):
+        for program in ("handjax", "torch_eager", "torch_eager_fused", "torch_compile"):
+            assert f"simplehand/predict/batch{batch}/{program}" in names
+    ratios = {r.name: r.value for r in found if r.metric == "ratio"}
+    times = {r.name: r.value for r in found if r.metric == "latency"}
+    update = "simplehand/update/batch2"
+    assert ratios[f"{update}/torch_eager"] == pytest.approx(
+        times[f"{update}/handjax"] / times[f"{update}/torch_eager"], rel=0.01
+    )
+
+
+def test_a_family_without_a_peer_says_which_have_one(monkeypatch):
+    pytest.importorskip("torch")
+    import_timm()
+    with pytest.raises(
+        ValueError, match=r"'fake' has no network in PyTorch .*simplehand"
+    ):
+        peer_timings._peer(None, "fake")
 
 
 @pytest.mark.slow

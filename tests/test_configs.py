@@ -18,7 +18,12 @@ def load(path):
     return module
 
 
-CASES = [(path, variant) for path in FILES for variant in load(path).VARIANTS]
+CASES = [
+    (path, variant)
+    for path in FILES
+    for variant in (*load(path).VARIANTS, *getattr(load(path), "ROWS", ()))
+]
+"""Variants, and rows of the papers' tables where a file has them by name."""
 
 
 def named(case):
@@ -65,3 +70,5 @@ def test_docstring_says_how_to_run_every_variant(path):
     for variant in load(path).VARIANTS:
         suffix = "" if variant == "paper" else f":{variant}"
         assert f"--config configs/{path.name}{suffix} " in text
+    for row in getattr(load(path), "ROWS", ()):
+        assert f"| {row} " in text

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from handjax import crop, mano_files, photo, predictor
+from handjax import camera, crop, mano_files, photo, predictor
 from handjax.photo import HandBox, Photo
 from handjax.types import HandOutput
 
@@ -69,6 +69,33 @@ def exact_answer(vertices, joints3d, joints2d, is_right, box_px):
         np.float32(joints3d - root),
         np.float32(crop.warp_points(view.H_crop_image, joints2d)),
     )
+
+
+@pytest.mark.parametrize("is_right", [True, False])
+def test_a_predicted_depth_places_the_hand_whatever_its_size_seems(is_right):
+    vertices, joints3d, joints2d = hand_in_camera()
+    box_px = (*joints2d.min(0), *joints2d.max(0))
+    answer = exact_answer(vertices, joints3d, joints2d, is_right, box_px)
+    K, box = INTRINSICS, np.asarray(box_px)
+    if not is_right:
+        width = GRAY.shape[1]
+        K, box = crop.mirror_intrinsics(K, width), crop.mirror_box(box, width)
+    view = crop.view(box, K, SIZE, scale=1.25)
+    world = joints3d[ROOT] * (1 if is_right else crop.MIRROR)
+    depth = (view.R_crop_camera @ world)[2]
+    gamma = camera.gamma_from_root_depth(float(depth), np.float32(view.intrinsics))
+    # Half as large a hand would be put at half the distance by its 2-D joints.
+    answer = answer._replace(joints3d=answer.joints3d / 2, root_gamma=gamma)
+    config = ml_collections.ConfigDict(CONFIG.to_dict())
+    config.data.root = "middle_mcp"
+    hand = predictor.HandPredictor(config, Says(answer), VARIABLES)(
+        Photo(Path("x"), GRAY, None),
+        box_px=box_px,
+        is_right=is_right,
+        intrinsics=(300, 310, 101, 77),
+    )
+    assert hand.translation_source == "root_depth"
+    np.testing.assert_allclose(hand.translation, joints3d[ROOT], atol=2e-4)
 
 
 @pytest.mark.parametrize("is_right", [True, False])

@@ -41,6 +41,11 @@ def built(variant="demo", **fields):
     return model, batch, jax.jit(init)
 
 
+NARROW = dict(
+    token_dim=8, regressor_tokens=(21,), regressor_widths=(8,), regressor_blocks=(1,)
+)
+
+
 # --- The released network ------------------------------------------------------
 
 
@@ -115,6 +120,31 @@ def test_released_configuration_equals_torch():
     assert_equal(steps, {name: sample(value) for name, value in expected.items()})
 
 
+def test_inference_form_answers_the_same():
+    model, batch, init = built(backbone="fastvit_test", **NARROW)
+    rng, hand = np.random.default_rng(0), tiny.hand()
+
+    def draw(leaf):
+        normal = rng.standard_normal(leaf.shape)
+        if leaf.ndim > 1:
+            return jnp.float32(normal / np.sqrt(np.prod(leaf.shape[:-1])))
+        return jnp.float32(1 + 0.2 * normal)
+
+    variables = jax.tree.map(draw, jax.eval_shape(init))
+    variables["constants"] = {
+        name: jnp.asarray(getattr(hand, name)) for name in ("joint_regressor", "faces")
+    }
+    folded, fused = models.for_inference(model, variables)
+    assert folded.fused and "image_encoder" not in fused["batch_stats"]
+    expected = jax.jit(model.apply)(variables, batch.image)
+    found = jax.jit(folded.apply)(fused, batch.image)
+    for name in ("vertices", "joints3d", "joints2d"):
+        a, b = getattr(expected, name), getattr(found, name)
+        np.testing.assert_allclose(b, a, atol=1e-5 * float(jnp.abs(a).max()))
+    again = models.for_inference(folded, fused)
+    assert again[0] is folded and again[1] is fused
+
+
 def test_weight_decay_is_the_released_one():
     """Every array holds whether torch's name has "bn" or "bias", on both sides."""
     _, shapes = read_golden(GOLDEN)
@@ -153,8 +183,15 @@ def test_schedule_is_the_released_one_counted_in_examples():
 
 @pytest.fixture
 def small(monkeypatch):
+    """As `built`, with the tiny backbone."""
     tiny.patch_backbone(monkeypatch)
     return built
+
+
+@pytest.fixture
+def narrow(small):
+    """With a regressor of one narrow layer, too."""
+    return lambda **fields: small(**{**NARROW, **fields})
 
 
 def losses_of(model, variables, batch):
@@ -172,8 +209,8 @@ def trained_on(model, variables, batch):
     return jax.jit(apply)(variables, batch.image)[0]
 
 
-def test_losses_are_the_released_formulae_with_their_masks(small):
-    model, batch, init = small()
+def test_losses_are_the_released_formulae_with_their_masks(narrow):
+    model, batch, init = narrow()
     variables = init()
     seen = np.ones((2, 21), bool)
     seen[0, [0, 9]], seen[1, [0, 3, 4]] = False, False
@@ -191,8 +228,8 @@ def test_losses_are_the_released_formulae_with_their_masks(small):
         assert float(found[name]) == pytest.approx(float(value), rel=1e-5), name
 
 
-def test_unsupervised_hands_count_for_nothing(small):
-    model, batch, init = small()
+def test_unsupervised_hands_count_for_nothing(narrow):
+    model, batch, init = narrow()
     no = np.zeros(2, bool)
     batch = batch._replace(
         joints3d_valid=no, vertices_valid=no, joints2d_valid=np.zeros((2, 21), bool)
@@ -200,8 +237,8 @@ def test_unsupervised_hands_count_for_nothing(small):
     assert all(float(v) == 0 for v in losses_of(model, init(), batch).values())
 
 
-def test_depth_head_learns_the_released_target(small):
-    model, batch, init = small(root_depth=True)
+def test_depth_head_learns_the_released_target(narrow):
+    model, batch, init = narrow(root_depth=True)
     batch = batch._replace(
         root3d=np.array([[0.1, 0, 0.6], [0, 0, 0]], np.float32),
         intrinsics=np.tile(np.diag([300.0, 200, 1]).astype(np.float32), (2, 1, 1)),
@@ -222,8 +259,8 @@ def test_depth_head_learns_the_released_target(small):
 # --- Ablations -----------------------------------------------------------------
 
 
-def test_coarse_mesh_is_supervised_where_it_projects(small):
-    model, batch, init = small("demo,table5_coarse")
+def test_coarse_mesh_is_supervised_where_it_projects(narrow):
+    model, batch, init = narrow(token_generator="F", regressor_tokens=(216,))
     batch = batch._replace(
         root3d=np.tile(np.array([0, 0, 0.5], np.float32), (2, 1)),
         intrinsics=np.tile(
@@ -318,9 +355,9 @@ def test_fields_that_do_not_go_together_are_refused(small, fields, message):
         jax.eval_shape(init)
 
 
-def test_mesh_losses_leave_the_2d_joints_alone_where_told(small):
+def test_mesh_losses_leave_the_2d_joints_alone_where_told(narrow):
     for moves in (True, False):
-        model, batch, init = small(sampler_gradient=moves)
+        model, batch, init = narrow(sampler_gradient=moves)
         variables = init()
 
         def loss(params, model=model, batch=batch, variables=variables):
