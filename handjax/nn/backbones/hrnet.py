@@ -6,7 +6,6 @@ that timm publishes weights for. For an image of 224 x 224 the maps are 56 x 56 
 width. Maps are (batch, height, width, channel).
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from handjax.nn.backbones import _weights
+from handjax.nn.backbones import _torch_names, _weights
 from handjax.nn.backbones.resnet import Block
 from handjax.nn.batch_norm import BatchNorm
 from handjax.nn.conv import Conv, Map, Output
@@ -204,29 +203,12 @@ def import_torch(state_dict: Mapping[str, np.ndarray]) -> Variables:
     Raises:
         ValueError: The entries are not those of one published size.
     """
-    variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
-    for key, value in state_dict.items():
-        if key.startswith("classifier.") or key.endswith(".num_batches_tracked"):
-            continue
-        *path, leaf = re.sub(r"\.(\d+)(?=\.)", r"_\1", key).split(".")
-        collection, leaf, array = _entry(leaf, np.asarray(value))
-        node = variables[collection]
-        for part in path:
-            node = node.setdefault(part, {})
-        node[leaf] = array
+    variables = _torch_names.convert(state_dict, heads=("classifier.",))
     size = _closest_variant(variables["params"])
     _weights.check_fits(
         variables, HRNet(size), size, f"the state dict of one of {sorted(VARIANTS)}"
     )
     return variables
-
-
-def _entry(leaf, value):
-    if leaf.startswith("running_"):
-        return "batch_stats", leaf.removeprefix("running_"), value
-    if leaf == "weight" and value.ndim == 4:
-        return "params", "kernel", value.transpose(2, 3, 1, 0)
-    return "params", {"weight": "scale"}.get(leaf, leaf), value
 
 
 def _closest_variant(params):

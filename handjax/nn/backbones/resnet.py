@@ -4,7 +4,6 @@ He et al., CVPR 2016, https://arxiv.org/abs/1512.03385; in bottleneck blocks the
 convolution has the stride ("version 1.5"). Maps are (batch, height, width, channel).
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from handjax.nn.backbones import _weights
+from handjax.nn.backbones import _torch_names, _weights
 from handjax.nn.batch_norm import BatchNorm
 from handjax.nn.conv import Conv, Map, Output
 from handjax.types import Variables
@@ -133,31 +132,12 @@ def import_torch(state_dict: Mapping[str, np.ndarray]) -> Variables:
     Raises:
         ValueError: The entries are not those of one published size.
     """
-    variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
-    for key, value in state_dict.items():
-        if key.startswith("fc.") or key.endswith(".num_batches_tracked"):
-            continue
-        name = re.sub(r"^(layer\d)\.(\d+)\.", r"\1_\2.", key)
-        name = re.sub(r"downsample\.(\d)\.", r"downsample_\1.", name)
-        *path, leaf = name.split(".")
-        collection, leaf, array = _entry(leaf, np.asarray(value))
-        node = variables[collection]
-        for part in path:
-            node = node.setdefault(part, {})
-        node[leaf] = array
+    variables = _torch_names.convert(state_dict, heads=("fc.",))
     size = _closest_variant(variables["params"])
     _weights.check_fits(
         variables, ResNet(size), size, f"the state dict of one of {sorted(VARIANTS)}"
     )
     return variables
-
-
-def _entry(leaf, value):
-    if leaf.startswith("running_"):
-        return "batch_stats", leaf.removeprefix("running_"), value
-    if leaf == "weight" and value.ndim == 4:
-        return "params", "kernel", value.transpose(2, 3, 1, 0)
-    return "params", {"weight": "scale"}.get(leaf, leaf), value
 
 
 def _closest_variant(params):
