@@ -219,7 +219,9 @@ class Model(nn.Module):
             bias_init=nn.initializers.constant(0.5),
             kernel_init=nn.initializers.normal(1e-3),
         )
-        self.generator = TokenGenerator(self.token_generator, self.token_dim, dtype)
+        self.generator = TokenGenerator(
+            self.token_generator, self.token_dim, dtype=dtype
+        )
         self.classifier = Classifier(
             self.decoder_tokens[0],
             self.num_codes,
