@@ -155,6 +155,9 @@ def _smoke(config: Config) -> Config:
     config = _narrow(_paper(config))
     config.data.num_train, config.data.num_test = 64, 16
     config.data.crop_size = 64
+    config.model.update(
+        regressor_tokens=(21, 84), regressor_widths=(32, 16), regressor_blocks=(1, 1)
+    )
     config.stages.mesh = _from_scratch(10, 8)
     config.eval.batch_size = 8
     return _every(config, log=2, evaluate=10)
