@@ -1,11 +1,14 @@
-"""handjax and the same network in PyTorch, timed in turn in one process.
+"""handjax and the same network in PyTorch, timed in turn on the same device.
 
 Both get random weights of their own and the same number of threads; what is timed is
 the network from normalised or raw pixels on the device to the vertices. Rounds go
 through all programs one after the other, so that a busy machine slows all of them.
 """
 
+import contextlib
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -59,14 +62,12 @@ def measure(
         yield from _in_turn(f"predict/batch{size}", programs, seconds)
     if family == "simplehand":
         size = next((n for n in batch_sizes if n > 1), 2)
-        yield from _in_turn(
-            f"update/batch{size}",
-            {
+        with _torch_update(subject, family, size) as torch_update:
+            programs = {
                 "handjax": _jax_update(subject, size),
-                "torch_eager": _torch_update(peer, subject, size),
-            },
-            seconds,
-        )
+                "torch_eager": torch_update,
+            }
+            yield from _in_turn(f"update/batch{size}", programs, seconds)
 
 
 def _in_turn(
@@ -173,38 +174,24 @@ def _torch_forward(network: Any, tensor: Any) -> Program:
     return run
 
 
-def _torch_update(peer: Any, subject: Any, size: int) -> Program:
-    """Forward, the three L1 terms, backward, clipping and AdamW."""
-    import copy
+@contextlib.contextmanager
+def _torch_update(subject: Any, family: str, size: int) -> Iterator[Program]:
+    """An update in a process of its own (see `torch_update`)."""
+    config = subject.config
+    arguments = (family, config.model.backbone, config.data.crop_size, size)
+    command = [sys.executable, "-m", "handjax.torch_update", *map(str, arguments)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as process:
+        questions: Any = process.stdin
+        answers: Any = process.stdout
 
-    import torch
+        def run() -> None:
+            questions.write("\n")
+            if not answers.readline():
+                raise ValueError(f"{' '.join(command[1:])} ended; run it alone to see.")
 
-    network, batch = copy.deepcopy(peer).train(), subject.example(size)
-    device = next(network.parameters()).device
-    tensor = _torch_input(peer, subject, batch.image)
-    target = {
-        name: torch.tensor(np.asarray(getattr(batch, name)), device=device)
-        for name in ("joints2d", "joints3d", "vertices")
-    }
-    regressor = torch.tensor(
-        np.array(subject.variables["constants"]["joint_regressor"]), device=device
-    )
-    options = subject.config.stages[subject.stages[-1].name].optimizer
-    optimizer = torch.optim.AdamW(network.parameters(), lr=options.lr)
-
-    def run() -> None:
-        optimizer.zero_grad()
-        points, vertices = network(tensor)
-        joints3d = torch.einsum("jv,bvx->bjx", regressor, vertices)
-        terms = {
-            "joints2d": points - target["joints2d"] / tensor.shape[-1],
-            "joints3d": 10 * (joints3d - target["joints3d"]),
-            "vertices": 10 * (vertices - target["vertices"]),
-        }
-        loss = sum(term.abs().sum(-1).mean() for term in terms.values())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        loss.item()
-
-    return run
+        try:
+            yield run
+        finally:
+            questions.close()

@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -21,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent / "nn" / "backbones"))
 
 from torch_reference import import_timm
 
+BACKBONES = Path(__file__).parent / "nn" / "backbones"
 FAKE = Path(__file__).parent / "fake_family.py"
 MEASURES = ["compile", "latency", "throughput", "train_step", "memory", "flops"]
 
@@ -93,12 +95,18 @@ def test_batch_sizes_are_numbers(capsys):
 
 @pytest.mark.parity
 @pytest.mark.slow
-def test_a_peer_in_pytorch_is_timed_in_turn(monkeypatch):
+def test_a_peer_in_pytorch_is_timed_in_turn(monkeypatch, tmp_path):
     pytest.importorskip("torch")
     if importlib.util.find_spec("timm") is None:
         pytest.skip("timm is not installed")
     import_timm()
     monkeypatch.setattr(peer_timings, "_torch_compiled", lambda network: network)
+    # PyTorch's process needs the stand-in for torchvision, too.
+    stub = f"import sys; sys.path.insert(0, {str(BACKBONES)!r})\n"
+    stub += "from torch_reference import import_timm; import_timm()\n"
+    (tmp_path / "sitecustomize.py").write_text(stub)
+    path = [str(tmp_path), str(Path(__file__).parents[1])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
     config = command_line.load_config("configs/simplehand.py:smoke")
     with config.unlocked():
         # The peer has the released head alone.
