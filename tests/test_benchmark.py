@@ -107,11 +107,11 @@ def test_a_peer_in_pytorch_is_timed_in_turn(monkeypatch, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(stub)
     path = [str(tmp_path), str(Path(__file__).parents[1])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
-    config = command_line.load_config("configs/simplehand.py:smoke")
+    config = command_line.load_config("configs/simplehand.py:demo")
     with config.unlocked():
         # The peer has the released head alone.
         config.model.update(token_dim=256, regressor_widths=(256, 128, 64))
-    found = measurements.run(config, ("peer",), seconds=0, batch_sizes=(1, 2))
+    found = measurements.run(config, ("peer",), seconds=0.0, batch_sizes=(1, 2))
     names = {result.name for result in found}
     for batch in (1, 2):
         for program in ("handjax", "torch_eager", "torch_eager_fused", "torch_compile"):
