@@ -8,8 +8,8 @@
 | variant | images          | hardware    | time       | PA-MPJPE, test      |
 |---------|-----------------|-------------|------------|---------------------|
 | paper   | 100,000 + 4,000 | one GPU     | unknown    | not measured        |
-| small   | 20,000 + 1,000  | 2 CPU cores | under 2 h  | docs/results.md     |
-| demo    | 2,000 + 200     | 2 CPU cores | minutes    | docs/results.md     |
+| small   | 20,000 + 1,000  | 2 CPU cores | under 2 h  | 15.9 mm             |
+| demo    | 2,000 + 200     | 2 CPU cores | minutes    | not measured        |
 | smoke   | 64 + 16         | 2 CPU cores | 2 min      | means nothing       |
 
 Every row of the paper's ablations is a name behind the variant, as in
