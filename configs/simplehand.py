@@ -251,7 +251,8 @@ def _layers(config: Config, tokens: tuple[int, ...]) -> None:
 def _generator(config: Config, kind: str, **changes) -> None:
     config.model.update(token_generator=kind, **changes)
     rest = config.model.regressor_tokens[1:]
-    tokens = {"B": (config.data.crop_size // 32) ** 2, "F": 21 + 195}.get(kind, 21)
+    grid, points = (config.data.crop_size // 32) ** 2, 21 + config.model.coarse_points
+    tokens = {"B": grid, "F": points}.get(kind, 21)
     config.model.regressor_tokens = (tokens, *rest)
 
 

@@ -1,6 +1,6 @@
 """handjax and the same network in PyTorch, timed in turn on the same device.
 
-Both get random weights of their own and the same number of threads; what is timed is
+Both get random weights of their own and as many threads as each library takes; timed is
 the network from normalised or raw pixels on the device to the vertices. Rounds go
 through all programs one after the other, so that a busy machine slows all of them.
 """
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from handjax import models, train_state
+from handjax import train_state
 
 Program = Callable[[], Any]
 """Runs once and waits for the result."""
@@ -48,15 +48,14 @@ def measure(
         ValueError: PyTorch or timm is not installed, or the family has no peer.
     """
     peer = _peer(subject, family)
-    served = models.for_inference(subject.model, subject.variables)
-    compiled = _torch_compiled(peer)
+    fused, compiled = _reparameterised(peer), _torch_compiled(peer)
     for size in batch_sizes:
         image = subject.example(size).image
         tensor = _torch_input(peer, subject, image)
         programs = {
-            "handjax": _jax_forward(*served, image),
+            "handjax": _jax_forward(*subject.served, image),
             "torch_eager": _torch_forward(peer, tensor),
-            "torch_eager_fused": _torch_forward(_reparameterised(peer), tensor),
+            "torch_eager_fused": _torch_forward(fused, tensor),
             "torch_compile": _torch_forward(compiled, tensor),
         }
         yield from _in_turn(f"predict/batch{size}", programs, seconds)

@@ -97,9 +97,11 @@ class Model(nn.Module):
         """Build backbone, heads, token generator and regressor."""
         _check_fields(self)
         dtype = jnp.dtype(self.dtype)
-        form = {"fused": True} if self.fused else {}
         self.image_encoder = backbones.build(
-            self.backbone, drop_path_rate=self.backbone_drop_path, dtype=dtype, **form
+            self.backbone,
+            drop_path_rate=self.backbone_drop_path,
+            dtype=dtype,
+            fused=self.fused,
         )
         self.joints2d_head = nn.Dense(
             2 * self.num_points, **_JOINTS2D_INITS[self.joints2d_init]

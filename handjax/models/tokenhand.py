@@ -208,9 +208,11 @@ class Model(nn.Module):
         self.tokenizer = Tokenizer(
             **{key: getattr(self, key) for key in TOKENIZER_FIELDS}, dtype=dtype
         )
-        form = {"fused": True} if self.fused else {}
         self.image_encoder = backbones.build(
-            self.backbone, drop_path_rate=self.backbone_drop_path, dtype=dtype, **form
+            self.backbone,
+            drop_path_rate=self.backbone_drop_path,
+            dtype=dtype,
+            fused=self.fused,
         )
         self.joints2d_head = nn.Dense(
             2 * NUM_JOINTS,

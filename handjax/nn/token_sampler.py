@@ -181,8 +181,3 @@ class TokenGenerator(nn.Module):
             norm = BatchNorm(self.dim, name=f"conv{i}_norm")
             features = nn.relu(norm(features, train=train))
         return features
-
-
-def num_tokens(kind: str, num_points: int, height: int, width: int) -> int:
-    """Tokens that a generator makes of a map of this size."""
-    return height * width if kind == "B" else num_points

@@ -24,14 +24,16 @@ def names() -> tuple[str, ...]:
     return tuple(name for family in _families() for name in family.VARIANTS)
 
 
-def build(name: str, **options) -> nn.Module:
+def build(name: str, *, fused: bool = False, **options) -> nn.Module:
     """Build a backbone.
 
     Args:
         name: Published size, such as "fastvit_ma36".
+        fused: The inference form, of families that have `fuse`.
         **options: Fields of the family's module, such as `drop_path_rate` or `dtype`.
     """
-    return family(name).build(name, **options)
+    form = {"fused": True} if fused else {}
+    return family(name).build(name, **form, **options)
 
 
 def num_features(name: str) -> int:
