@@ -77,6 +77,12 @@ def cases(batch: int = 8) -> list[Case]:
             (batch, 224, 224, 3),
             (16, 16, 3, 768),
         ),
+        Case(
+            "image 3x3 stride 2 3->76@224",
+            lambda x, k, impl: ops.image_conv(x, k, stride=2, impl=impl),
+            (batch, 224, 224, 3),
+            (3, 3, 3, 76),
+        ),
     ]
 
 
