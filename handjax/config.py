@@ -205,7 +205,11 @@ def to_json(config: ml_collections.ConfigDict) -> str:
 
 
 def from_json(text: str) -> ml_collections.ConfigDict:
-    """Inverse of `to_json` (tuples come back as tuples)."""
+    """Inverse of `to_json` (tuples come back as tuples).
+
+    Keys that the config of an earlier version lacks get their defaults. So the default
+    of a new key has to be what was done before there was one.
+    """
 
     def tuples(value: Any) -> Any:
         if isinstance(value, list):
@@ -218,7 +222,20 @@ def from_json(text: str) -> ml_collections.ConfigDict:
     # Workdirs of earlier versions have this key under "train".
     if "init_from" in config.get("train", {}):
         config.setdefault("init_from", config["train"].pop("init_from"))
-    return ml_collections.ConfigDict(config)
+    known = {name: stage(steps=1, batch_size=1, losses={}) for name in config["stages"]}
+    return ml_collections.ConfigDict(
+        _completed(config, {**base().to_dict(), "stages": known})
+    )
+
+
+def _completed(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """`values`, with what is missing there taken from `defaults`."""
+    inner = {
+        key: _completed(values[key], default)
+        for key, default in defaults.items()
+        if isinstance(default, dict) and isinstance(values.get(key), dict)
+    }
+    return {**defaults, **values, **inner}
 
 
 def difference(old: Config, new: Config) -> list[str]:

@@ -245,6 +245,18 @@ def test_a_config_survives_json_and_differs_only_where_it_was_changed():
     ]
 
 
+def test_a_config_from_before_a_key_existed_has_its_default():
+    config = fake_family.get_config()
+    old = config.to_dict()
+    del old["train"]["batch_norm"], old["data"]["max_corrupt"], old["data"]["augment"]
+    del old["stages"]["mesh"]["grad_clip"], old["stages"]["mesh"]["schedule"]["name"]
+    del old["stages"]["tokenizer"]["grad_clip"]  # 1, where the default is 0
+    again = configs.from_json(json.dumps(old))
+    assert configs.difference(again, config) == [
+        "  config.stages.tokenizer.grad_clip: 0.0 -> 1.0"
+    ]
+
+
 @pytest.mark.slow
 def test_the_real_smoke_config_resumes_to_the_last_bit(tmp_path):
     command = [sys.executable, "-m", "handjax.train", "--config"]
