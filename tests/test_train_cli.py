@@ -138,6 +138,7 @@ def test_a_dry_run_writes_nothing(tmp_path):
     code, out, error = _finish(_start(tmp_path / "w", "--dry_run"))
     assert code == 0, error
     assert "all parts" in out and "stage mesh: 6 steps of 8" in out
+    assert "stage mesh, group head: sgd lr 0.5" in out and " mesh/head\n" in out
     assert not list(tmp_path.iterdir())
 
 
@@ -229,6 +230,29 @@ def test_values_that_cannot_work_are_refused(key, value, message):
     config = fake_family.get_config()
     configs.check(config)
     config.update_from_flattened_dict({key: value})
+    with pytest.raises(ValueError, match=message):
+        configs.check(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "group", "message"),
+    [
+        ("gan", dict(pattern="^d", weigt_decay=1.0), "groups.gan has no key .* Did"),
+        ("gan", dict(pattern="^d", lr=0.0), "mesh.groups.gan.lr=0.0 must be a number"),
+        ("gan", dict(lr=1.0), "groups.gan.pattern=None must be a regular expression"),
+        ("gan", dict(pattern="(d"), r"pattern='\(d' must be .*unterminated"),
+        (
+            "gan",
+            dict(pattern="d", schedule={"nam": "step"}),
+            "schedule has no key 'nam",
+        ),
+        ("gan", "^d", r"groups.gan='\^d' must be a dict"),
+        ("rest", dict(pattern="^d"), "'rest' stands for all other parameters"),
+    ],
+)
+def test_groups_that_cannot_work_are_refused(name, group, message):
+    config = fake_family.get_config()
+    config.stages.mesh.groups = {name: group}
     with pytest.raises(ValueError, match=message):
         configs.check(config)
 
