@@ -161,6 +161,12 @@ def _introduce(run: Run, stages: tuple, dtype: str) -> None:
             f"{options.schedule.name}, losses "
             + ", ".join(f"{w:g} {name}" for name, w in options.losses.items())
         )
+        for name in options.groups:
+            own = configs.of_group(options, name)
+            run.say(
+                f"stage {stage.name}, group {name}: {own.optimizer.name} lr "
+                f"{own.optimizer.lr:g} {own.schedule.name}"
+            )
 
 
 def _compare_with(workdir: Path, config: ml_collections.ConfigDict) -> None:
