@@ -149,7 +149,6 @@ def run(
         mano_files,
         mean_hand,
         models,
-        skeleton,
     )
     from handjax.metrics import PROTOCOLS
 
@@ -169,7 +168,7 @@ def run(
     opened = data.open_data(config, hand_file)
     print(f"{config.family}, stage {name}, step {step}; data: {opened.describe()}")
     options = dict(
-        root=skeleton.ROOTS[config.data.root], procrustes=arguments.procrustes
+        root=hand_file.skeleton.roots[config.data.root], procrustes=arguments.procrustes
     )
     mean = mean_hand.fit(opened.train_split())
     result = evaluate_stage(

@@ -135,6 +135,7 @@ def _prepare(
         mesh=mesh,
         hooks=Hooks(reports.evaluate, reports.draw),
         stop=Stop(stop_after),
+        skeleton=hand_file.skeleton,
     )
     _introduce(run, stages, dtype)
     if run.first and not dry_run:

@@ -58,6 +58,11 @@ class HandModel(NamedTuple):
     """Parent of each bone, -1 for the first; None: a hand's (`skeleton.MANO_PARENTS`),
     whose five fingers move together."""
 
+    @property
+    def is_hand(self) -> bool:
+        """Whether the tree is MANO's; a body is any other."""
+        return self.parents is None
+
     @classmethod
     def load(cls, source="open", *, dtype=jnp.float32, **options) -> "HandModel":
         """Load a model; the options are those of `mano_files.load`."""
@@ -66,7 +71,6 @@ class HandModel(NamedTuple):
     @classmethod
     def from_file(cls, file: ManoFile, *, dtype=jnp.float32) -> "HandModel":
         """Put the arrays of a file on the device."""
-        hand = tuple(file.parents) == skeleton.MANO_PARENTS
         return cls(
             v_template=jnp.asarray(file.v_template, dtype),
             shapedirs=jnp.asarray(file.shapedirs, dtype),
@@ -77,7 +81,7 @@ class HandModel(NamedTuple):
             hands_mean=jnp.asarray(file.hands_mean.reshape(-1, 3), dtype),
             hands_components=jnp.asarray(file.hands_components, dtype),
             faces=jnp.asarray(file.faces, jnp.int32),
-            parents=None if hand else jnp.asarray(file.parents, jnp.int32),
+            parents=None if file.is_hand else jnp.asarray(file.parents, jnp.int32),
         )
 
     def with_shape(self, betas: Float[AnyArray, "*batch beta"]) -> "ShapedHand":
@@ -219,7 +223,7 @@ def _blend_skin(hand: HandModel, flat: Array, joints: Array, rotation: Array):
     bent = bent - jnp.broadcast_to(jnp.eye(3, dtype=rotation.dtype), bent.shape)
     bent = bent.reshape(*batch, hand.posedirs.shape[-1])
     flat = flat + _einsum("vxp,...p->...vx", hand.posedirs, bent)
-    if hand.parents is None:
+    if hand.is_hand:
         R, t = _hand_kinematics(joints, rotation)
     else:
         R, t = _tree_kinematics(joints, rotation, hand.parents)

@@ -81,6 +81,11 @@ class ManoFile(NamedTuple):
     """Of the arrays as used (float32), after any left-hand cure: the same for a pickle
     and an npz re-export of it. Finger tips are not part of it."""
 
+    @property
+    def is_hand(self) -> bool:
+        """Whether its tree is MANO's; a body has any other."""
+        return tuple(self.parents) == skeleton.MANO_PARENTS
+
 
 def load(
     source: str | os.PathLike = "open",
