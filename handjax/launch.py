@@ -152,6 +152,8 @@ def _introduce(run: Run, stages: tuple, dtype: str) -> None:
     )
     run.say(f"hand model: {run.hand_info['name']} ({run.hand_info['sha256'][:12]})")
     run.say(f"data: {run.data.describe()}")
+    if any(stage.real_poses for stage in stages):
+        run.say(f"real poses: {run.data.describe_poses()}")
     run.say(parameters.table(run, stages))
     for stage in stages:
         options = config.stages[stage.name]
@@ -161,6 +163,12 @@ def _introduce(run: Run, stages: tuple, dtype: str) -> None:
             f"{options.schedule.name}, losses "
             + ", ".join(f"{w:g} {name}" for name, w in options.losses.items())
         )
+        for name in options.groups:
+            own = configs.of_group(options, name)
+            run.say(
+                f"stage {stage.name}, group {name}: {own.optimizer.name} lr "
+                f"{own.optimizer.lr:g} {own.schedule.name}"
+            )
 
 
 def _compare_with(workdir: Path, config: ml_collections.ConfigDict) -> None:

@@ -114,8 +114,8 @@ def make_step(
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]:
     """The function (state, batch) -> (state, metrics) of one stage, not yet jitted.
 
-    Metrics hold `loss`, `loss_<name>` unweighted, `lr`, `grad_norm`, `update_norm`,
-    what the family returns, and `GRAD_NORMS`.
+    Metrics hold `loss`, `loss_<name>` unweighted, `lr` and `lr_<group>`, `grad_norm`,
+    `update_norm`, what the family returns, and `GRAD_NORMS`.
 
     Args:
         model: of the family.
@@ -125,7 +125,7 @@ def make_step(
             number of devices for `config.train.batch_norm="device"`.
     """
     tx = optimizers.optimizer(config)
-    lr = optimizers.schedule(config)
+    rates = optimizers.schedules(config)
     weights = config.losses.to_dict()
     loss_fn = stage.loss_fn if groups == 1 else _in_groups(stage, groups)
 
@@ -153,7 +153,7 @@ def make_step(
             **metrics,
             **{f"loss_{name}": value for name, value in losses.items()},
             "loss": loss,
-            "lr": lr(state.step),
+            **{name: rate(state.step) for name, rate in rates.items()},
             "grad_norm": optax.tree.norm(norms),
             "update_norm": optax.tree.norm(changes),
             GRAD_NORMS: norms,
