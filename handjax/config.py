@@ -75,6 +75,7 @@ def _data() -> dict[str, Any]:
         crop_size=224,  # side of what the network sees, pixels
         root="middle_mcp",
         box_scale=1.25,  # of the box around the joints, in evaluation
+        poses="",  # for discriminators: an npz (data_pipelines.pose_files); "": prior
         mix=dict(),  # further datasets: directory -> weight (this one weighs 1)
         threads=2,
         max_corrupt=10,  # unreadable records that are skipped before training stops
