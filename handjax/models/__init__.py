@@ -14,20 +14,36 @@ from handjax.types import AnyArray, Variables
 
 
 class HandConstants(NamedTuple):
-    """What a model keeps of the hand model it was trained with."""
+    """What a model keeps of the hand model it was trained with.
 
-    v_template: Float[np.ndarray, "778 3"]
+    The fields are those of `mano.HandModel`, so that a family that poses hands stores
+    them all as "constants/hand" and makes `HandModel(**constants["hand"])` of them.
+    """
+
+    v_template: Float[np.ndarray, "vertex 3"]
     """Flat rest mesh, metres."""
-    joint_regressor: Float[np.ndarray, "21 778"]
+    shapedirs: Float[np.ndarray, "vertex 3 beta"]
+    posedirs: Float[np.ndarray, "vertex 3 entry"]
+    J_regressor: Float[np.ndarray, "bone vertex"]
+    weights: Float[np.ndarray, "vertex bone"]
+    joint_regressor: Float[np.ndarray, "joint vertex"]
     """`joints3d = joint_regressor @ vertices`, in `skeleton.JOINTS` order."""
-    faces: Int[np.ndarray, "1538 3"]
+    hands_mean: Float[np.ndarray, "finger_bone 3"]
+    hands_components: Float[np.ndarray, "angle angle"]
+    faces: Int[np.ndarray, "face 3"]
 
 
 def hand_constants(file: mano_files.ManoFile) -> HandConstants:
     """Constants of a hand model file, float32."""
     return HandConstants(
         v_template=np.asarray(file.v_template, np.float32),
+        shapedirs=np.asarray(file.shapedirs, np.float32),
+        posedirs=np.asarray(file.posedirs, np.float32),
+        J_regressor=np.asarray(file.J_regressor, np.float32),
+        weights=np.asarray(file.weights, np.float32),
         joint_regressor=np.asarray(mano_files.joint_regressor(file), np.float32),
+        hands_mean=np.asarray(file.hands_mean.reshape(-1, 3), np.float32),
+        hands_components=np.asarray(file.hands_components, np.float32),
         faces=np.asarray(file.faces, np.int32),
     )
 
