@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from handjax import camera, checkpoints, crop, photo, skeleton
+from handjax import camera, checkpoints, crop, photo, skeleton, tta
 from handjax.mesh_export import outward_faces
 from handjax.photo import HandBox, Intrinsics, Photo
 from handjax.types import HandOutput
@@ -77,11 +77,19 @@ class HandPredictor:
         *,
         batch_size: int = 1,
         name: str = "",
+        tta_mode: str | None = None,
     ):
+        if tta_mode and tta.answers_per_hand(tta_mode) > 1:
+            raise ValueError(
+                f"tta={tta_mode!r} averages errors, which takes the truth; predict "
+                "with 'released' or 'mean'."
+            )
         self.config, self.batch_size, self.name = config, batch_size, name
+        if tta_mode:
+            self.name += f", test-time augmentation {tta_mode!r}"
         self.faces = np.asarray(variables["constants"]["faces"])
         self._variables = variables
-        self._apply = jax.jit(functools.partial(_predict, model))
+        self._apply = jax.jit(functools.partial(_predict, model, tta_mode))
 
     @classmethod
     def from_workdir(
@@ -91,8 +99,16 @@ class HandPredictor:
         stage: str | None = None,
         step: int | None = None,
         batch_size: int = 1,
+        tta_mode: str | None = None,
     ) -> "HandPredictor":
         """Load the newest checkpoint of the last stage.
+
+        Args:
+            workdir: Of a run.
+            stage: Another stage than the last.
+            step: Another checkpoint than the newest.
+            batch_size: Hands at a time.
+            tta_mode: "released" or "mean": look 95 times (see `tta`).
 
         Raises:
             FileNotFoundError: The workdir has no such checkpoint.
@@ -111,7 +127,14 @@ class HandPredictor:
             )
         model, variables = models.for_inference(model, variables)
         name = f"{config.family}, stage {found}, step {step}"
-        return cls(config, model, variables, batch_size=batch_size, name=name)
+        return cls(
+            config,
+            model,
+            variables,
+            batch_size=batch_size,
+            name=name,
+            tta_mode=tta_mode,
+        )
 
     def __call__(
         self,
@@ -259,9 +282,12 @@ def requests(
     ]
 
 
-def _predict(model: Any, variables: Any, images: Any) -> tuple[HandOutput, Any]:
+def _predict(
+    model: Any, tta_mode: str | None, variables: Any, images: Any
+) -> tuple[HandOutput, Any]:
     """The model's answer, and the probability of each chosen code."""
-    output = model.apply(variables, images)
+    look = functools.partial(model.apply, variables)
+    output = tta.predict(look, images, mode=tta_mode) if tta_mode else look(images)
     if output.logits is None:
         return output, None
     best = jax.numpy.max(jax.nn.softmax(output.logits, axis=-1), axis=-1)
