@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from handjax.mano_files import ManoFile
+
 SCHEMA_VERSION = 1
 
 
@@ -26,6 +28,11 @@ class Counts(NamedTuple):
     joints: int = 21
     bones: int = 16
     """Rotations of `mano_pose`."""
+
+    @classmethod
+    def of(cls, file: ManoFile) -> "Counts":
+        """Those of a hand's or body's model."""
+        return cls(len(file.v_template), len(file.skeleton.joints), len(file.parents))
 
 
 HAND = Counts()

@@ -88,11 +88,7 @@ def _check_counts(directory: Path, hand_file: ManoFile) -> None:
     """Refuse a data set of another mesh or skeleton than the hand model's."""
     if not (directory / "metadata.json").is_file():
         return  # reading it will say so, or it is yet to be made
-    counts = schema.Counts(
-        len(hand_file.v_template),
-        len(hand_file.skeleton.joints),
-        len(hand_file.parents),
-    )
+    counts = schema.Counts.of(hand_file)
     found = shards.counts_of(shards.read_metadata(directory))
     if found != counts:
         raise ValueError(

@@ -170,10 +170,25 @@ def test_a_parametric_family_trains_on_bodies_and_is_evaluated(
     assert len(losses) == 30 and np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
     assert list((tmp_path / "images").iterdir())
     arguments = argparse.Namespace(
-        workdir=str(tmp_path), stage=None, step=None, split="test", procrustes="proper"
+        workdir=str(tmp_path),
+        stage=None,
+        step=None,
+        split="test",
+        procrustes="proper",
+        tta=None,
     )
     report, _ = evaluate.run(arguments)
     capsys.readouterr()
     metrics = report["metrics"]
     assert report["count"] == 8
     assert 10 < metrics["pa_mpjpe_mm"] < metrics["mpjpe_mm"] < 1000
+
+
+def test_a_trained_model_knows_its_joints_but_for_the_names_of_end_points(file):
+    hand = models.hand_constants(file).arrays()
+    faces, found = models.mesh_and_skeleton({"hand": hand})
+    np.testing.assert_array_equal(faces, file.faces)
+    assert found.bones == file.skeleton.bones and found.roots == file.skeleton.roots
+    assert found.joints == (*skeleton.SMPL_JOINTS, *(f"end{i}" for i in range(5)))
+    constants = models.hand_constants(mano_files.load()).arrays()
+    assert models.mesh_and_skeleton(constants)[1] == skeleton.HAND

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 
 from handjax import mano_files
 from handjax.nn import backbones
+from handjax.skeleton import HAND, Skeleton, of_body
 from handjax.types import AnyArray, Variables
 
 
@@ -68,6 +69,23 @@ def hand_constants(file: mano_files.ManoFile) -> HandConstants:
         faces=np.asarray(file.faces, np.int32),
         parents=None if file.is_hand else np.asarray(file.parents, np.int32),
     )
+
+
+def mesh_and_skeleton(
+    constants: dict[str, Any],
+) -> tuple[Int[np.ndarray, "face 3"], Skeleton]:
+    """Faces and joints of a trained model, whose "constants" tell all but names.
+
+    The end points of a body, which its file names, are numbered here.
+    """
+    hand = constants.get("hand", constants)
+    faces = np.asarray(hand["faces"])
+    if "parents" not in hand:
+        return faces, HAND
+    parents = np.asarray(hand["parents"]).tolist()
+    ends = np.asarray(hand["joint_regressor"])[len(parents) :].argmax(axis=1)
+    bones = np.asarray(hand["weights"])[ends].argmax(axis=1).tolist()
+    return faces, of_body(parents, [(f"end{i}", bone) for i, bone in enumerate(bones)])
 
 
 def names() -> tuple[str, ...]:

@@ -123,23 +123,17 @@ def load(source: str | os.PathLike) -> ManoFile:
     return file
 
 
-def counts(file: ManoFile) -> schema.Counts:
-    """What a data set of this model annotates."""
-    return schema.Counts(
-        len(file.v_template), len(file.skeleton.joints), len(file.parents)
-    )
-
-
 def _make(directory: Path, file: ManoFile, settings: dict) -> None:
     sizes = {"train": settings["num"], "test": settings["num_test"]}
     sizes = {split: size for split, size in sizes.items() if size}
     generator = Generator(file, settings["seed"], settings["image_size"])
+    counts = schema.Counts.of(file)
     with progress.Report("bodies", sum(sizes.values())) as bar:
 
         def records(split: str):
             def of_shard(first: int, last: int) -> Iterator[bytes]:
                 for index in range(first, last):
-                    yield schema.encode(generator(split, index), counts(file))
+                    yield schema.encode(generator(split, index), counts)
                     bar.add(1)
 
             return of_shard
@@ -155,7 +149,7 @@ def _make(directory: Path, file: ManoFile, settings: dict) -> None:
         description="Shaded pictures of a skinned body in random poses.",
         hand={"name": file.name, "sha256": file.sha256},
         made_by=settings,
-        counts=counts(file),
+        counts=counts,
     )
     split = shards.open_split(directory, list(sizes)[-1])
     examples = (split[i] for i in range(min(_SHEET, len(split))))
