@@ -175,7 +175,9 @@ class OpenData:
     @functools.cached_property
     def poses(self) -> PoseFile | None:
         """The file of `config.data.poses`, read when a stage needs it."""
-        return PoseFile(self.data.poses) if self.data.poses else None
+        if not self.data.poses:
+            return None
+        return PoseFile(self.data.poses, bones=len(self.hand_file.parents))
 
     def describe_poses(self) -> str:
         """Where the real poses of discriminators come from."""
@@ -188,6 +190,12 @@ class OpenData:
         batches = self._batches(stage, batch_size, start_step)
         if not stage.real_poses:
             return batches
+        if not (self.hand_file.is_hand or self.data.poses):
+            raise ValueError(
+                f"Stage {stage.name!r} compares with real poses, and the built-in ones "
+                "are of hands; name a file of the body's with config.data.poses, or "
+                "train without a discriminator."
+            )
         return with_real_poses(
             batches,
             self.poses,
@@ -289,6 +297,8 @@ def for_stage(batch: Batch, stage: Stage) -> Batch:
     real = stage.real_poses * len(batch.index)
     return batch._replace(
         image=batch.image if stage.needs_image else None,
-        real_pose=np.zeros((real, 16, 3), np.float32) if real else None,
+        real_pose=np.zeros((real, *batch.mano_pose.shape[1:]), np.float32)
+        if real
+        else None,
         real_betas=np.zeros((real, 10), np.float32) if real else None,
     )

@@ -105,8 +105,8 @@ def with_real_poses(
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)
     for batch, real in zip(batches, of_batches.to_iter_dataset(options), strict=False):
         yield batch._replace(
-            real_pose=real["mano_pose"].reshape(-1, 16, 3),
-            real_betas=real["betas"].reshape(-1, 10),
+            real_pose=np.concatenate(real["mano_pose"]),
+            real_betas=np.concatenate(real["betas"]),
         )
 
 
