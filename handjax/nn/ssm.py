@@ -12,7 +12,7 @@ where the step dt_t, B_t and C_t are computed from u_t and A < 0 is learned. The
 is discretised exactly; its input, Bbar_t, by either of `DISCRETISATIONS`:
 
 - "euler": dt_t B_t, which every published implementation computes;
-- "zoh": (exp(dt_t A) - 1) / A B_t, the zero-order hold that papers print.
+- "zoh": (exp(dt_t A) - 1) / A B_t, the zero-order hold (Hamba Eq. 3) papers print.
 """
 
 from typing import Any, Literal, get_args
@@ -45,7 +45,7 @@ def selective_scan(
     path: Path = "auto",
     discretisation: Discretisation = "euler",
 ) -> Float[Array, "*batch length dim"]:
-    """Run the state space of the module's docstring along each sequence.
+    """Run the module's state space along each sequence (Hamba Eq. 2).
 
     Args:
         x: Sequences u.
