@@ -119,6 +119,7 @@ def stage(
     schedule: dict[str, Any] | None = None,
     grad_clip: float = 0.0,
     groups: dict[str, dict[str, Any]] | None = None,
+    accumulate: int = 1,
 ) -> dict[str, Any]:
     """The value of one `config.stages.<name>`, with every key present.
 
@@ -136,6 +137,8 @@ def stage(
             expression searched in their paths, with any keys of `optimizer` to change,
             `grad_clip` (by the norm of the group's gradients) and `schedule` (a dict
             of changes; without them the group's lr follows the stage's schedule).
+        accumulate: number of parts in which the batch goes through the model, for lack
+            of memory; their gradients are averaged before the update.
     """
     return dict(
         steps=steps,
@@ -146,6 +149,7 @@ def stage(
         schedule=_updated(_SCHEDULE, schedule or {}, "schedule"),
         grad_clip=float(grad_clip),
         groups=groups or {},
+        accumulate=accumulate,
     )
 
 
@@ -308,6 +312,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 def _check_stage(where: str, value: ml_collections.ConfigDict) -> None:
     _at_least(f"{where}.steps", value.steps, 1)
     _at_least(f"{where}.batch_size", value.batch_size, 1)
+    _at_least(f"{where}.accumulate", value.accumulate, 1)
     _one_of(f"{where}.data", value.data, STAGE_DATA)
     for loss, weight in value.losses.items():
         _at_least(f"{where}.losses.{loss}", weight, 0)
