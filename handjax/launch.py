@@ -115,12 +115,14 @@ def _prepare(
         key = f"stages.{stage.name}"
         sharding.per_process(config.stages[stage.name], mesh, key)
     dtype = compute_dtype(config.train.precision)
-    model = checkpoints.build_model(family, config, dtype=dtype)
-    if workdir and not force_config:
-        _compare_with(Path(workdir), config)
     hand_file = mano_files.load(
         config.hand.source, side=config.hand.side, tips=config.hand.tips or None
     )
+    model = checkpoints.build_model(
+        family, config, dtype=dtype, edges=hand_file.skeleton.bones
+    )
+    if workdir and not force_config:
+        _compare_with(Path(workdir), config)
     reports = Reports()
     opened = data.open_data(config, hand_file, create=not dry_run)
     run = Run(

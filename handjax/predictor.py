@@ -90,7 +90,8 @@ class HandPredictor:
         self.config, self.batch_size, self.name = config, batch_size, name
         if tta_mode:
             self.name += f", test-time augmentation {tta_mode!r}"
-        self.faces, self.skeleton = models.mesh_and_skeleton(variables["constants"])
+        self.faces = np.asarray(variables["constants"]["faces"])
+        self.skeleton = models.skeleton_of(variables)
         self._variables = variables
         self._apply = jax.jit(functools.partial(_predict, model, tta_mode))
 

@@ -37,6 +37,7 @@ class Model(nn.Module):
         arrays = {name: jnp.asarray(x) for name, x in hand.arrays().items()}
         mean = mano_head.mean_parameters(HandModel(**arrays))
         self.put_variable("constants", "hand", arrays)
+        self.put_variable("constants", "faces", arrays["faces"])
         self.put_variable("constants", "mean", mean._asdict())
         return self(batch.image)
 

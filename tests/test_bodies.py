@@ -1,8 +1,10 @@
 """Bodies go the way of hands: files, pictures, batches, training and evaluation."""
 
 import argparse
+import importlib.util
 import io
 import json
+from pathlib import Path
 
 import body_family
 import jax
@@ -12,7 +14,18 @@ from PIL import Image
 
 from data_pipelines import shards
 from data_pipelines.synthetic.body import mesh, pictures
-from handjax import data, evaluate, launch, mano, mano_files, models, skeleton
+from handjax import (
+    checkpoints,
+    data,
+    evaluate,
+    launch,
+    mano,
+    mano_files,
+    models,
+    skeleton,
+    train_state,
+)
+from handjax.predictor import HandPredictor
 from handjax.stages import Stage
 
 V, J, K = 624, 29, 24
@@ -186,9 +199,58 @@ def test_a_parametric_family_trains_on_bodies_and_is_evaluated(
 
 def test_a_trained_model_knows_its_joints_but_for_the_names_of_end_points(file):
     hand = models.hand_constants(file).arrays()
-    faces, found = models.mesh_and_skeleton({"hand": hand})
-    np.testing.assert_array_equal(faces, file.faces)
+    found = models.skeleton_of({"constants": {"hand": hand}})
     assert found.bones == file.skeleton.bones and found.roots == file.skeleton.roots
     assert found.joints == (*skeleton.SMPL_JOINTS, *(f"end{i}" for i in range(5)))
-    constants = models.hand_constants(mano_files.load()).arrays()
-    assert models.mesh_and_skeleton(constants)[1] == skeleton.HAND
+    hand = models.hand_constants(mano_files.load()).arrays()
+    assert models.skeleton_of({"constants": {"hand": hand}}) == skeleton.HAND
+
+
+def hamba_config(directory, variant):
+    path = Path(__file__).parents[1] / "configs" / "hamba.py"
+    spec = importlib.util.spec_from_file_location("hamba_config", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(variant)
+    config.hand.source = str(directory / pictures.MODEL)
+    config.data.dir = str(directory)
+    return config
+
+
+def test_hamba_takes_its_counts_from_the_body(directory, file):
+    config = hamba_config(directory, "smoke,body")
+    family = models.load("hamba")
+    edges = file.skeleton.bones
+    model = checkpoints.build_model(family, config, edges=edges)
+    example = data.example_batch(config, file)
+    hand = models.hand_constants(file)
+    variables = jax.eval_shape(
+        lambda: model.init(jax.random.key(0), example, hand, method="init_all")
+    )
+    shapes = train_state.flat(jax.tree.map(np.shape, variables["params"]))
+    assert shapes["decoder_head/pose/kernel"][1] == 6 * K
+    assert shapes["decoder/stage0_graph/conv/edge_logits"] == (2 * len(edges),)
+    assert shapes["decoder_head/pose/kernel"][0] == 3 * config.model.width + 2 * J
+    output = jax.eval_shape(model.apply, variables, example.image)
+    assert output.vertices.shape == (2, V, 3) and output.joints2d.shape == (2, J, 2)
+    with pytest.raises(ValueError, match=r"order of a hand.s 21 joints, .* are 29"):
+        jax.eval_shape(model.clone(scan_order="mano").apply, variables, example.image)
+    hands = opened(directory, file)
+    with pytest.raises(ValueError, match="compares with real poses"):
+        hands.train(Stage("mesh", None, None, "", True, real_poses=2), 8, 0)
+
+
+@pytest.mark.slow
+def test_hamba_trains_on_bodies_and_predicts_without_their_file(
+    directory, tmp_path, monkeypatch
+):
+    config = hamba_config(directory, "smoke,body")
+    config.train.compile_cache = ""
+    assert launch.train(config, str(tmp_path)) == 0
+    report = json.loads((tmp_path / "eval/5/synthetic_body_test.json").read_text())
+    assert 10 < report["metrics"]["pa_mpjpe_mm"] < 1000
+    monkeypatch.delattr(mano_files, "load")
+    predictor = HandPredictor.from_workdir(tmp_path)
+    found = predictor(np.zeros((60, 80, 3), np.uint8), box_px=(10, 10, 50, 50))
+    assert found.vertices.shape == (V, 3) and found.joints2d.shape == (J, 2)
+    assert found.skeleton.joints[:K] == skeleton.SMPL_JOINTS

@@ -71,21 +71,18 @@ def hand_constants(file: mano_files.ManoFile) -> HandConstants:
     )
 
 
-def mesh_and_skeleton(
-    constants: dict[str, Any],
-) -> tuple[Int[np.ndarray, "face 3"], Skeleton]:
-    """Faces and joints of a trained model, whose "constants" tell all but names.
+def skeleton_of(variables: Variables) -> Skeleton:
+    """The joints of a trained model, as its "constants" tell them.
 
-    The end points of a body, which its file names, are numbered here.
+    All but the names of a body's end points, which its file has: they are numbered.
     """
-    hand = constants.get("hand", constants)
-    faces = np.asarray(hand["faces"])
+    hand = variables.get("constants", {}).get("hand", {})
     if "parents" not in hand:
-        return faces, HAND
+        return HAND
     parents = np.asarray(hand["parents"]).tolist()
     ends = np.asarray(hand["joint_regressor"])[len(parents) :].argmax(axis=1)
     bones = np.asarray(hand["weights"])[ends].argmax(axis=1).tolist()
-    return faces, of_body(parents, [(f"end{i}", bone) for i, bone in enumerate(bones)])
+    return of_body(parents, [(f"end{i}", bone) for i, bone in enumerate(bones)])
 
 
 def names() -> tuple[str, ...]:
