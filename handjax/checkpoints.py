@@ -329,11 +329,18 @@ def load_for_inference(
         )
     step = step or available[stage][-1]
     variables, _ = load_variables(workdir, stage, step)
-    return config, build_model(family, config), variables, stage, step
+    model = build_model(family, config, edges=models.skeleton_of(variables).bones)
+    return config, model, variables, stage, step
 
 
 def build_model(family: Any, config: ConfigDict, **fields: Any) -> Any:
     """`family.Model` with the fields of `config.model`.
+
+    Args:
+        family: Module of a family.
+        config: Of a run.
+        **fields: What the config does not say, for those that the model has: `dtype` of
+            the computation, `edges` between joints.
 
     Raises:
         ValueError: if `config.model` has a key that is no field of the model.
@@ -347,4 +354,4 @@ def build_model(family: Any, config: ConfigDict, **fields: Any) -> Any:
         )
     plain = config.model.to_dict()
     fields = {k: v for k, v in fields.items() if k in known}
-    return family.Model(**{**plain, **fields})
+    return family.Model(**{**fields, **plain})

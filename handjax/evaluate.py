@@ -2,6 +2,7 @@
 
     python -m handjax.evaluate --workdir W
     python -m handjax.evaluate --workdir W --procrustes proper --config.data.dir=DIR
+    python -m handjax.evaluate --workdir W --tta released --config.eval.num=100
 
 Prints a table (millimetres; F-scores and areas as fractions) and writes
 `W/eval/<step>/<benchmark>.json`. Beside the model stand the mean hand, which never sees
@@ -33,6 +34,7 @@ def evaluate_stage(
     procrustes: str = "freihand",
     mean_hand: "MeanHand | None" = None,
     predict: "Callable[[Any, Batch], HandOutput] | None" = None,
+    tta_mode: str | None = None,
     on_batch: "Callable[[int], None] | None" = None,
 ) -> dict[str, Any]:
     """Run one stage's prediction over a split and average its errors.
@@ -47,6 +49,7 @@ def evaluate_stage(
         mean_hand: Baseline that is measured on the same hands; None leaves it out.
         predict: Compiled (variables, batch) -> HandOutput, kept by callers that
             evaluate more than once; None compiles `stage.predict_fn`.
+        tta_mode: Test-time augmentation, a key of `tta.MODES`; None looks once.
         on_batch: Called with the number of hands done so far.
 
     Returns:
@@ -57,11 +60,14 @@ def evaluate_stage(
 
     import jax
 
+    from handjax import tta
     from handjax.mean_hand import MeanHandSums
     from handjax.metrics import MetricSums
 
     if predict is None:
-        predict = jax.jit(functools.partial(stage.predict_fn, model))
+        function = tta.augmented(stage.predict_fn, tta_mode)
+        predict = jax.jit(functools.partial(function, model))
+    answers = tta.answers_per_hand(tta_mode)
     sums = MetricSums(root=root, procrustes=procrustes)
     baseline = (
         MeanHandSums(mean_hand, root=root, procrustes=procrustes) if mean_hand else None
@@ -69,16 +75,27 @@ def evaluate_stage(
     for batch in eval_batches:
         # Errors need two fields; fetching logits as well would cost more than they do.
         output = predict(variables, batch)._replace(logits=None)
-        sums.add(batch, jax.device_get(output))
+        sums.add(_repeated(batch, answers), jax.device_get(output))
         if baseline:
             baseline.add(batch)
         if on_batch:
-            on_batch(sums.count)
+            on_batch(sums.count // answers)
     return {
-        "count": sums.count,
+        "count": sums.count // answers,
         "metrics": sums.means(),
         "baseline": {"mean_hand": baseline.means()} if baseline else {},
     }
+
+
+def _repeated(batch: "Batch", times: int) -> "Batch":
+    """The truth of each answer: the batch again and again, without its pictures."""
+    import jax
+    import numpy as np
+
+    if times == 1:
+        return batch
+    truth = batch._replace(image=None)
+    return jax.tree.map(lambda x: np.concatenate([x] * times), truth)
 
 
 # --- entry --------------------------------------------------------------------------
@@ -103,6 +120,13 @@ def _parser() -> argparse.ArgumentParser:
         choices=("freihand", "proper"),
         help="alignment of the PA metrics: reflections allowed, as FreiHAND's official "
         "script does, or rotations only",
+    )
+    add(
+        "--tta",
+        choices=("released", "paper", "mean"),
+        help="test-time augmentation: 95 views of each hand (19 angles x 5 scales), "
+        "fused as in Hamba's release, their errors averaged as in its paper, or simply "
+        "averaged; takes 95 times as long (--config.eval.num=N: the first N hands)",
     )
     return parser
 
@@ -149,7 +173,7 @@ def run(
         mano_files,
         mean_hand,
         models,
-        skeleton,
+        tta,
     )
     from handjax.metrics import PROTOCOLS
 
@@ -163,13 +187,25 @@ def run(
     )
     stages = models.load(config.family).stages(config)
     stage = next(s for s in stages if s.name == name)
+    if arguments.tta and not stage.needs_image:
+        raise ValueError(
+            f"--tta={arguments.tta}: stage {name!r} sees no picture that could be "
+            "turned; leave --tta out, or evaluate a stage that does."
+        )
     hand_file = mano_files.load(
         config.hand.source, side=config.hand.side, tips=config.hand.tips or None
     )
     opened = data.open_data(config, hand_file)
     print(f"{config.family}, stage {name}, step {step}; data: {opened.describe()}")
+    augmentation = tta.describe(arguments.tta)
+    if augmentation:
+        print(
+            f"{_tta_line(augmentation)}; a word after every "
+            f"{config.eval.batch_size} hands (config.eval.batch_size)",
+            flush=True,
+        )
     options = dict(
-        root=skeleton.ROOTS[config.data.root], procrustes=arguments.procrustes
+        root=hand_file.skeleton.roots[config.data.root], procrustes=arguments.procrustes
     )
     mean = mean_hand.fit(opened.train_split())
     result = evaluate_stage(
@@ -178,6 +214,7 @@ def run(
         stage,
         opened.evaluation(stage, split=arguments.split),
         mean_hand=mean,
+        tta_mode=arguments.tta,
         on_batch=_Progress(),
         **options,
     )
@@ -197,6 +234,7 @@ def run(
     report = {
         "benchmark": benchmark,
         "protocol": PROTOCOLS[arguments.procrustes],
+        "tta": augmentation,
         "definitions": _definitions(config, mean),
         "family": config.family,
         "stage": name,
@@ -210,12 +248,14 @@ def run(
 
 
 def benchmark_name(config: Any, stage: "Stage", stages, arguments) -> str:
-    """Data set and split; earlier stages and the other protocol are told apart."""
+    """Data set and split; earlier stages, the other protocol and TTA are told apart."""
     parts = [config.data.name, arguments.split]
     if stage.name != stages[-1].name:
         parts.append(stage.name)
     if arguments.procrustes != "freihand":
         parts.append(arguments.procrustes)
+    if arguments.tta:
+        parts.append(f"tta_{arguments.tta}")
     return "_".join(parts)
 
 
@@ -245,7 +285,7 @@ class _Progress:
         if now - self._last >= self._every_s:
             self._last = now
             rate = count / (now - self._start)
-            print(f"{count} hands, {rate:.0f} a second", flush=True)
+            print(f"{count} hands, {rate:.3g} a second", flush=True)
 
 
 def table(report: dict[str, Any]) -> str:
@@ -257,12 +297,17 @@ def table(report: dict[str, Any]) -> str:
     names = list(report["metrics"])
     lines = [
         f"{report['benchmark']}: {report['count']} hands, {report['protocol']}",
+        *([_tta_line(report["tta"])] if report["tta"] else []),
         " " * width + "".join(f"{name:>14}" for name in names),
     ]
     for name, metrics in rows:
         cells = (_cell(key, metrics[key]) for key in names)
         lines.append(f"{name:<{width}}" + "".join(f"{cell:>14}" for cell in cells))
     return "\n".join(lines)
+
+
+def _tta_line(said: dict[str, Any]) -> str:
+    return "test-time augmentation {mode!r}, {views} views: {what}".format(**said)
 
 
 def _cell(name: str, value: float | None) -> str:

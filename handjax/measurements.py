@@ -105,9 +105,11 @@ def prepare(config: ml_collections.ConfigDict) -> Subject:
     """Build the model of a config with random weights."""
     family = models.load(config.family)
     dtype = launch.compute_dtype(config.train.precision)
-    model = checkpoints.build_model(family, config, dtype=dtype)
     hand_file = mano_files.load(
         config.hand.source, side=config.hand.side, tips=config.hand.tips or None
+    )
+    model = checkpoints.build_model(
+        family, config, dtype=dtype, edges=hand_file.skeleton.bones
     )
     example = functools.partial(data.example_batch, config, hand_file)
     hand = models.hand_constants(hand_file)
@@ -163,9 +165,7 @@ def _step_program(subject, stage):
     step = train_state.make_step(subject.model, stage, config)
     create = functools.partial(train_state.create, stage=stage, config=config)
     state = jax.jit(create)(subject.variables, rng=jax.random.key(0))
-    batch = subject.example(config.batch_size)
-    if not stage.needs_image:
-        batch = batch._replace(image=None)
+    batch = data.for_stage(subject.example(config.batch_size), stage)
     return jax.jit(step), (state, jax.device_put(batch))
 
 

@@ -65,6 +65,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--detector_model", default="", help="MediaPipe's hand_landmarker.task")
     add("--batch_size", type=int, help="hands at a time")
+    add(
+        "--tta",
+        choices=("released", "mean"),
+        help="test-time augmentation: 95 views of each crop, fused as in Hamba's "
+        "release or averaged; places of joints in the photo stay those of one view",
+    )
     return parser
 
 
@@ -122,6 +128,7 @@ def _load(arguments: argparse.Namespace, batch_size: int) -> "HandPredictor":
         stage=arguments.stage,
         step=arguments.step,
         batch_size=arguments.batch_size or batch_size,
+        tta_mode=arguments.tta,
     )
 
 

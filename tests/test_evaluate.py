@@ -1,10 +1,11 @@
 import json
 import types
 
+import jax
 import numpy as np
 import pytest
 
-from handjax import evaluate, mean_hand
+from handjax import evaluate, mean_hand, tta
 from handjax.metrics import METRICS
 from handjax.stages import Stage
 from handjax.types import Batch, HandOutput
@@ -52,6 +53,56 @@ def test_evaluate_stage_counts_hands_and_measures_both():
     assert report["metrics"]["mpjpe_mm"] == pytest.approx(0, abs=1e-4)
     assert report["metrics"]["f5"] == 1
     assert report["baseline"]["mean_hand"]["pa_mpvpe_mm"] > 10
+
+
+ALONG = np.linspace(-0.05, 0.05, 778, dtype=np.float32)
+
+
+def on_the_axis(brightness):
+    """Points on the optical axis, which no view turns, each tenth off by brightness."""
+    off = brightness[:, None] * (np.arange(778) % 10 == 0)[None]
+    z = ALONG[None] + np.float32(0.1) * off
+    return np.float32([0, 0, 1])[None, None] * z[:, :, None]
+
+
+def sees_brightness(model, variables, batch):
+    """A "model" that takes brightness above `variables` for depth."""
+    mean = batch.image.astype(np.float32).mean(axis=(1, 2, 3)) / 255
+    vertices = on_the_axis(mean - variables)
+    return HandOutput(vertices, vertices[:, 2:23], logits=mean[:, None, None])
+
+
+def test_augmentation_averages_predictions_or_their_errors():
+    (batch,) = batches(1)
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 255, (4, 16, 16, 3)).astype(np.uint8)
+    truth = on_the_axis(np.zeros(4, np.float32))
+    yes = np.array([True, True, True, False])
+    batch = batch._replace(
+        image=image, vertices=truth, joints3d=truth[:, 2:23], example_valid=yes
+    )
+    stage = STAGE._replace(predict_fn=sees_brightness)
+    look = jax.jit(jax.vmap(tta.turned_and_zoomed, (None, 0, 0)))
+    seen = np.float32(look(image, *tta.views("mean"))).mean(axis=(2, 3, 4)) / 255
+    middle = np.median(seen)  # so that some views are brighter, some darker
+    off = seen[:, yes] - middle
+    expected = {"paper": np.abs(off).mean(), "mean": np.abs(off.mean(axis=0)).mean()}
+    assert expected["paper"] > 2 * expected["mean"]
+    for mode, error in expected.items():
+        done = []
+        report = evaluate.evaluate_stage(
+            None,
+            middle,
+            stage,
+            [batch],
+            root=9,
+            tta_mode=mode,
+            on_batch=done.append,
+        )
+        assert report["count"] == 3 and done == [3]
+        # A tenth of the vertices are off; joint 9, the root, is not.
+        found = report["metrics"]["mpvpe_mm"]
+        assert found == pytest.approx(100 * error * 78 / 778, rel=1e-4)
 
 
 @pytest.fixture
@@ -128,6 +179,21 @@ def test_stages_splits_and_protocols_have_files_of_their_own(workdir):
     assert asked[0] == ("tokenizer", "train", 0)
 
 
+def test_augmentation_is_named_in_table_and_report(workdir, monkeypatch, capsys):
+    path, _ = workdir
+    # The stand-in looks at no picture.
+    monkeypatch.setattr(tta, "augmented", lambda predict_fn, mode: predict_fn)
+    assert evaluate.main([f"--workdir={path}", "--tta=mean"]) == 0
+    (report,) = (path / "eval" / "7").iterdir()
+    assert report.name == "synthetic_test_tta_mean.json"
+    said = json.loads(report.read_text())["tta"]
+    assert said == {"mode": "mean", "views": 95, "what": tta.MODES["mean"]}
+    shown = capsys.readouterr().out
+    assert shown.count("test-time augmentation 'mean', 95 views: mean of the pred") == 2
+    assert evaluate.main([f"--workdir={path}", "--tta=mean", "--stage=tokenizer"]) == 2
+    assert "--tta=mean: stage 'tokenizer' sees no picture" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flag", "match"),
     [
@@ -147,3 +213,10 @@ def test_wrong_flags_are_one_line(workdir, capsys, flag, match):
 def test_missing_workdir_is_one_line(tmp_path, capsys):
     assert evaluate.main([f"--workdir={tmp_path / 'none'}"]) == 2
     assert "no workdir" in capsys.readouterr().err
+
+
+def test_the_flag_knows_every_mode(capsys):
+    with pytest.raises(SystemExit):
+        evaluate.main(["--help"])
+    said = capsys.readouterr().out
+    assert all(mode in said for mode in tta.MODES)

@@ -148,6 +148,34 @@ def test_network_sees_the_right_part_of_the_photo(is_right, scale):
     np.testing.assert_allclose(found.joints2d[0], centre, atol=0.5 * scale)
 
 
+class PointsAtRed(FindsRed):
+    """A "model" of which one joint and half of the vertices lean towards the red."""
+
+    def apply(self, variables, images):
+        output = super().apply(variables, images)
+        lean = output.joints2d[:, :1] - SIZE / 2
+        lean = jnp.pad(lean / 1000, ((0, 0), (0, 0), (0, 1)))
+        vertices = output.vertices.at[:, ::2].add(lean)
+        return output._replace(vertices=vertices, joints3d=vertices[:, 4:25])
+
+
+def test_augmentation_fuses_3d_and_leaves_2d_alone():
+    image = GRAY.copy()
+    image[60:66, 110:116] = (255, 0, 0)
+    plain = predictor.HandPredictor(CONFIG, PointsAtRed(), VARIABLES)(image)
+    looks = predictor.HandPredictor(CONFIG, PointsAtRed(), VARIABLES, tta_mode="mean")
+    found = looks(image)
+    np.testing.assert_array_equal(found.joints2d, plain.joints2d)
+    lean, once = found.vertices[0, :2], plain.vertices[0, :2]
+    # Averaged over zooms the red is farther out, in the same direction.
+    zoom = np.mean([1 / scale for scale in (0.7, 0.8, 0.9, 1.0, 1.1)])
+    np.testing.assert_allclose(lean, zoom * once, atol=3e-4)
+    assert np.linalg.norm(once) > 4e-3
+    assert looks.name.endswith("test-time augmentation 'mean'")
+    with pytest.raises(ValueError, match="'paper' averages errors, which takes the tr"):
+        predictor.HandPredictor(CONFIG, PointsAtRed(), VARIABLES, tta_mode="paper")
+
+
 def test_middle_square_is_seen_whole():
     image = GRAY.copy()
     image[:6, 25:31] = (255, 0, 0)  # the corner of the middle square

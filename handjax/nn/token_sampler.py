@@ -1,7 +1,8 @@
 """Tokens from feature maps: bilinear samples, sine position code, upsampling.
 
 Points are in [0, 1] of the crop, x right, y down, with 0 and 1 at the centres of the
-outermost pixels (PyTorch's `align_corners=True`): pixel = point * (size - 1).
+outermost pixels (PyTorch's `align_corners=True`): pixel = point * (size - 1). Where a
+function takes pixels of the map, (0, 0) is the centre of its first one.
 """
 
 import math
@@ -28,9 +29,23 @@ def bilinear_sample(
     """
     height, width = features.shape[1:3]
     inside = jnp.clip(points.astype(jnp.float32), 0.0, 1.0)
-    x, y = inside[..., 0] * (width - 1), inside[..., 1] * (height - 1)
-    along_x = _hat(x, width).astype(features.dtype)
-    along_y = _hat(y, height).astype(features.dtype)
+    return sample_pixels(
+        features, inside * jnp.array([width - 1, height - 1])[None, None]
+    )
+
+
+def sample_pixels(
+    features: Float[Array, "batch height width dim"],
+    pixels: Float[Array, "batch point 2"],
+) -> Float[Array, "batch point dim"]:
+    """Features at pixels of the map, interpolated; around the map all is zero.
+
+    As PyTorch's `grid_sample(padding_mode="zeros")`: half a pixel beyond the centre of
+    the outermost one, half of its features are left.
+    """
+    height, width = features.shape[1:3]
+    along_x = _hat(pixels[..., 0], width).astype(features.dtype)
+    along_y = _hat(pixels[..., 1], height).astype(features.dtype)
     rows = jnp.einsum("bpw,bhwd->bphd", along_x, features)
     return jnp.einsum("bph,bphd->bpd", along_y, rows)
 

@@ -133,3 +133,40 @@ def test_unknown_generator_is_refused():
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+# --- Pixels of the map ---------------------------------------------------------
+
+
+def test_around_the_map_all_is_zero(rng):
+    features = np.float32(rng.normal(size=(2, 4, 3, 5)))
+    pixels = np.float32(rng.uniform(-2, 6, (2, 60, 2)))
+    found = token_sampler.sample_pixels(jnp.asarray(features), jnp.asarray(pixels))
+    bordered = np.pad(features, ((0, 0), (9, 9), (9, 9), (0, 0)))
+    for b, point in np.ndindex(2, 60):
+        x, y = pixels[b, point] + 9
+        column, row = int(np.floor(x)), int(np.floor(y))
+        expected = sum(
+            bordered[b, row + i, column + j]
+            * (y - row if i else 1 - (y - row))
+            * (x - column if j else 1 - (x - column))
+            for i in (0, 1)
+            for j in (0, 1)
+        )
+        np.testing.assert_allclose(found[b, point], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parity
+def test_pixels_are_those_of_torchs_grid_sample(rng):
+    torch = pytest.importorskip("torch")
+    features = np.float32(rng.normal(size=(2, 16, 12, 3)))
+    grid = np.float32(rng.uniform(-1.4, 1.4, (2, 21, 2)))
+    sampled = torch.nn.functional.grid_sample(
+        torch.tensor(features).permute(0, 3, 1, 2),
+        torch.tensor(grid)[:, :, None],
+        align_corners=False,
+    )
+    pixels = ((grid + 1) * np.array([12, 16], np.float32) - 1) / 2
+    found = token_sampler.sample_pixels(jnp.asarray(features), jnp.asarray(pixels))
+    expected = sampled[..., 0].permute(0, 2, 1)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
