@@ -80,7 +80,8 @@ def _data() -> dict[str, Any]:
         mix=dict(),  # further datasets: directory -> weight (this one weighs 1)
         threads=2,
         max_corrupt=10,  # unreadable records that are skipped before training stops
-        augment=dict(  # see data_pipelines.augment.AugmentConfig
+        augment=dict(  # see data_pipelines.augment
+            recipe="simplehand",  # with the amounts below; "hamer": with its own
             center_jitter=0.1,
             scale=(1.0, 1.5),
             max_rotation=math.pi,
@@ -88,6 +89,13 @@ def _data() -> dict[str, Any]:
             channel_noise=0.4,
             brightness=(-0.4, 0.1),
             contrast=0.2,
+            hamer=dict(
+                shift=0.02,
+                scale=0.3,
+                rotation=math.pi / 6,
+                rotation_rate=0.6,
+                channel_noise=0.2,
+            ),
         ),
     )
 
