@@ -112,8 +112,8 @@ def _prepare(
     stages = family.stages(config)
     mesh = sharding.make_mesh(config.mesh)
     for stage in stages:
-        key = f"stages.{stage.name}.batch_size"
-        sharding.per_process(config.stages[stage.name].batch_size, mesh, key)
+        key = f"stages.{stage.name}"
+        sharding.per_process(config.stages[stage.name], mesh, key)
     dtype = compute_dtype(config.train.precision)
     model = checkpoints.build_model(family, config, dtype=dtype)
     if workdir and not force_config:
@@ -157,8 +157,9 @@ def _introduce(run: Run, stages: tuple, dtype: str) -> None:
     run.say(parameters.table(run, stages))
     for stage in stages:
         options = config.stages[stage.name]
+        parts = f" in {options.accumulate} parts" if options.accumulate > 1 else ""
         run.say(
-            f"stage {stage.name}: {options.steps} steps of {options.batch_size} "
+            f"stage {stage.name}: {options.steps} steps of {options.batch_size}{parts} "
             f"({options.data}), {options.optimizer.name} lr {options.optimizer.lr:g} "
             f"{options.schedule.name}, losses "
             + ", ".join(f"{w:g} {name}" for name, w in options.losses.items())
