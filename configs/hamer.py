@@ -74,6 +74,7 @@ def _paper(config: Config) -> Config:
     # HaMeR's demo: a hand fills half of the crop. The network sees three quarters of
     # the columns, so that anything below 4/3 would cut fingers off.
     config.data.box_scale = 2.0
+    config.data.augment.recipe = "hamer"
     config.model = dict(
         backbone="vit_h",
         backbone_drop_path=0.55,
@@ -155,6 +156,7 @@ def _narrow(config: Config) -> Config:
     config.data.image_size, config.data.crop_size = 160, 128
     config.data.box_scale = 1.5
     config.data.augment.update(
+        recipe="simplehand",
         center_jitter=0.05,
         scale=(1.35, 1.65),
         max_rotation=0.3,
