@@ -144,11 +144,12 @@ class Model(nn.Module):
 
     def init_all(self, batch: Batch, hand: HandConstants) -> HandOutput:
         """Touch every submodule once and store the hand model and its mean."""
-        model = HandModel(*map(jnp.asarray, hand))
-        mean = mano_head.mean_parameters(model)
-        self.put_variable("constants", "hand", model._asdict())
+        kept = {k: v for k, v in hand._asdict().items() if v is not None}
+        arrays = jax.tree.map(jnp.asarray, kept)
+        mean = mano_head.mean_parameters(HandModel(**arrays))
+        self.put_variable("constants", "hand", arrays)
         self.put_variable("constants", "mean", mean._asdict())
-        self.put_variable("constants", "faces", model.faces)
+        self.put_variable("constants", "faces", arrays["faces"])
         parameters, _, output = self.predict(batch.image)
         self.discriminate(parameters.hand_pose, parameters.betas)
         return output
@@ -161,9 +162,19 @@ def middle_columns(
     UInt8[AnyArray, "batch height width34 3"]
     | Float[AnyArray, "batch height width34 3"]
 ):
-    """The middle three quarters of a crop's columns, which the backbone sees."""
-    border = image.shape[2] // 8
-    return image[:, :, border : image.shape[2] - border]
+    """The middle three quarters of a crop's columns, which the backbone sees.
+
+    Raises:
+        ValueError: The crop is not square, or its side does not divide by 8.
+    """
+    height, width = image.shape[1:3]
+    if height != width or width % 8:
+        raise ValueError(
+            f"HaMeR was given images of {height} x {width} (height x width); it takes "
+            "square crops whose side divides by 8 and looks at the middle 3/4 of the "
+            "columns. Released weights are for config.data.crop_size=256."
+        )
+    return image[:, :, width // 8 : width - width // 8]
 
 
 # --- Decoder -----------------------------------------------------------------

@@ -82,6 +82,12 @@ def test_only_the_middle_columns_are_seen(built):
     assert np.abs(other.output.vertices - first.output.vertices).max() > 1e-4
 
 
+@pytest.mark.parametrize("shape", [(128, 96), (100, 100)])
+def test_other_crops_are_refused(shape):
+    with pytest.raises(ValueError, match=f"images of {shape[0]} x {shape[1]}"):
+        hamer.middle_columns(np.zeros((1, *shape, 3), np.uint8))
+
+
 def test_outputs_are_relative_to_the_root_and_in_pixels_of_the_crop(built):
     *_, (parameters, posed, output) = built
     np.testing.assert_array_equal(output.joints3d[:, 0], 0)
