@@ -8,6 +8,7 @@ and changed from the command line (`--config.train.log_every=10`).
 import difflib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -72,6 +73,7 @@ def _data() -> dict[str, Any]:
         crop_size=224,  # side of what the network sees, pixels
         root="middle_mcp",
         box_scale=1.25,  # of the box around the joints, in evaluation
+        poses="",  # for discriminators: an npz (data_pipelines.pose_files); "": prior
         mix=dict(),  # further datasets: directory -> weight (this one weighs 1)
         threads=2,
         max_corrupt=10,  # unreadable records that are skipped before training stops
@@ -114,6 +116,8 @@ def stage(
     optimizer: dict[str, Any] | None = None,
     schedule: dict[str, Any] | None = None,
     grad_clip: float = 0.0,
+    groups: dict[str, dict[str, Any]] | None = None,
+    accumulate: int = 1,
 ) -> dict[str, Any]:
     """The value of one `config.stages.<name>`, with every key present.
 
@@ -127,6 +131,12 @@ def stage(
         schedule: changes to `name, warmup_steps, warmup_factor, end_factor,
             boundaries, decay_factor` (see `optimizers.schedule`).
         grad_clip: largest global norm of the gradients; 0 does not clip.
+        groups: parameters with an optimiser of their own: name -> `pattern`, a regular
+            expression searched in their paths, with any keys of `optimizer` to change,
+            `grad_clip` (by the norm of the group's gradients) and `schedule` (a dict
+            of changes; without them the group's lr follows the stage's schedule).
+        accumulate: number of parts in which the batch goes through the model, for lack
+            of memory; their gradients are averaged before the update.
     """
     return dict(
         steps=steps,
@@ -136,7 +146,24 @@ def stage(
         optimizer=_updated(_OPTIMIZER, optimizer or {}, "optimizer"),
         schedule=_updated(_SCHEDULE, schedule or {}, "schedule"),
         grad_clip=float(grad_clip),
+        groups=groups or {},
+        accumulate=accumulate,
     )
+
+
+REST = "rest"
+"""What the parameters outside of all groups are called; no name for a group."""
+
+
+def of_group(
+    options: ml_collections.ConfigDict, name: str
+) -> ml_collections.ConfigDict:
+    """`config.stages.<name>` as it is for the parameters of one of its groups."""
+    own, group = options.to_dict(), options.groups[name].to_dict()
+    own["optimizer"].update({k: group[k] for k in _OPTIMIZER if k in group})
+    own["schedule"].update(group.get("schedule", {}))
+    own["grad_clip"] = group.get("grad_clip", options.grad_clip)
+    return ml_collections.ConfigDict(own)
 
 
 _OPTIMIZER = dict(
@@ -205,7 +232,11 @@ def to_json(config: ml_collections.ConfigDict) -> str:
 
 
 def from_json(text: str) -> ml_collections.ConfigDict:
-    """Inverse of `to_json` (tuples come back as tuples)."""
+    """Inverse of `to_json` (tuples come back as tuples).
+
+    Keys that the config of an earlier version lacks get their defaults. So the default
+    of a new key has to be what was done before there was one.
+    """
 
     def tuples(value: Any) -> Any:
         if isinstance(value, list):
@@ -218,7 +249,20 @@ def from_json(text: str) -> ml_collections.ConfigDict:
     # Workdirs of earlier versions have this key under "train".
     if "init_from" in config.get("train", {}):
         config.setdefault("init_from", config["train"].pop("init_from"))
-    return ml_collections.ConfigDict(config)
+    known = {name: stage(steps=1, batch_size=1, losses={}) for name in config["stages"]}
+    return ml_collections.ConfigDict(
+        _completed(config, {**base().to_dict(), "stages": known})
+    )
+
+
+def _completed(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """`values`, with what is missing there taken from `defaults`."""
+    inner = {
+        key: _completed(values[key], default)
+        for key, default in defaults.items()
+        if isinstance(default, dict) and isinstance(values.get(key), dict)
+    }
+    return {**defaults, **values, **inner}
 
 
 def difference(old: Config, new: Config) -> list[str]:
@@ -266,20 +310,64 @@ def check(config: ml_collections.ConfigDict) -> None:
 def _check_stage(where: str, value: ml_collections.ConfigDict) -> None:
     _at_least(f"{where}.steps", value.steps, 1)
     _at_least(f"{where}.batch_size", value.batch_size, 1)
+    _at_least(f"{where}.accumulate", value.accumulate, 1)
     _one_of(f"{where}.data", value.data, STAGE_DATA)
-    _one_of(f"{where}.optimizer.name", value.optimizer.name, OPTIMIZERS)
-    _one_of(f"{where}.schedule.name", value.schedule.name, SCHEDULES)
-    _one_of(f"{where}.optimizer.decay_mask", value.optimizer.decay_mask, DECAY_MASKS)
-    _positive(f"{where}.optimizer.lr", value.optimizer.lr)
+    for loss, weight in value.losses.items():
+        _at_least(f"{where}.losses.{loss}", weight, 0)
+    _check_updates(where, f"{where}.optimizer", value)
+    for name, group in value.groups.items():
+        here = f"{where}.groups.{name}"
+        _check_group(here, name, group)
+        _check_updates(here, here, of_group(value, name))
+
+
+def _check_updates(
+    where: str, optimizer: str, value: ml_collections.ConfigDict
+) -> None:
+    """Optimiser, clipping and schedule of a stage or of a group of its parameters."""
+    _one_of(f"{optimizer}.name", value.optimizer.name, OPTIMIZERS)
+    _one_of(f"{optimizer}.decay_mask", value.optimizer.decay_mask, DECAY_MASKS)
+    _positive(f"{optimizer}.lr", value.optimizer.lr)
     _at_least(f"{where}.grad_clip", value.grad_clip, 0)
+    _one_of(f"{where}.schedule.name", value.schedule.name, SCHEDULES)
     _at_least(f"{where}.schedule.warmup_steps", value.schedule.warmup_steps, 0)
     if value.schedule.warmup_steps > value.steps:
         raise ValueError(
             f"config.{where}.schedule.warmup_steps={value.schedule.warmup_steps} is "
             f"more than the {value.steps} steps of the stage; warm up for fewer."
         )
-    for loss, weight in value.losses.items():
-        _at_least(f"{where}.losses.{loss}", weight, 0)
+
+
+def _check_group(where: str, name: str, group: Any) -> None:
+    """Keys of a group, and its pattern."""
+    if name == REST:
+        raise ValueError(
+            f"config.{where}: {REST!r} stands for all other parameters; choose another "
+            "name."
+        )
+    _known(where, group, {"pattern", "schedule", "grad_clip", *_OPTIMIZER})
+    _known(f"{where}.schedule", group.get("schedule", {}), _SCHEDULE)
+    pattern = group.get("pattern", None)
+    try:
+        re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise ValueError(
+            f"config.{where}.pattern={pattern!r} must be a regular expression for "
+            f"paths of parameters, such as '^{name}/' ({error})."
+        ) from error
+
+
+def _known(where: str, values: Any, known: Any) -> None:
+    if not isinstance(values, (Mapping, ml_collections.ConfigDict)):
+        raise ValueError(
+            f"config.{where}={values!r} must be a dict with some of the keys "
+            f"{', '.join(sorted(known))}."
+        )
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ValueError(
+            f"config.{where} has no key {unknown[0]!r}{suggest(unknown[0], known)}"
+        )
 
 
 def _one_of(key: str, value: Any, allowed: tuple[str, ...]) -> None:

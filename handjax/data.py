@@ -4,6 +4,7 @@ Training reads the "train" split and evaluation "test". The built-in data set is
 first use; a named one has to be there, and nothing is ever replaced silently.
 """
 
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +14,12 @@ import ml_collections
 import numpy as np
 
 from data_pipelines import augment, loader, schema, shards
+from data_pipelines.pose_files import PoseFile
 from handjax import config as configs
 from handjax import mano_files, skeleton
 from handjax.crop import CropConfig
 from handjax.mano_files import ManoFile, joint_regressor
-from handjax.pose_batches import from_meshes, pose_batches
+from handjax.pose_batches import from_meshes, pose_batches, with_real_poses
 from handjax.stages import Stage
 from handjax.types import Batch
 
@@ -143,8 +145,36 @@ class OpenData:
             parts.append(f"{directory} ({sizes}{share})")
         return f"{self.data.name} in " + "; ".join(parts)
 
+    @functools.cached_property
+    def poses(self) -> PoseFile | None:
+        """The file of `config.data.poses`, read when a stage needs it."""
+        return PoseFile(self.data.poses) if self.data.poses else None
+
+    def describe_poses(self) -> str:
+        """Where the real poses of discriminators come from."""
+        if self.poses is None:
+            return "drawn from the built-in prior"
+        return f"{len(self.poses):,} of {self.poses.path}"
+
     def train(self, stage: Stage, batch_size: int, start_step: int) -> Iterator[Batch]:
         """Endless batches of this process, from the one of update `start_step` on."""
+        batches = self._batches(stage, batch_size, start_step)
+        if not stage.real_poses:
+            return batches
+        return with_real_poses(
+            batches,
+            self.poses,
+            per_example=stage.real_poses,
+            batch_size=batch_size,
+            seed=self.config.seed,
+            start_step=start_step,
+            process=(jax.process_index(), jax.process_count()),
+            threads=self.data.threads,
+        )
+
+    def _batches(
+        self, stage: Stage, batch_size: int, start_step: int
+    ) -> Iterator[Batch]:
         process = jax.process_index(), jax.process_count()
         options = self.config.stages[stage.name]
         seed = self.config.seed
@@ -213,3 +243,13 @@ def example_batch(
         vertices, joints3d, root=skeleton.ROOTS[config.data.root], crop_size=crop_size
     )
     return batch._replace(image=np.zeros((size, crop_size, crop_size, 3), np.uint8))
+
+
+def for_stage(batch: Batch, stage: Stage) -> Batch:
+    """An example batch with what a stage is fed: flat poses for real ones."""
+    real = stage.real_poses * len(batch.index)
+    return batch._replace(
+        image=batch.image if stage.needs_image else None,
+        real_pose=np.zeros((real, 16, 3), np.float32) if real else None,
+        real_betas=np.zeros((real, 10), np.float32) if real else None,
+    )

@@ -112,8 +112,8 @@ def _prepare(
     stages = family.stages(config)
     mesh = sharding.make_mesh(config.mesh)
     for stage in stages:
-        key = f"stages.{stage.name}.batch_size"
-        sharding.per_process(config.stages[stage.name].batch_size, mesh, key)
+        key = f"stages.{stage.name}"
+        sharding.per_process(config.stages[stage.name], mesh, key)
     dtype = compute_dtype(config.train.precision)
     model = checkpoints.build_model(family, config, dtype=dtype)
     if workdir and not force_config:
@@ -152,15 +152,24 @@ def _introduce(run: Run, stages: tuple, dtype: str) -> None:
     )
     run.say(f"hand model: {run.hand_info['name']} ({run.hand_info['sha256'][:12]})")
     run.say(f"data: {run.data.describe()}")
+    if any(stage.real_poses for stage in stages):
+        run.say(f"real poses: {run.data.describe_poses()}")
     run.say(parameters.table(run, stages))
     for stage in stages:
         options = config.stages[stage.name]
+        parts = f" in {options.accumulate} parts" if options.accumulate > 1 else ""
         run.say(
-            f"stage {stage.name}: {options.steps} steps of {options.batch_size} "
+            f"stage {stage.name}: {options.steps} steps of {options.batch_size}{parts} "
             f"({options.data}), {options.optimizer.name} lr {options.optimizer.lr:g} "
             f"{options.schedule.name}, losses "
             + ", ".join(f"{w:g} {name}" for name, w in options.losses.items())
         )
+        for name in options.groups:
+            own = configs.of_group(options, name)
+            run.say(
+                f"stage {stage.name}, group {name}: {own.optimizer.name} lr "
+                f"{own.optimizer.lr:g} {own.schedule.name}"
+            )
 
 
 def _compare_with(workdir: Path, config: ml_collections.ConfigDict) -> None:

@@ -163,9 +163,7 @@ def _step_program(subject, stage):
     step = train_state.make_step(subject.model, stage, config)
     create = functools.partial(train_state.create, stage=stage, config=config)
     state = jax.jit(create)(subject.variables, rng=jax.random.key(0))
-    batch = subject.example(config.batch_size)
-    if not stage.needs_image:
-        batch = batch._replace(image=None)
+    batch = data.for_stage(subject.example(config.batch_size), stage)
     return jax.jit(step), (state, jax.device_put(batch))
 
 

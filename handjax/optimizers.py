@@ -1,5 +1,6 @@
 """Optimisers and learning rates from a stage's config."""
 
+import functools
 import re
 from typing import Any
 
@@ -7,6 +8,11 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
+
+from handjax import config as configs
+
+REST = configs.REST
+"""Label of the parameters that no group of a stage matches."""
 
 
 def schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
@@ -40,11 +46,63 @@ def schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
     return optax.join_schedules([start, rest], [warmup])
 
 
+def schedules(config: ml_collections.ConfigDict) -> dict[str, optax.Schedule]:
+    """The learning rates of one stage by the name they are logged under.
+
+    "lr" is the stage's, "lr_<group>" that of a group.
+    """
+    own = {
+        f"lr_{name}": schedule(configs.of_group(config, name)) for name in config.groups
+    }
+    return {"lr": schedule(config), **own}
+
+
 def optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
     """Gradient transformation of one stage, from `config.stages.<name>`.
 
-    The order is clip by global norm, moments, weight decay, learning rate, as AdamW's.
+    Each of `groups` has its own, down to the norm by which gradients are clipped;
+    without groups the state is that of a single one.
     """
+    if not config.groups:
+        return _one(config)
+    each = {name: _one(configs.of_group(config, name)) for name in config.groups}
+    return optax.partition(
+        {REST: _one(config), **each}, functools.partial(labels, groups=config.groups)
+    )
+
+
+def labels(params: dict[str, Any], groups: ml_collections.ConfigDict) -> dict[str, str]:
+    """The group of each parameter, or `REST`, by path.
+
+    Args:
+        params: that the stage trains, by path.
+        groups: `config.stages.<name>.groups`.
+
+    Raises:
+        ValueError: if a pattern matches no parameter, or two match the same one.
+    """
+    found = {
+        path: [name for name in groups if re.search(groups[name].pattern, path)]
+        for path in params
+    }
+    for name in groups:
+        if not any(name in names for names in found.values()):
+            parts = sorted({path.split("/")[0] for path in params})
+            raise ValueError(
+                f"groups.{name}.pattern={groups[name].pattern!r} matches no parameter "
+                f"that the stage trains; their paths begin with {', '.join(parts)}."
+            )
+    for path, names in found.items():
+        if len(names) > 1:
+            raise ValueError(
+                f"groups {' and '.join(names)} both match parameter {path!r}; make "
+                "their patterns exclude each other."
+            )
+    return {path: (names or [REST])[0] for path, names in found.items()}
+
+
+def _one(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """Clip by global norm, moments, weight decay, learning rate: the order of AdamW."""
     options = config.optimizer
     parts = []
     if config.grad_clip > 0:

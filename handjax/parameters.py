@@ -1,12 +1,11 @@
 """Where the parameters of a model are, as a table."""
 
-import re
 from typing import Any
 
 import jax
 import numpy as np
 
-from handjax import resume, train_state
+from handjax import optimizers, resume, train_state
 from handjax.run import Run
 from handjax.stages import Stage
 
@@ -27,16 +26,23 @@ def _finer(family: Any, variables: Any) -> list[tuple[str, int]]:
 
 
 def table(run: Run, stages: tuple[Stage, ...]) -> str:
-    """Parameters by part, and the stages that train them."""
+    """Parameters by part, and the stages that train them, as "stage" or "stage/group".
+
+    Raises:
+        ValueError: if a stage or one of its groups has no parameter.
+    """
     shapes = jax.eval_shape(lambda: resume.initial_variables(run))
-    paths = list(train_state.flat(shapes["params"]))
-    rows = []
-    for part, number in sorted(count(shapes).items()):
-        inside = [p for p in paths if p.split("/")[0] == part]
-        trained = [
-            s.name for s in stages if any(re.search(s.trainable, p) for p in inside)
-        ]
-        rows.append((part, number, ", ".join(trained) or "never"))
+    trained: dict[str, dict[str, None]] = {part: {} for part in count(shapes)}
+    for stage in stages:
+        chosen, _ = train_state.partition(shapes["params"], stage)
+        groups = optimizers.labels(chosen, run.config.stages[stage.name].groups)
+        for path, group in groups.items():
+            name = stage.name if group == optimizers.REST else f"{stage.name}/{group}"
+            trained[path.split("/")[0]][name] = None
+    rows = [
+        (part, number, ", ".join(trained[part]) or "never")
+        for part, number in sorted(count(shapes).items())
+    ]
     rows.append(("all parts", sum(n for _, n, _ in rows), ""))
     rows += [(f"  {part}", n, "") for part, n in _finer(run.family, shapes)]
     width = max(len(part) for part, _, _ in rows)

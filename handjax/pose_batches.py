@@ -1,7 +1,8 @@
 """Batches of meshes without pictures, posed on the fly: what a tokenizer trains on.
 
 Poses come from the pose prior of the synthetic data (endless, drawn from a seed), the
-mesh from whatever hand model the run uses.
+mesh from whatever hand model the run uses. Poses alone go with the batches of stages
+that have a discriminator (`with_real_poses`).
 """
 
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ import grain
 import jax
 import numpy as np
 
+from data_pipelines.pose_files import PoseFile
+from data_pipelines.synthetic import poses
 from data_pipelines.synthetic.poses import PosePriorSource
 from handjax import mano
 from handjax.mano_files import ManoFile
@@ -65,6 +68,45 @@ def pose_batches(
 @jax.jit
 def _posed(hand, mano_pose, betas):
     return hand.with_shape(betas).with_pose(mano_pose[:, 0], mano_pose[:, 1:])
+
+
+def with_real_poses(
+    batches: Iterator[Batch],
+    file: PoseFile | None,
+    *,
+    per_example: int,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    process: tuple[int, int] = (0, 1),
+    threads: int = 2,
+) -> Iterator[Batch]:
+    """The batches with `real_pose` and `real_betas`, the same however a run got there.
+
+    Args:
+        batches: of this process, from update `start_step` on.
+        file: where poses come from, all of them once before any comes again; None for
+            the prior.
+        per_example: poses for each example of a batch.
+        batch_size: of this process.
+        seed: of the poses or their order.
+        start_step: number of batches that were skipped.
+        process: (index, count); together they draw what one process would.
+        threads: that draw poses ahead of time.
+    """
+    index, count = process
+    if file is None:
+        drawn = grain.MapDataset.source(PosePriorSource(seed, stream=poses.REAL))
+    else:
+        drawn = grain.MapDataset.source(file).seed(seed).shuffle().repeat()
+    of_examples = drawn.batch(per_example, drop_remainder=True)[index::count]
+    of_batches = of_examples.batch(batch_size, drop_remainder=True)[start_step:]
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)
+    for batch, real in zip(batches, of_batches.to_iter_dataset(options), strict=False):
+        yield batch._replace(
+            real_pose=real["mano_pose"].reshape(-1, 16, 3),
+            real_betas=real["betas"].reshape(-1, 10),
+        )
 
 
 def from_meshes(

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from handjax import checkpoints, integrity, logs, resume, train_state
+from handjax import checkpoints, integrity, logs, optimizers, resume, train_state
 from handjax.run import Run
 from handjax.stages import Stage
 from handjax.train_state import TrainState
@@ -77,14 +77,15 @@ class Recorder:
         self.sums.add(values)
         self.progress.tick(step)
         if step % self.options.log_every == 0 or step == self.config.steps:
-            self._log(step, float(values["lr"]))
+            rates = optimizers.schedules(self.config)
+            self._log(step, {name: float(values[name]) for name in rates})
 
-    def _log(self, step: int, lr: float) -> None:
+    def _log(self, step: int, rates: dict[str, float]) -> None:
         now = time.monotonic()
         seconds = max(now - self._since, 1e-9)
         values = {
             **self.sums.mean(),
-            "lr": lr,
+            **rates,
             "images_per_s": (step - self._at) * self.config.batch_size / seconds,
             "data_wait": self._waited / seconds,
         }

@@ -89,22 +89,20 @@ class _Unpickler(pickle.Unpickler):
         allowed: Allowed,
         path: str,
         resolve: Callable[[Any], Any] | None,
+        stand_in: Callable[[str, str], Any] | None,
     ):
         super().__init__(file, encoding="latin1")  # strings of Python 2
-        self._path, self._resolve = path, resolve
+        self._path, self._resolve, self._stand_in = path, resolve, stand_in
         self._allowed = {(_current(m), n): value for (m, n), value in allowed.items()}
 
     def find_class(self, module, name):
         key = (_current(module), name)
-        if key not in self._allowed:
-            names = sorted(f"{m}.{n}" for m, n in self._allowed)
-            raise RefusedPickleError(
-                f"{self._path}: refused to load {module}.{name}, which is not in this "
-                f"format. Allowed: {', '.join(names)}. Nothing was run. If you trust "
-                f"the file, open it with the tool that made it and save its arrays "
-                f"alone."
-            )
-        return self._allowed[key]
+        if key in self._allowed:
+            return self._allowed[key]
+        stand_in = self._stand_in(*key) if self._stand_in is not None else None
+        if stand_in is None:
+            raise refusal(self._path, f"{module}.{name}", self._allowed)
+        return stand_in
 
     def persistent_load(self, pid):
         if self._resolve is None:
@@ -112,6 +110,16 @@ class _Unpickler(pickle.Unpickler):
                 f"{self._path}: refused to load persistent id {pid!r}"
             )
         return self._resolve(pid)
+
+
+def refusal(path: str, name: str, allowed: Allowed) -> RefusedPickleError:
+    """The error for a global that a format does not need."""
+    names = sorted(f"{m}.{n}" for m, n in allowed)
+    return RefusedPickleError(
+        f"{path}: refused to load {name}, which is not in this format. Allowed: "
+        f"{', '.join(names)}. Nothing was run. If you trust the file, open it with the "
+        f"tool that made it and save its arrays alone."
+    )
 
 
 def _current(module: str) -> str:
@@ -185,6 +193,7 @@ def load_from(
     allowed: Allowed,
     path: str,
     persistent_load: Callable[[Any], Any] | None = None,
+    stand_in: Callable[[str, str], Any] | None = None,
 ) -> Any:
     """Read the next pickle of an open file.
 
@@ -194,13 +203,15 @@ def load_from(
         path: What messages call the file.
         persistent_load: Resolves the persistent ids that the format uses; None refuses
             them.
+        stand_in: Given module and name of a global that is not in `allowed`, returns
+            something inert in its place, or None to refuse it.
 
     Raises:
         RefusedPickleError: It names another global; the message says which.
         ValueError: It is truncated or not a pickle.
     """
     try:
-        return _Unpickler(file, allowed, path, persistent_load).load()
+        return _Unpickler(file, allowed, path, persistent_load, stand_in).load()
     except RefusedPickleError:
         raise
     except MemoryError:

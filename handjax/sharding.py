@@ -72,24 +72,26 @@ def state_sharding(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(of, tree)
 
 
-def per_process(batch_size: int, mesh: Mesh, key: str) -> int:
+def per_process(stage: ml_collections.ConfigDict, mesh: Mesh, key: str) -> int:
     """Examples that this host loads of a global batch.
 
     Args:
-        batch_size: examples over all hosts.
-        mesh: the devices that share them.
-        key: config key that holds the number, for the message.
+        stage: `config.stages.<name>`; its `batch_size` is over all hosts.
+        mesh: the devices that share the batch.
+        key: of `stage` in the config, for the message.
 
     Raises:
-        ValueError: if the devices cannot share the batch equally.
+        ValueError: if the devices cannot share the batch equally, in as many parts as
+            the stage accumulates.
     """
-    if batch_size % mesh.size:
+    parts = mesh.size * stage.accumulate
+    if stage.batch_size % parts:
         raise ValueError(
-            f"config.{key}={batch_size} cannot be shared equally by {mesh.size} "
-            f"devices ({jax.process_count()} processes); make it a multiple of "
-            f"{mesh.size}."
+            f"config.{key}.batch_size={stage.batch_size} cannot be shared equally by "
+            f"{mesh.size} devices ({jax.process_count()} processes) with accumulate="
+            f"{stage.accumulate}; make it a multiple of {parts}."
         )
-    return batch_size // jax.process_count()
+    return stage.batch_size // jax.process_count()
 
 
 def global_batch(mesh: Mesh, batch: Any) -> Any:

@@ -28,3 +28,6 @@ class Stage(NamedTuple):
     """(config, model, variables, info) -> None: raises one clear ValueError when the
     stage must not start, e.g. on a tokenizer that does not fit. `info` is the metadata
     of the checkpoint that the variables come from ({} for freshly made ones)."""
+    real_poses: int = 0
+    """How many poses of the prior or of `config.data.poses` come with each example, as
+    `Batch.real_pose` and `Batch.real_betas`: what a discriminator takes for real."""

@@ -1,9 +1,12 @@
 """The pickles of `torch.save`, read without PyTorch.
 
-`safe_pickle` gives them tensors, plain containers and numbers, nothing else.
+`safe_pickle` gives them tensors, plain containers and numbers, nothing else. Lightning
+saves its program's settings beside the weights, as objects of configuration libraries:
+those are read past, and their entries of the checkpoint come back as None.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -23,6 +26,45 @@ _STORAGES = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
+
+
+_SETTINGS = (
+    "hyper_parameters",
+    "datamodule_hyper_parameters",
+    "callbacks",
+    "loops",
+)
+"""Entries of a Lightning checkpoint that may hold objects of the libraries below."""
+
+_LIBRARIES = re.compile(
+    r"(yacs|omegaconf|lightning|lightning_fabric|pytorch_lightning)\..+"
+    r"|(typing|argparse|pathlib)\.\w+|collections\.defaultdict"
+    r"|builtins\.(bool|dict|float|int|list|long|object|set|str|tuple)"
+)
+"""Globals that settings are made of."""
+
+
+class _Setting:
+    """Stands for an object of some program's settings; keeps nothing, does nothing."""
+
+    called = ""
+
+    def __new__(cls, *_, **__):
+        return super().__new__(cls)
+
+    def __init__(self, *_, **__):
+        pass
+
+    def __setstate__(self, _):
+        pass
+
+    def __setitem__(self, *_):
+        pass
+
+    def append(self, _):
+        """Forget."""
+
+    extend = add = append
 
 
 class _StorageType(NamedTuple):
@@ -51,7 +93,8 @@ def load(
         storage: Returns the storage of a key, given its type and length.
 
     Raises:
-        RefusedPickleError: It names a global that tensors do not need; nothing was run.
+        RefusedPickleError: It names a global that tensors do not need, outside of
+            Lightning's settings; nothing was run.
         ValueError: It is damaged, or a tensor reaches outside its storage.
     """
     found: dict[str, _Storage] = {}
@@ -72,7 +115,41 @@ def load(
             raise ValueError(f"storage {key} is of two types or sizes")
         return found[key]
 
-    return safe_pickle.load_from(file, _allowed(), name, persistent_load)
+    allowed = _allowed()
+    saved = safe_pickle.load_from(file, allowed, name, persistent_load, _setting)
+    if isinstance(saved, dict):
+        for key in _SETTINGS:
+            if key in saved and _first_setting(saved[key]):
+                saved[key] = None
+    if foreign := _first_setting(saved):
+        raise safe_pickle.refusal(name, foreign, allowed)
+    return saved
+
+
+def _setting(module: str, name: str) -> type[_Setting] | None:
+    called = f"{module}.{name}"
+    if not _LIBRARIES.fullmatch(called):
+        return None
+    return type(name, (_Setting,), {"called": called})
+
+
+def _first_setting(value: Any) -> str:
+    """Name of a stand-in somewhere in it, "" if there is none."""
+    stack, seen = [value], set()
+    while stack:
+        value = stack.pop()
+        if isinstance(value, _Setting):
+            return value.called
+        if isinstance(value, type) and issubclass(value, _Setting):
+            return value.called
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Mapping):
+            stack += [*value.keys(), *value.values()]
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            stack += value
+    return ""
 
 
 class _Dict(dict):

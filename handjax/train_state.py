@@ -110,24 +110,31 @@ def create(
 
 
 def make_step(
-    model: Any, stage: Stage, config: ml_collections.ConfigDict, *, groups: int = 1
+    model: Any,
+    stage: Stage,
+    config: ml_collections.ConfigDict,
+    *,
+    devices: int = 1,
+    batch_norm: str = "global",
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]:
     """The function (state, batch) -> (state, metrics) of one stage, not yet jitted.
 
-    Metrics hold `loss`, `loss_<name>` unweighted, `lr`, `grad_norm`, `update_norm`,
-    what the family returns, and `GRAD_NORMS`.
+    Metrics hold `loss`, `loss_<name>` unweighted, `lr` and `lr_<group>`, `grad_norm`,
+    `update_norm`, what the family returns, and `GRAD_NORMS`.
 
     Args:
         model: of the family.
         stage: of the family.
         config: `config.stages.<name>`.
-        groups: parts of the batch that are normalised by their own statistics; the
-            number of devices for `config.train.batch_norm="device"`.
+        devices: that share the batch, each a run of its rows.
+        batch_norm: `config.train.batch_norm`; with "device", the rows of each device
+            are normalised by their own statistics.
     """
     tx = optimizers.optimizer(config)
-    lr = optimizers.schedule(config)
+    rates = optimizers.schedules(config)
     weights = config.losses.to_dict()
-    loss_fn = stage.loss_fn if groups == 1 else _in_groups(stage, groups)
+    own = batch_norm == "device" and devices > 1
+    loss_fn = _on_each_device(stage, devices) if own else stage.loss_fn
 
     def total(
         trainable: Any, rest: Any, collections: Any, batch: Any, rngs: Any
@@ -139,13 +146,17 @@ def make_step(
         loss = sum(weights[name] * losses[name] for name in weights)  # the one place
         return loss, (losses, metrics, updates)
 
+    gradients = jax.value_and_grad(total, has_aux=True)
+    if config.accumulate > 1:
+        gradients = _in_micro_batches(gradients, config.accumulate, devices)
+
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
         rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         rngs = {n: jax.random.fold_in(rng, i) for i, n in enumerate(RNG_STREAMS)}
         trainable, rest = partition(state.params, stage)
-        (loss, (losses, metrics, updates)), grads = jax.value_and_grad(
-            total, has_aux=True
-        )(trainable, rest, state.collections, batch, rngs)
+        (loss, (losses, metrics, updates)), grads = gradients(
+            trainable, rest, state.collections, batch, rngs
+        )
         changes, opt_state = tx.update(grads, state.opt_state, trainable)
         trainable = optax.apply_updates(trainable, changes)
         norms = {path: jnp.linalg.norm(grad.ravel()) for path, grad in grads.items()}
@@ -153,7 +164,7 @@ def make_step(
             **metrics,
             **{f"loss_{name}": value for name, value in losses.items()},
             "loss": loss,
-            "lr": lr(state.step),
+            **{name: rate(state.step) for name, rate in rates.items()},
             "grad_norm": optax.tree.norm(norms),
             "update_norm": optax.tree.norm(changes),
             GRAD_NORMS: norms,
@@ -170,16 +181,16 @@ def make_step(
     return step
 
 
-def _in_groups(stage: Stage, groups: int) -> Callable:
-    """The stage's loss with each group of the batch on its own, then their means.
+def _on_each_device(stage: Stage, devices: int) -> Callable:
+    """The stage's loss of each device's rows on their own, then their means.
 
     What is a mean over the batch stays what it was; only batch statistics are other
-    ones. The running statistics are the groups' mean.
+    ones. The running statistics are the devices' mean.
     """
 
     def loss_fn(model: Any, variables: Variables, batch: Any, rngs: Any) -> Any:
-        parts = jax.tree.map(lambda x: x.reshape(groups, -1, *x.shape[1:]), batch)
-        keys = {name: jax.random.split(key, groups) for name, key in rngs.items()}
+        parts = jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), batch)
+        keys = {name: jax.random.split(key, devices) for name, key in rngs.items()}
         alone = functools.partial(stage.loss_fn, model)
         found = jax.vmap(alone, in_axes=(None, 0, 0))(variables, parts, keys)
         updated = sorted(set(found[2]) - {"batch_stats"})
@@ -191,6 +202,43 @@ def _in_groups(stage: Stage, groups: int) -> Callable:
         return jax.tree.map(lambda x: jnp.mean(x, axis=0), found)
 
     return loss_fn
+
+
+def _in_micro_batches(gradients: Callable, number: int, devices: int) -> Callable:
+    """Means of what `gradients` gives for one part of the batch after another.
+
+    Only one part's activations are in memory at a time. What is a mean over the batch
+    stays what it was; what is a sum becomes a part's. Batch statistics and codebooks
+    move with every part, each from where the one before left them.
+    """
+
+    def cut(x: Any) -> Any:
+        # Every device cuts its own rows, so that none has to be sent to another.
+        x = x.reshape(devices, number, -1, *x.shape[1:])
+        return jnp.swapaxes(x, 0, 1).reshape(number, -1, *x.shape[3:])
+
+    def mean_gradients(
+        trainable: Any, rest: Any, collections: Any, batch: Any, rngs: Any
+    ) -> Any:
+        keys = {name: jax.random.split(key, number) for name, key in rngs.items()}
+
+        def one(carry: Any, part: Any) -> Any:
+            moved, sums = carry
+            (loss, (losses, metrics, updates)), grads = gradients(
+                trainable, rest, moved, *part
+            )
+            carry = {**moved, **updates}, jax.tree.map(jnp.add, sums, grads)
+            return carry, (loss, losses, metrics)
+
+        start = collections, jax.tree.map(jnp.zeros_like, trainable)
+        parts = jax.tree.map(cut, batch), keys
+        (moved, sums), seen = jax.lax.scan(one, start, parts)
+        loss, losses, metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), seen)
+        return (loss, (losses, metrics, moved)), jax.tree.map(
+            lambda x: x / number, sums
+        )
+
+    return mean_gradients
 
 
 def _check_losses(stage: Stage, losses: dict, weights: dict) -> None:

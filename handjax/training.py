@@ -90,9 +90,7 @@ def train_stage(
         return state.variables, meta
     _forget_later(run, stage, begin)
     # ---- data and compiled step ---------------------------------------------
-    size = sharding.per_process(
-        config.batch_size, run.mesh, f"stages.{stage.name}.batch_size"
-    )
+    size = sharding.per_process(config, run.mesh, f"stages.{stage.name}")
     batches = run.data.train(stage, size, begin)
     batch = sharding.global_batch(run.mesh, next(batches))
     with logs.timed("compiling train step", active=run.first):
@@ -122,12 +120,12 @@ def train_stage(
 
 
 def _compiled(run: Run, stage: Stage, state: TrainState, batch: Batch) -> Callable:
-    own = run.config.train.batch_norm == "device"
     step = train_state.make_step(
         run.model,
         stage,
         run.config.stages[stage.name],
-        groups=run.mesh.size if own else 1,
+        devices=run.mesh.size,
+        batch_norm=run.config.train.batch_norm,
     )
     same = jax.tree.map(lambda x: x.sharding, state)
     jitted = jax.jit(

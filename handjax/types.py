@@ -63,6 +63,11 @@ class Batch(NamedTuple):
     """False for the padding that fills the last evaluation batch."""
     index: Int[AnyArray, "batch"]
     """Position of the example in its split, to name it in reports."""
+    real_pose: Float[AnyArray, "real 16 3"] | None = None
+    """Poses that belong to no example, for a discriminator: axis-angle in radians,
+    wrist first; `Stage.real_poses` for each example, None where a stage wants none."""
+    real_betas: Float[AnyArray, "real 10"] | None = None
+    """Their shape coefficients."""
 
 
 class HandOutput(NamedTuple):

@@ -123,7 +123,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         steps=6, batch_size=8, losses=dict(vertices=1.0), data="poses", grad_clip=1.0
     )
     config.stages.mesh = configs.stage(
-        steps=6, batch_size=8, losses=dict(vertices=10.0, size=0.1)
+        steps=6,
+        batch_size=8,
+        losses=dict(vertices=10.0, size=0.1),
+        groups=dict(head=dict(pattern="^head/", name="sgd", lr=0.5)),
     )
     config.data.crop_size = 16
     config.train.checkpoint_every = 2

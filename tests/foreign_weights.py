@@ -79,7 +79,7 @@ class _Pickler(pickle._Pickler):
             obj = Tensor(obj.ravel(), 0, obj.shape, tuple(map(int, stride)))
         if isinstance(obj, Tensor):
             arguments = (Storage(obj.storage), *obj[1:], False)
-            rebuild = _call("torch._utils", "_rebuild_tensor_v2")
+            rebuild = called("torch._utils", "_rebuild_tensor_v2")
             return rebuild, (*arguments, collections.OrderedDict())
         return NotImplemented
 
@@ -88,7 +88,7 @@ class _Pickler(pickle._Pickler):
         self.write(f"c{module}\n{name or obj.__qualname__}\n".encode())
 
 
-def _call(module, name):
+def called(module, name):
     """A callable that is pickled as a global."""
 
     class Callable(Global):

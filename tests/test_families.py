@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from handjax import checkpoints, models, sharding, train_state
+from handjax import checkpoints, data, models, sharding, train_state
 from handjax.types import HandOutput
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -67,8 +67,7 @@ def test_stages_learn_a_batch_on_eight_devices_and_leave_the_rest_alone(family):
             train_state.create(variables, stage, options, jax.random.key(1)),
             sharding.replicated(mesh),
         )
-        fed = batch if stage.needs_image else batch._replace(image=None)
-        fed = sharding.global_batch(mesh, fed)
+        fed = sharding.global_batch(mesh, data.for_stage(batch, stage))
         step = jax.jit(train_state.make_step(model, stage, options))
         history = []
         for _ in range(STEPS):

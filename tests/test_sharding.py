@@ -21,8 +21,14 @@ def test_a_mesh_that_does_not_cover_the_devices_says_the_numbers():
 
 
 def test_a_batch_that_devices_cannot_share_says_the_numbers():
-    with pytest.raises(ValueError, match=r"config.stages.x.batch_size=12 .* 8 devices"):
-        sharding.per_process(12, _mesh(-1, 1), "stages.x.batch_size")
+    stage = ml_collections.ConfigDict(dict(batch_size=16, accumulate=1))
+    assert sharding.per_process(stage, _mesh(-1, 1), "stages.x") == 16
+    stage.accumulate = 3
+    with pytest.raises(
+        ValueError,
+        match=r"stages.x.batch_size=16 .* 8 devices .*accumulate=3.* multiple of 24",
+    ):
+        sharding.per_process(stage, _mesh(-1, 1), "stages.x")
 
 
 def test_fsdp_splits_the_longest_axis_of_large_arrays_only():
@@ -32,7 +38,7 @@ def test_fsdp_splits_the_longest_axis_of_large_arrays_only():
     assert specs == {"large": (None, "fsdp"), "odd": (), "b": ()}
 
 
-def _gradients(stage_index, mesh, groups=1, rows=slice(None)):
+def _gradients(stage_index, mesh, rows=slice(None), **options_of_step):
     """Gradient norms and loss of one step, computed over a mesh."""
     config = fake_family.get_config()
     stage = fake_family.stages(config)[stage_index]
@@ -47,7 +53,7 @@ def _gradients(stage_index, mesh, groups=1, rows=slice(None)):
     state = jax.device_put(state, where)
     made = next(fake_family.Data().train(stage, 16, 0))
     made = jax.tree.map(lambda x: x[rows], made)
-    step = jax.jit(train_state.make_step(model, stage, options, groups=groups))
+    step = jax.jit(train_state.make_step(model, stage, options, **options_of_step))
     state, metrics = step(state, sharding.global_batch(mesh, made))
     return jax.device_get((metrics, state.collections))
 
@@ -65,8 +71,11 @@ def test_eight_devices_compute_what_one_does(stage_index):
         )
 
 
+OWN = dict(devices=2, batch_norm="device")
+
+
 def test_statistics_of_each_device_are_those_of_its_examples():
-    together, moved = _gradients(1, _mesh(2, 1, num=2), groups=2)
+    together, moved = _gradients(1, _mesh(2, 1, num=2), **OWN)
     one = _mesh(1, 1, num=1)
     halves = [_gradients(1, one, rows=slice(8 * i, 8 * i + 8)) for i in range(2)]
     mean = jax.tree.map(lambda a, b: (a + b) / 2, *(half[1] for half in halves))
@@ -75,7 +84,7 @@ def test_statistics_of_each_device_are_those_of_its_examples():
         moved["batch_stats"],
         mean["batch_stats"],
     )
-    alone, _ = _gradients(1, one, groups=2)
+    alone, _ = _gradients(1, one, **OWN)
     for name in ("loss", "loss_size", "grad_norm"):
         np.testing.assert_allclose(together[name], alone[name], rtol=2e-5)
     assert abs(together["loss"] - _gradients(1, one)[0]["loss"]) > 1e-6
@@ -85,4 +94,4 @@ def test_statistics_of_each_device_are_not_for_codebooks():
     with pytest.raises(
         ValueError, match=r"'tokenizer', which moves codebook.*'global'"
     ):
-        _gradients(0, _mesh(1, 1, num=1), groups=2)
+        _gradients(0, _mesh(1, 1, num=1), **OWN)

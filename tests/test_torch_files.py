@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+import typing
 import zipfile
 from pathlib import Path
 
@@ -12,7 +13,15 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-from foreign_weights import GOLDEN, Global, Storage, Tensor, save_legacy, save_zip
+from foreign_weights import (
+    GOLDEN,
+    Global,
+    Storage,
+    Tensor,
+    called,
+    save_legacy,
+    save_zip,
+)
 
 from handjax import torch_files
 from handjax.safe_pickle import RefusedPickleError
@@ -93,6 +102,82 @@ def test_the_files_of_these_tests_are_torchs(tmp_path, save):
     path = save(tmp_path / "a.pt", {"a": BASE.reshape(4, 6)})
     read = torch.load(path, weights_only=True)
     np.testing.assert_array_equal(read["a"].numpy(), BASE.reshape(4, 6))
+
+
+# --- Lightning's settings -----------------------------------------------------------
+
+
+def _foreign(module, name, base=object):
+    """A class that is pickled as one of another module."""
+    return type(name, (base,), {"__module__": module})
+
+
+def _yacs():
+    cfg = _foreign("yacs.config", "CfgNode", dict)
+    tree = cfg(MODEL=cfg(SIZE=[256]))
+    tree.__dict__["__renamed__"] = {"a", "b"}
+    return tree
+
+
+def _omegaconf():
+    tree = _foreign("omegaconf.dictconfig", "DictConfig")()
+    tree._metadata = _foreign("omegaconf.base", "ContainerMetadata")()
+    tree._metadata.ref_type = typing.Any
+    tree._content = collections.defaultdict(int, SIZE=256)
+    return tree
+
+
+def _lightning(settings):
+    """What Lightning saves, with its callbacks under their classes."""
+    checkpoint = _foreign("pytorch_lightning.callbacks", "ModelCheckpoint")
+    return {
+        "epoch": 3,
+        "state_dict": collections.OrderedDict(a=BASE),
+        "hyper_parameters": {"cfg": settings},
+        "callbacks": {checkpoint: {"best": 0.5}},
+        "loops": {},
+    }
+
+
+@LAYOUTS
+@pytest.mark.parametrize("settings", [_yacs, _omegaconf])
+def test_lightnings_settings_are_read_past(tmp_path, save, settings):
+    saved = torch_files.read(save(tmp_path / "a.ckpt", _lightning(settings())))
+    np.testing.assert_array_equal(torch_files.state_dict(saved)["a"], BASE)
+    assert saved["epoch"] == 3
+    assert saved["hyper_parameters"] is None and saved["callbacks"] is None
+    assert saved["loops"] == {}
+
+
+def test_settings_are_refused_where_weights_belong(tmp_path):
+    saved = {"state_dict": {"a": BASE, "b": [_yacs()]}}
+    with pytest.raises(RefusedPickleError, match=r"load yacs\.config\.CfgNode"):
+        torch_files.read(save_zip(tmp_path / "a.ckpt", saved))
+    with pytest.raises(RefusedPickleError, match=r"load yacs\.config\.CfgNode"):
+        torch_files.read(save_zip(tmp_path / "b.ckpt", _yacs()))
+
+
+class _Call:
+    """Pickled as the call of a global."""
+
+    def __init__(self, module, name, *arguments):
+        self.call = called(module, name), arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("name", ["os.system", "builtins.eval", "yacs.system"])
+def test_calls_hidden_in_settings_are_not_run(tmp_path, name):
+    victim = tmp_path / "victim"
+    attack = _Call(*name.split("."), f"touch {victim}")
+    path = save_zip(tmp_path / "a.ckpt", _lightning(attack))
+    if name.startswith("yacs"):  # a stand-in, which does nothing
+        assert torch_files.read(path)["hyper_parameters"] is None
+    else:
+        with pytest.raises(RefusedPickleError, match=f"load {name}"):
+            torch_files.read(path)
+    assert not victim.exists()
 
 
 def test_torch_is_not_imported():

@@ -138,6 +138,7 @@ def test_a_dry_run_writes_nothing(tmp_path):
     code, out, error = _finish(_start(tmp_path / "w", "--dry_run"))
     assert code == 0, error
     assert "all parts" in out and "stage mesh: 6 steps of 8" in out
+    assert "stage mesh, group head: sgd lr 0.5" in out and " mesh/head\n" in out
     assert not list(tmp_path.iterdir())
 
 
@@ -233,6 +234,29 @@ def test_values_that_cannot_work_are_refused(key, value, message):
         configs.check(config)
 
 
+@pytest.mark.parametrize(
+    ("name", "group", "message"),
+    [
+        ("gan", dict(pattern="^d", weigt_decay=1.0), "groups.gan has no key .* Did"),
+        ("gan", dict(pattern="^d", lr=0.0), "mesh.groups.gan.lr=0.0 must be a number"),
+        ("gan", dict(lr=1.0), "groups.gan.pattern=None must be a regular expression"),
+        ("gan", dict(pattern="(d"), r"pattern='\(d' must be .*unterminated"),
+        (
+            "gan",
+            dict(pattern="d", schedule={"nam": "step"}),
+            "schedule has no key 'nam",
+        ),
+        ("gan", "^d", r"groups.gan='\^d' must be a dict"),
+        ("rest", dict(pattern="^d"), "'rest' stands for all other parameters"),
+    ],
+)
+def test_groups_that_cannot_work_are_refused(name, group, message):
+    config = fake_family.get_config()
+    config.stages.mesh.groups = {name: group}
+    with pytest.raises(ValueError, match=message):
+        configs.check(config)
+
+
 def test_a_config_survives_json_and_differs_only_where_it_was_changed():
     config = fake_family.get_config()
     again = configs.from_json(configs.to_json(config))
@@ -242,6 +266,18 @@ def test_a_config_survives_json_and_differs_only_where_it_was_changed():
     again.train.log_every = 77
     assert configs.difference(config, again) == [
         "  config.stages.mesh.optimizer.lr: 0.001 -> 0.5"
+    ]
+
+
+def test_a_config_from_before_a_key_existed_has_its_default():
+    config = fake_family.get_config()
+    old = config.to_dict()
+    del old["train"]["batch_norm"], old["data"]["max_corrupt"], old["data"]["augment"]
+    del old["stages"]["mesh"]["grad_clip"], old["stages"]["mesh"]["schedule"]["name"]
+    del old["stages"]["tokenizer"]["grad_clip"]  # 1, where the default is 0
+    again = configs.from_json(json.dumps(old))
+    assert configs.difference(again, config) == [
+        "  config.stages.tokenizer.grad_clip: 0.0 -> 1.0"
     ]
 
 

@@ -67,6 +67,12 @@ def test_stages_run_in_order_and_log_every_step_once(unbroken):
     assert checkpoints.stage_steps(workdir) == {"mesh": [4, 6], "tokenizer": [4, 6]}
 
 
+def test_the_rates_of_groups_are_logged(unbroken):
+    first, *_ = (x for x in _lines(unbroken[0]) if x["stage"] == "mesh")
+    assert (first["lr"], first["lr_head"]) == (pytest.approx(1e-3), 0.5)
+    assert "lr_head" not in _lines(unbroken[0])[0]
+
+
 def test_the_loss_is_the_weighted_sum(unbroken):
     for line in _lines(unbroken[0]):
         if line["stage"] == "mesh" and "loss" in line:

@@ -11,8 +11,9 @@ from data_pipelines.synthetic import pose_blocks
 from data_pipelines.synthetic.prior import PosePrior
 
 BETA_LIMIT = 2.2
-_STREAM = 0x705E
-"""Keeps these draws apart from those of pictures with the same seed."""
+POSED, REAL = 0x705E, 0x4EA1
+"""Streams: poses to train on, and others for a discriminator to compare with. They keep
+draws with the same seed apart, those of pictures included."""
 
 
 BLOCK = 256
@@ -21,15 +22,15 @@ _KEPT = 16
 
 
 class PosePriorSource:
-    """Endless random-access source; item i depends on (seed, i) alone.
+    """Endless random-access source; item i depends on (seed, stream, i) alone.
 
     An item is a dict of `mano_pose` (16, 3), absolute axis-angle in radians, wrist
     first, with the global orientation uniform over all rotations; `betas` (10,).
     Reading in order is fast, for a block is kept until others are read.
     """
 
-    def __init__(self, seed: int, length: int = 2**31):
-        self.seed, self.length = seed, length
+    def __init__(self, seed: int, length: int = 2**31, *, stream: int = POSED):
+        self.seed, self.length, self.stream = seed, length, stream
         self._start()
 
     def _start(self) -> None:
@@ -58,7 +59,7 @@ class PosePriorSource:
     def _draw(self, number: int) -> dict[str, np.ndarray]:
         if self._prior is None:
             self._prior = PosePrior(hands.load())
-        rng = np.random.default_rng([self.seed, _STREAM, number])
+        rng = np.random.default_rng([self.seed, self.stream, number])
         angles = pose_blocks.sample(self._prior, rng, BLOCK)
         fingers = pose_blocks.rotations(self._prior, angles).reshape(-1, 3, 3)
         pose = np.empty((BLOCK, 16, 3), np.float32)
@@ -68,7 +69,7 @@ class PosePriorSource:
         return {"mano_pose": pose, "betas": betas.astype(np.float32)}
 
     def __getstate__(self):
-        return {"seed": self.seed, "length": self.length}
+        return {"seed": self.seed, "length": self.length, "stream": self.stream}
 
     def __setstate__(self, state):
         self.__dict__.update(state)

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 
 from handjax import camera, rotations, skeleton
 from handjax.mano import HandModel
+from handjax.nn.metaformer import torch_linear_init
 from handjax.types import HandOutput
 
 FOCAL_PX, CROP_PX = 5000, 256
@@ -32,8 +33,7 @@ the built-in data's. They differ by about 1 mm, in bent fingers by up to 6."""
 
 _TIPS = np.flatnonzero(skeleton.MANO_TO_JOINTS >= len(skeleton.MANO_JOINTS))
 _xavier = nn.initializers.variance_scaling(1e-4, "fan_avg", "uniform")
-_torch = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-INITS = {"torch": _torch, "xavier": _xavier}
+INITS = {"torch": torch_linear_init, "xavier": _xavier}
 """Initialisers of the heads. "torch": PyTorch's, what HaMeR's code takes unless it is
 told otherwise; "xavier": HMR's, Xavier with a gain of 0.01, so that training begins at
 the mean hand."""

@@ -9,6 +9,9 @@ https://arxiv.org/abs/2204.12484 (`vit_b`, `vit_l`, `vit_h`), whose rules differ
 - no class token is processed: its position is added to that of every patch instead;
 - HaMeR's input is 256 x 192, a grid of 16 x 12 patches.
 
+`vit_s` and `vit_t` follow the second rules with patches of 8 and no padding, for small
+pictures: 128 x 96 are the same grid, each patch centred where it is looked for.
+
 There is one map, (batch, rows, columns, channel), one vector for each patch: it is both
 "final" and the map of the patch's stride ("stride16" or "stride14").
 """
@@ -42,7 +45,9 @@ class Variant(NamedTuple):
     @property
     def padding(self) -> int:
         """Zeros on each side of the image."""
-        return 2 if self.rules == "hamer" else 0
+        # ViTPose's formula, 4 + 2 (ratio // 2 - 1) with ratio 1, knows no patch size;
+        # at 8 it would only shift the patches off their grid.
+        return 2 if self.rules == "hamer" and self.patch == 16 else 0
 
     @property
     def last_norm(self) -> str:
@@ -57,6 +62,9 @@ VARIANTS = {
     "vit_b": Variant(16, 12, 768, 12, "hamer"),
     "vit_l": Variant(16, 24, 1024, 16, "hamer"),
     "vit_h": Variant(16, 32, 1280, 16, "hamer"),
+    # Not published: small enough to be trained from nothing.
+    "vit_s": Variant(8, 12, 384, 6, "hamer"),
+    "vit_t": Variant(8, 6, 192, 3, "hamer"),
     # Not published: both rules at the least cost, for tests.
     "vit_test_patch16": Variant(16, 2, 64, 4),
     "vit_test": Variant(16, 2, 64, 4, "hamer"),

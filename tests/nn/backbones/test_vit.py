@@ -83,7 +83,7 @@ def test_live_timm_agrees():
 
 
 # timm's own counts without its classifier, and that of HaMeR's checkpoint (`vit_h`);
-# the other two follow: 192 positions and the class token's, but no class token.
+# the others follow: 192 positions and the class token's, but no class token.
 @pytest.mark.parametrize(
     ("name", "size", "grid", "count"),
     [
@@ -93,6 +93,8 @@ def test_live_timm_agrees():
         ("vit_b", (256, 192), (16, 12), 85_794_816),
         ("vit_l", (256, 192), (16, 12), 303_296_512),
         ("vit_h", (256, 192), (16, 12), 630_912_000),
+        ("vit_s", (128, 96), (16, 12), 21_442_560),
+        ("vit_t", (128, 96), (16, 12), 2_743_680),
     ],
 )
 def test_every_size_has_the_shapes_it_announces(name, size, grid, count):
@@ -106,6 +108,21 @@ def test_every_size_has_the_shapes_it_announces(name, size, grid, count):
         "final": shape,
     }
     assert count == sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+
+
+@pytest.mark.parametrize(("name", "first"), [("vit_h", -2), ("vit_t", 0)])
+def test_first_patch_begins_where_the_rules_say(name, first):
+    size = vit.VARIANTS[name]._replace(width=1)
+    layer = vit.PatchEmbed(size, jnp.float32)
+
+    @jax.jit
+    def slope(image):
+        variables = layer.init(jax.random.key(0), image)
+        return jax.grad(lambda x: layer.apply(variables, x)[0, 1, 1, 0])(image)
+
+    pixels = np.any(slope(jnp.zeros((1, 48, 48, 3))), axis=(0, 2, 3))
+    rows = np.flatnonzero(pixels)
+    assert (rows[0], len(rows)) == (size.patch + first, size.patch)
 
 
 @pytest.mark.parametrize(

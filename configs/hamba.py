@@ -1,0 +1,326 @@
+"""Hamba: tokens sampled at a first hand's joints, mixed along bones and by scans.
+
+    python -m handjax.train --config configs/hamba.py --workdir runs/hamba
+    python -m handjax.train --config configs/hamba.py:small --workdir runs/small
+    python -m handjax.train --config configs/hamba.py:demo --workdir runs/demo
+    python -m handjax.train --config configs/hamba.py:smoke --workdir runs/smoke
+
+| variant | images          | hardware    | time       | PA-MPJPE, test      |
+|---------|-----------------|-------------|------------|---------------------|
+| paper   | 100,000 + 4,000 | one GPU     | unknown    | not measured        |
+| small   | 20,000 + 1,000  | 2 CPU cores | under 2 h  | not measured        |
+| demo    | 2,000 + 200     | 2 CPU cores | minutes    | not measured        |
+| smoke   | 64 + 16         | 2 CPU cores | 1 min      | means nothing       |
+
+The paper's run begins with HaMeR's backbone:
+`--config.init_from=DIR`, where `python -m handjax.convert` has put it.
+On one GPU it accumulates the gradients of two halves of the batch and computes the
+blocks again in the backward pass (`stages.mesh.accumulate` and `model.remat`).
+
+Rows of the paper's tables are names behind the variant, as in
+`configs/hamba.py:table4_no_graph` (at full size, 60,000 updates as there) or
+`configs/hamba.py:small,table4_no_graph`. The last column is what the paper reports on
+FreiHAND, which is another data set (PA-MPJPE, PA-MPVPE).
+
+| row                     | what changes                                  | PA mm    |
+|-------------------------|-----------------------------------------------|----------|
+| table4_no_sampled       | fusion without the mean of the sampled tokens | 6.8, 6.5 |
+| table4_no_joints2d      | fusion without the first hand's 2-D joints    | 6.8, 6.6 |
+| table4_no_gss           | fusion without the mixed tokens               | 6.9, 6.6 |
+| table4_no_mean          | fusion without the mean over the map          | 7.3, 7.2 |
+| table4_no_sampler       | the map's mean is every joint's token         | 6.8, 6.6 |
+| table4_no_bidirectional | all four scans run forwards                   | 6.9, 6.6 |
+| table4_no_graph         | no graph convolution                          | 7.3, 7.2 |
+| table4_no_guidance      | joints scanned in a shuffled order            | 7.3, 7.1 |
+| table4_no_mamba         | no blocks after the graph convolutions        | 7.3, 7.2 |
+| table4_full             | nothing                                       | 6.6, 6.3 |
+| tables1_attention       | transformer blocks for the scans              | 7.0, 6.6 |
+| tables1_scan            | nothing                                       | 6.6, 6.3 |
+
+Where paper and release differ, or the release is not known, there are further rows:
+
+| row                     | what changes                                              |
+|-------------------------|-----------------------------------------------------------|
+| graph_shared            | one matrix for all joints (the paper's Eq. 6)             |
+| graph_semgcn            | SemGCN's layer (which the paper cites)                    |
+| zoh                     | inputs of the state space held (the paper's Eq. 3)        |
+| mano_order              | joints scanned in MANO's order (the paper's text)         |
+| released_clip           | sampling as released, with its switch on                  |
+| released_noclip         | the same, off                                             |
+| mix                     | the ten data sets of `MIX`, prepared as data/freihand ... |
+
+What the paper leaves open: what "w/o Token_Sampler" puts in its place, and which of
+the four directions a unidirectional scan has (here each keeps its parameters).
+"""
+
+import functools
+from collections.abc import Callable
+
+import ml_collections
+
+from handjax.config import base, stage
+
+VARIANTS = ("paper", "small", "demo", "smoke")
+LOSSES = dict(
+    joints2d=0.01, joints3d=0.05, global_orient=0.001, hand_pose=0.001, betas=0.0005
+)
+"""The paper's weights (appendix A.2)."""
+ADVERSARY = dict(adversarial=0.0005, discriminator=0.0005)
+MIX = dict(
+    freihand=0.25,
+    interhand26m=0.25,
+    mtc=0.10,
+    coco_wholebody=0.10,
+    rhd=0.05,
+    halpe=0.05,
+    mpii_nzsl=0.05,
+    ho3d=0.05,
+    h2o3d=0.05,
+    dexycb=0.05,
+)
+"""Share of each data set in HaMeR's and Hamba's training examples."""
+
+Config = ml_collections.ConfigDict
+
+
+def get_config(variant: str = "paper") -> Config:
+    """The config of one of `VARIANTS`, of one of `ROWS`, or of both: "demo,ROW"."""
+    size, _, row = (variant or "paper").partition(",")
+    if size in ROWS:
+        size, row = "paper", size
+    if size not in VARIANTS:
+        raise ValueError(
+            f"configs/hamba.py has no variant {variant!r}; it has "
+            f"{', '.join(VARIANTS)}, each with or without one of {', '.join(ROWS)} "
+            "behind a comma."
+        )
+    if row and row not in ROWS:
+        raise ValueError(
+            f"configs/hamba.py has no row {row!r}; it has {', '.join(ROWS)}."
+        )
+    config = base()
+    config.family = "hamba"
+    config = globals()[f"_{size}"](config)
+    if row:
+        if size == "paper" and row.startswith("table"):
+            config.stages.mesh.steps = 60_000
+        ROWS[row](config)
+    return config
+
+
+def _paper(config: Config) -> Config:
+    """The released network, and the paper's recipe as it is known.
+
+    The batch of the second stage is 28 on each of two GPUs; gradients of two halves are
+    accumulated. It stopped after 170,000 updates, because the evaluation did not get
+    better; here that ends a run, too. HaMeR's crops are boxes grown by 2.
+    """
+    config.data.num_train, config.data.num_test = 100_000, 4_000
+    config.data.crop_size = 256
+    config.data.box_scale = 2.0
+    # TODO config.data.augment.update(recipe="hamer")
+    config.model = dict(
+        backbone="vit_h",
+        backbone_drop_path=0.55,
+        frozen_backbone=False,
+        remat=True,
+        width=512,
+        regressor_depths=(2, 2, 2, 2),
+        decoder_depths=(2, 2, 2, 2),
+        state=1,
+        ratio=2.0,
+        discretisation="euler",
+        drop_path=0.2,
+        sampling="exact",
+        scan_order="openpose",
+        graph="per_joint",
+        mixer="scan",
+        fusion=("gss", "joints2d", "mean", "sampled"),
+        root="middle_mcp",
+        joints="skeleton",
+        head_init="torch",
+        adversarial=True,
+        reduction="sum",
+        per_device=28,
+        image_mean=(0.485, 0.456, 0.406),
+        image_std=(0.229, 0.224, 0.225),
+        channel_order="rgb",
+    )
+    recipe: dict = dict(
+        data="images",
+        optimizer=dict(lr=1e-5, weight_decay=1e-4, decay_mask="all"),
+        schedule=dict(name="constant"),
+        # TODO patience=20,
+    )
+    config.stages.regressor = stage(
+        steps=1_000_000, batch_size=8, losses=LOSSES, **recipe
+    )
+    config.stages.mesh = stage(
+        steps=170_000,
+        batch_size=56,
+        losses=_both(LOSSES, **ADVERSARY),
+        # TODO accumulate=2,
+        groups=JUDGE,
+        **recipe,
+    )
+    return _every(config, log=100, evaluate=5_000)
+
+
+def _both(losses: dict[str, float], **adversary: float) -> dict[str, float]:
+    """Weights of the hand's and of the first hand's losses, and of the adversary's."""
+    first = {f"regressor_{name}": weight for name, weight in losses.items()}
+    return {**losses, **first, **adversary}
+
+
+JUDGE = {"discriminator": dict(pattern="^discriminator/")}
+"""The discriminator's optimiser: one of its own, with the stage's settings."""
+
+
+def _small(config: Config) -> Config:
+    """The same code at a size that two CPU cores train in under two hours."""
+    config = _narrow(_paper(config))
+    config.data.num_train, config.data.num_test = 20_000, 1_000
+    _from_scratch(config, 1_500, 2_500, 32)
+    return _every(config, log=50, evaluate=500)
+
+
+def _demo(config: Config) -> Config:
+    """A few minutes, well enough to beat the mean hand."""
+    config = _narrow(_paper(config))
+    config.data.num_train, config.data.num_test = 2_000, 200
+    # 2,000 pictures are too few to learn hands seen from everywhere.
+    config.data.max_turn = 60.0
+    config.data.crop_size = 64
+    _from_scratch(config, 400, 600, 32)
+    return _every(config, log=20, evaluate=0)
+
+
+def _smoke(config: Config) -> Config:
+    """Every line of code in a minute or two; the numbers mean nothing."""
+    config = _narrow(_paper(config))
+    config.data.num_train, config.data.num_test = 64, 16
+    config.model.update(
+        backbone="vit_test", width=32, regressor_depths=(1,), decoder_depths=(1,)
+    )
+    _from_scratch(config, 5, 5, 8)
+    config.eval.batch_size = 8
+    return _every(config, log=1, evaluate=5)
+
+
+def _narrow(config: Config) -> Config:
+    """Smaller crop, backbone and trunks; the data path of the other families' small.
+
+    What differs from the recipe beside sizes is what short runs from random weights
+    need: milder augmentation, a tighter box, heads that begin at the mean hand, losses
+    of comparable size. Joints are the built-in data's, which come from the mesh.
+    """
+    config.data.image_size, config.data.crop_size = 160, 128
+    config.data.box_scale = 1.5
+    config.data.augment.update(
+        # TODO recipe="simplehand",
+        center_jitter=0.05,
+        scale=(1.35, 1.65),
+        max_rotation=0.3,
+        flip=0.0,
+        channel_noise=0.1,
+        brightness=(-0.1, 0.1),
+    )
+    config.model.update(
+        backbone="vit_t",
+        backbone_drop_path=0.0,
+        remat=False,
+        width=128,
+        drop_path=0.0,
+        joints="mesh",
+        head_init="xavier",
+        reduction="mean",
+    )
+    return config
+
+
+def _every(config: Config, *, log: int, evaluate: int) -> Config:
+    """Log, evaluate and save after so many steps; 0 evaluates at the end only."""
+    config.train.log_every = log
+    config.train.eval_every = config.train.image_every = evaluate
+    config.train.checkpoint_every = evaluate or 500
+    return config
+
+
+def _from_scratch(config: Config, first: int, second: int, batch_size: int) -> None:
+    """Short stages of a network that starts from nothing: so many updates of each.
+
+    Losses are means over their coordinates, weighed to be of comparable size.
+    """
+    losses = dict(
+        joints2d=5.0, joints3d=20.0, global_orient=1.0, hand_pose=1.0, betas=0.01
+    )
+    judge = dict(JUDGE["discriminator"], lr=1e-4)
+    both = _both(losses, adversarial=0.001, discriminator=0.001)
+    for name, steps, weights, groups in (
+        ("regressor", first, losses, {}),
+        ("mesh", second, both, {"discriminator": judge}),
+    ):
+        config.stages[name] = stage(
+            steps=steps,
+            batch_size=batch_size,
+            losses=weights,
+            optimizer=dict(lr=1e-3, weight_decay=0.01),
+            schedule=dict(name="cosine", warmup_steps=steps // 20, end_factor=0.01),
+            grad_clip=1.0,
+            groups=groups,
+        )
+
+
+# --- Rows of the paper's tables ----------------------------------------------
+
+
+def _change(config: Config, **fields) -> None:
+    config.model.update(fields)
+
+
+def _without(config: Config, name: str) -> None:
+    """Take one feature out of the fusion."""
+    config.model.fusion = tuple(x for x in config.model.fusion if x != name)
+
+
+def _no_sampler(config: Config) -> None:
+    config.model.sampling = "none"
+    _without(config, "sampled")
+
+
+def _mix(config: Config) -> None:
+    """Train on `MIX`, evaluate on FreiHAND; weights are relative to its."""
+    config.data.name, config.data.dir = "freihand", "data/freihand"
+    config.data.mix = {
+        f"data/{name}": share / MIX["freihand"]
+        for name, share in MIX.items()
+        if name != "freihand"
+    }
+
+
+def _nothing(config: Config) -> None:
+    """The row is the model as it is."""
+
+
+ROWS: dict[str, Callable[[Config], None]] = {
+    **{
+        f"table4_no_{name}": functools.partial(_without, name=name)
+        for name in ("sampled", "joints2d", "gss", "mean")
+    },
+    "table4_no_sampler": _no_sampler,
+    "table4_no_bidirectional": functools.partial(_change, mixer="scan_forward"),
+    "table4_no_graph": functools.partial(_change, graph="none"),
+    "table4_no_guidance": functools.partial(_change, scan_order="shuffled"),
+    "table4_no_mamba": functools.partial(_change, mixer="none"),
+    "table4_full": _nothing,
+    "tables1_attention": functools.partial(_change, mixer="attention"),
+    "tables1_scan": _nothing,
+    "graph_shared": functools.partial(_change, graph="shared"),
+    "graph_semgcn": functools.partial(_change, graph="semgcn"),
+    "zoh": functools.partial(_change, discretisation="zoh"),
+    "mano_order": functools.partial(_change, scan_order="mano"),
+    "released_clip": functools.partial(_change, sampling="released_clip"),
+    "released_noclip": functools.partial(_change, sampling="released_noclip"),
+    "mix": _mix,
+}
+"""Rows of the paper's tables 4 and S1, and of what differs elsewhere, by name."""

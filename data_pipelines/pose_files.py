@@ -1,0 +1,83 @@
+"""Hand poses of a file: captured ones, for a discriminator to compare with.
+
+An npz as HaMeR's motion capture comes: `hand_pose` (N, 48), axis-angle in radians,
+wrist first, no mean pose subtracted, and `betas` (N, 10).
+"""
+
+import os
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+_COLUMNS = {"hand_pose": 48, "betas": 10}
+
+
+class PoseFile:
+    """Random-access source of the file's poses, in its order.
+
+    An item is what `synthetic.poses.PosePriorSource` gives: `mano_pose` (16, 3) and
+    `betas` (10,), float32.
+
+    Args:
+        path: of the npz. It is read whole; arrays of Python objects, which are pickles,
+            are refused.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged or does not have these arrays.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        arrays = _read(self.path)
+        counts = {name: len(array) for name, array in arrays.items()}
+        if len(set(counts.values())) > 1 or not all(counts.values()):
+            raise ValueError(
+                f"{path}: {counts['hand_pose']} rows of hand_pose and "
+                f"{counts['betas']} of betas; there must be as many, and at least one."
+            )
+        self.mano_pose = arrays["hand_pose"].reshape(-1, 16, 3)
+        self.betas = arrays["betas"]
+
+    def __len__(self) -> int:
+        return len(self.betas)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return {"mano_pose": self.mano_pose[index], "betas": self.betas[index]}
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no file {str(path)!r}; name an npz with hand_pose (N, 48) and "
+            "betas (N, 10)."
+        )
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {name: _array(archive, name, path) for name in _COLUMNS}
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise ValueError(
+            f"{path}: not a complete npz file ({error}). Copy it again."
+        ) from error
+
+
+def _array(archive: zipfile.ZipFile, name: str, path: Path) -> np.ndarray:
+    if f"{name}.npy" not in archive.namelist():
+        found = ", ".join(sorted(archive.namelist())) or "nothing"
+        raise ValueError(f"{path} has no array {name!r}; it has {found}.")
+    with archive.open(f"{name}.npy") as file:
+        try:
+            array = np.lib.format.read_array(file, allow_pickle=False)
+        except ValueError as error:
+            raise ValueError(f"{path}, array {name!r}: {error}.") from error
+    wanted = _COLUMNS[name]
+    if array.ndim != 2 or array.shape[1] != wanted or array.dtype.kind != "f":
+        raise ValueError(
+            f"{path}, array {name!r} is {array.dtype} of shape {array.shape}; it must "
+            f"be of floats and of shape (N, {wanted})."
+        )
+    if not np.isfinite(array).all():
+        raise ValueError(f"{path}, array {name!r} holds values that are not finite.")
+    return array.astype(np.float32)

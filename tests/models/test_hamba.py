@@ -1,0 +1,268 @@
+import functools
+import importlib.util
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from handjax import checkpoints, skeleton
+from handjax.mano import HandModel
+from handjax.models import hamba
+from handjax.nn import mano_head
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+ROOT = Path(__file__).parents[2]
+
+
+@functools.cache
+def load_module():
+    path = ROOT / "configs" / "hamba.py"
+    spec = importlib.util.spec_from_file_location("hamba_config", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def load_config(variant):
+    return load_module().get_config(variant)
+
+
+def built(variant="smoke", **fields):
+    """Model of a config, a batch, and a function that makes its variables' shapes."""
+    config = load_config(variant)
+    config.model.update(fields)
+    model = checkpoints.build_model(hamba, config)
+    batch = tiny.batch(2, crop=config.data.crop_size)
+    init = lambda: model.init(jax.random.key(0), batch, tiny.hand(), method="init_all")  # noqa: E731
+    return model, batch, lambda: jax.eval_shape(init)
+
+
+@functools.cache
+def constants():
+    hand = {k: jnp.asarray(v) for k, v in tiny.hand()._asdict().items()}
+    mean = jax.jit(lambda hand: mano_head.mean_parameters(HandModel(**hand)))(hand)
+    return {"hand": hand, "mean": mean._asdict()}
+
+
+def drawn(shapes):
+    """Variables of ordinary size (to draw them in JAX is much to compile)."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        normal = rng.standard_normal(leaf.shape)
+        if leaf.ndim > 1:
+            return jnp.float32(normal / np.sqrt(leaf.shape[-2]))
+        name = path[-1].key
+        return jnp.float32((name in ("scale", "var")) + 0.1 * np.abs(normal))
+
+    found = {k: v for k, v in shapes.items() if k != "constants"}
+    return jax.tree_util.tree_map_with_path(draw, found) | {"constants": constants()}
+
+
+NARROW = dict(width=16, regressor_depths=(), decoder_depths=())
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """As `built`, with the tiny backbone and trunks that do nothing."""
+    tiny.patch_backbone(monkeypatch)
+    return lambda variant="smoke", **fields: built(variant, **{**NARROW, **fields})
+
+
+# --- The released network ------------------------------------------------------
+
+
+def test_parameters_by_part_are_the_published_ones():
+    _, _, init = built("paper")
+    assert dict(hamba.parameter_table(init())) == {
+        "backbone": 630_912_000,
+        "downsampling": 919_552,
+        "joints regressor": 27_613_805,
+        "token sampler": 526_336,
+        "decoder": 71_776_579,
+        "discriminator": 1_545_211,
+    }
+
+
+# --- Where tokens are sampled ----------------------------------------------------
+
+
+def patch_centres(crop, patch, padding):
+    """Mean pixel of the crop that each patch of the middle columns sees."""
+    rows = np.arange(crop // patch) * patch - padding
+    columns = np.arange(3 * crop // 4 // patch) * patch - padding + crop // 8
+    seen_y = [np.mean([first + i for i in range(patch)]) for first in rows]
+    seen_x = [np.mean([first + i for i in range(patch)]) for first in columns]
+    return np.stack(np.meshgrid(seen_x, seen_y), axis=-1)
+
+
+@pytest.mark.parametrize(
+    "crop, patch, padding", [(256, 16, 2), (128, 16, 2), (256, 32, 0)]
+)
+def test_exact_geometry_finds_the_pixel(crop, patch, padding):
+    """On a map that says where it looks, the sample is the place asked for."""
+    rng = np.random.default_rng(0)
+    centres = patch_centres(crop, patch, padding)
+    low, high = centres[0, 0], centres[-1, -1]
+    pixels = rng.uniform(low, high, (1, 40, 2))
+    found = hamba.map_pixels(
+        jnp.float32(pixels / crop - 0.5),
+        "exact",
+        centres.shape[:2],
+        crop_px=crop,
+        padding_px=padding,
+    )
+    sampled = hamba.sample_pixels(jnp.float32(centres)[None], found)
+    np.testing.assert_allclose(sampled, pixels, atol=crop * 1e-5)
+
+
+def test_released_geometries_are_the_published_formulae():
+    joints2d = np.random.default_rng(0).uniform(-0.7, 0.7, (2, 21, 2))
+    for x, y in joints2d.reshape(-1, 2):
+        clipped = min(max(2 * x, -0.875), 0.875) / 0.875
+        for name, across in (("released_clip", clipped), ("released_noclip", 2 * x)):
+            expected = ((across + 1) * 12 - 1) / 2, ((2 * y + 1) * 16 - 1) / 2
+            found = hamba.map_pixels(
+                jnp.float32([[[x, y]]]), name, (16, 12), crop_px=256, padding_px=2
+            )
+            np.testing.assert_allclose(found[0, 0], expected, atol=1e-4)
+
+
+def test_padding_is_that_of_the_backbones_patches():
+    assert hamba.patch_padding("vit_h") == 2
+    assert hamba.patch_padding("vit_large_patch16_224") == 0
+    assert hamba.patch_padding("fastvit_t8") == 0
+
+
+def outputs_of(model, variables, image, *parts):
+    """A prediction and what some submodules returned."""
+    run = jax.jit(
+        lambda v, x: model.apply(
+            v,
+            x,
+            method="predict",
+            capture_intermediates=lambda module, _: module.name in parts,
+        )
+    )
+    prediction, state = run(variables, image)
+    inner = state["intermediates"]
+    return prediction, {name: inner[name]["__call__"][0] for name in parts}
+
+
+def test_tokens_and_their_fusion_are_as_released(narrow):
+    """Tokens are filtered samples at the first hand's joints, then comes the mean."""
+    model, batch, init = narrow(backbone="vit_test", decoder_depths=(1,))
+    variables, width = drawn(init()), 16
+    # The betas' numbers show some of the features that the last layer is given.
+    shown = np.array([0, 15, 16, 17, 57, 58, 73, 74, 88, 89])
+    head = variables["params"]["decoder_head"]["betas"]
+    assert head["kernel"].shape == (3 * width + 42, 10)
+    head["kernel"] = head["kernel"].at[:].set(0.0).at[shown, np.arange(10)].set(1.0)
+    head["bias"] = jnp.zeros(10)
+    prediction, inner = outputs_of(
+        model, variables, batch.image, "decoder", "downsample", "sampler"
+    )
+    features, joints2d = inner["downsample"], prediction.regressor.posed.joints2d
+    assert features.shape == (2, 4, 3, width)  # the middle columns, by the tiny stride
+    at = hamba.map_pixels(joints2d, "exact", (4, 3), crop_px=128, padding_px=2)
+    own = {k: variables[k]["sampler"] for k in ("params", "batch_stats")}
+    sampled = hamba.sample_pixels(features, at)
+    sampled = hamba.Filters(width).apply(own, sampled, train=False)
+    np.testing.assert_allclose(inner["sampler"], sampled, atol=1e-5)
+    assert inner["decoder"].shape == (2, 22, 1, width)
+    fused = [
+        np.mean(inner["decoder"], (1, 2)),
+        np.reshape(joints2d, (2, 42)),
+        np.mean(features, (1, 2)),
+        np.mean(sampled, 1),
+    ]
+    np.testing.assert_allclose(
+        prediction.mesh.parameters.betas,
+        np.concatenate(fused, axis=-1)[:, shown],
+        atol=1e-5,
+    )
+
+
+def test_without_a_sampler_every_joint_has_the_mean(narrow):
+    model, batch, init = narrow("smoke,table4_no_sampler")
+    assert "sampler" not in init()["params"]
+    _, inner = outputs_of(model, drawn(init()), batch.image, "decoder", "downsample")
+    tokens = np.mean(inner["downsample"], (1, 2))[:, None].repeat(22, 1)
+    np.testing.assert_allclose(inner["decoder"][:, :, 0], tokens, atol=1e-5)
+
+
+def found_by(model, variables, features, joints2d):
+    """What the last layer is given."""
+    return model.apply(variables, features, joints2d, 128, False, method="_found")
+
+
+def inputs(model):
+    rng = np.random.default_rng(1)
+    features = jnp.float32(rng.normal(size=(2, 8, 6, model.width)))
+    return features, jnp.float32(rng.uniform(-0.3, 0.3, (2, 21, 2)))
+
+
+def test_no_gradient_goes_through_the_places(narrow):
+    model, _, init = narrow()
+
+    @jax.jit
+    @functools.partial(jax.grad, argnums=(0, 1))
+    def grads(features, joints2d):
+        found = found_by(model, drawn(init()), features, joints2d)
+        return jnp.sum(found["gss"] + found["sampled"])
+
+    of_features, of_joints = grads(*inputs(model))
+    assert float(jnp.abs(of_features).max()) > 0
+    np.testing.assert_array_equal(of_joints, 0)
+
+
+# --- Orders ------------------------------------------------------------------------
+
+
+def test_orders_are_what_they_are_called():
+    names = tuple(skeleton.JOINTS[i] for i in hamba.SCAN_ORDERS["mano"])
+    tips = tuple(f"{finger}4" for finger in skeleton.FINGERS)
+    assert names == skeleton.MANO_JOINTS + tips
+    assert hamba.SCAN_ORDERS["openpose"] == tuple(range(21))
+    for order in hamba.SCAN_ORDERS.values():
+        assert sorted(order) == list(range(21))
+
+
+def test_bones_and_places_follow_the_order_of_the_scan(narrow):
+    """Without scans the order of the tokens is no matter."""
+    found = {}
+    for order in hamba.SCAN_ORDERS:
+        model, _, init = narrow(
+            scan_order=order, graph="shared", mixer="none", decoder_depths=(2,)
+        )
+        variables = drawn(init())
+        # Logits stand row by row, and rows change with the order.
+        graph = variables["params"]["decoder"]["stage0_graph"]["conv"]
+        graph["edge_logits"] = jnp.ones_like(graph["edge_logits"])
+        run = jax.jit(functools.partial(found_by, model))
+        found[order] = run(variables, *inputs(model))
+    for order in ("mano", "shuffled"):
+        for name, value in found[order].items():
+            np.testing.assert_allclose(value, found["openpose"][name], atol=1e-5)
+
+
+# --- Options -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("row", load_module().ROWS)
+def test_rows_of_the_tables_build(narrow, row):
+    shapes = narrow(f"smoke,{row}", decoder_depths=(1,))[2]()
+    params = shapes["params"]["decoder"]
+    assert ("stage0_graph" in params) == (row != "table4_no_graph")
+    block = params.get("stage0_block0", {})
+    assert ("op" in block) == (row not in ("table4_no_mamba", "tables1_attention"))
+    assert ("attention" in block) == (row == "tables1_attention")
+    missing = {"sampled": 16, "gss": 16, "mean": 16, "joints2d": 42, "sampler": 16}
+    gone = missing.get(row.removeprefix("table4_no_"), 0)
+    kernel = shapes["params"]["decoder_head"]["cam"]["kernel"]
+    assert kernel.shape == (3 * 16 + 42 - gone, 3)
