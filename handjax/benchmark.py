@@ -4,6 +4,7 @@ r"""Measure a model on this machine: compilation, speed, memory, work.
     python -m handjax.benchmark --config configs/tokenhand.py --what latency,flops
     python -m handjax.benchmark --config configs/tokenhand.py:small --what ops
     python -m handjax.benchmark --config configs/simplehand.py --what peer
+    python -m handjax.benchmark --config configs/hamba.py --what tokens
 
 Weights are random and pictures black, which changes no timing. Standard output gets one
 JSON object a line (name, metric, value, unit, method, device, versions), standard
@@ -26,9 +27,12 @@ MEASURES = {
     "memory": "bytes that inference and updates need",
     "flops": "floating-point operations for one image and one update",
     "ops": "each formulation of the convolutions that platforms differ in",
+    "parts": "milliseconds for each part of a model, one image",
+    "tokens": "attention and scans on 192 and 22 tokens: size, work, time, memory",
     "peer": "the same network here and in PyTorch (eager, fused, compiled), in turn",
 }
-DEFAULT = [name for name in MEASURES if name not in ("ops", "peer")]
+ON_REQUEST = ("ops", "parts", "tokens", "peer")
+DEFAULT = [name for name in MEASURES if name not in ON_REQUEST]
 
 VALUES = flags.FlagValues()
 flags.DEFINE_string(

@@ -30,6 +30,8 @@ from handjax import (
     models,
     op_timings,
     peer_timings,
+    timing,
+    token_timings,
     train_state,
 )
 from handjax.stages import Stage
@@ -92,9 +94,15 @@ def run(
         "versions": launch.versions(),
     }
     found = []
-    subject = prepare(config) if set(what) - {"ops"} else None
+    subject = prepare(config) if set(what) - {"ops", "tokens"} else None
     for name in what:
-        for result in _measure(name, subject, seconds, max_batch, batch_sizes):
+        if name == "ops":
+            results = _ops(seconds / 10)
+        elif name == "tokens":
+            results = _tokens(config, seconds)
+        else:
+            results = _measure(name, subject, seconds, max_batch, batch_sizes)
+        for result in results:
             print(json.dumps({**result._asdict(), **context}), flush=True)
             found.append(result)
     _print_table(found, context)
@@ -124,28 +132,18 @@ def prepare(config: ml_collections.ConfigDict) -> Subject:
 
 def _measure(
     name: str,
-    subject: Subject | None,
+    subject: Any,
     seconds: float,
     max_batch: int,
     batch_sizes: tuple[int, ...],
 ) -> Iterator[Measurement]:
-    if subject is None or name == "ops":
-        for timing in op_timings.measure(seconds / 10):
-            yield Measurement(
-                f"ops/{timing.case}/{timing.form}",
-                timing.metric,
-                timing.milliseconds,
-                "ms",
-                "median of one compiled operation",
-            )
-        return
     measure = globals()[f"_{name}"]
     options: dict[str, Any] = {}
     if name == "throughput":
         options["max_batch"] = max_batch
     if name == "peer":
         options["batch_sizes"] = batch_sizes
-    if name in ("latency", "throughput", "train_step", "peer"):
+    if name in ("latency", "throughput", "train_step", "parts", "peer"):
         options["seconds"] = seconds
     yield from measure(subject, **options)
 
@@ -203,7 +201,7 @@ def _compile(subject):
 
 def _latency(subject, seconds):
     program, arguments = _predict_program(subject, 1)
-    times = repeat(program, arguments, seconds)
+    times = timing.repeat(program, arguments, seconds)
     name = f"{subject.config.family}/predict"
     for metric, value in (
         ("latency", statistics.median(times)),
@@ -219,7 +217,9 @@ def _throughput(subject, seconds, max_batch):
     while size <= max_batch and worse < 2:
         program, arguments = _predict_program(subject, size)
         try:
-            rate = size / statistics.median(repeat(program, arguments, seconds / 4))
+            rate = size / statistics.median(
+                timing.repeat(program, arguments, seconds / 4)
+            )
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -241,7 +241,7 @@ def _train_step(subject, seconds):
     for name, program, arguments, size in _programs(subject):
         if name == "predict":
             continue
-        times = repeat(program, arguments, seconds)
+        times = timing.repeat(program, arguments, seconds)
         step = statistics.median(times)
         method = f"batch {size}, without data loading, {len(times)} runs"
         name = f"{subject.config.family}/{name}"
@@ -252,28 +252,22 @@ def _train_step(subject, seconds):
 def _peer(subject, seconds, batch_sizes):
     """Times, and how many times handjax's they are."""
     family = subject.config.family
-    for timing in peer_timings.measure(subject, family, batch_sizes, seconds):
-        name, method = f"{family}/{timing.program}", f"median of {timing.rounds} rounds"
-        yield Measurement(name, "latency", timing.milliseconds, "ms", method)
+    for found in peer_timings.measure(subject, family, batch_sizes, seconds):
+        name, method = f"{family}/{found.program}", f"median of {found.rounds} rounds"
+        yield Measurement(name, "latency", found.milliseconds, "ms", method)
         if not name.endswith("/handjax"):
             method = "time of handjax over this one's, measured in turn"
-            yield Measurement(name, "ratio", timing.ratio, "", method)
+            yield Measurement(name, "ratio", found.ratio, "", method)
 
 
 def _memory(subject):
     for name, program, arguments, size in _programs(subject):
         compiled = program.lower(*arguments).compile()
-        analysis = compiled.memory_analysis()
         name = f"{subject.config.family}/{name}"
-        if analysis is not None:
-            total = (
-                analysis.temp_size_in_bytes
-                + analysis.argument_size_in_bytes
-                + analysis.output_size_in_bytes
-                - analysis.alias_size_in_bytes
-            )
+        size_mib = timing.mebibytes(compiled)
+        if size_mib is not None:
             method = f"batch {size}, arguments, results and temporaries (compiler)"
-            yield Measurement(name, "memory", round(total / 2**20, 1), "MiB", method)
+            yield Measurement(name, "memory", size_mib, "MiB", method)
         jax.block_until_ready(compiled(*arguments))
         peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
         if peak:  # CPUs keep no such statistics
@@ -282,35 +276,58 @@ def _memory(subject):
 
 
 def _flops(subject):
-    """Count on the plain formulation, before XLA rewrites it.
-
-    The count of a compiled program is of little use: XLA counts the body of a loop
-    once, and the CPU formulations have loops.
-    """
     for name, program, arguments, size in _programs(subject):
-        lowered = program.trace(*arguments).lower(lowering_platforms=("tpu",))
-        cost = lowered.cost_analysis() or {}
         yield Measurement(
             f"{subject.config.family}/{name}",
             "flops",
-            float(f"{cost.get('flops', float('nan')) / 1e9:.4g}"),
+            float(f"{timing.flops(program, arguments) / 1e9:.4g}"),
             "GFLOP",
             f"batch {size}, counted before optimisation, an addition being one",
         )
 
 
-# --- Timing and printing -----------------------------------------------------
+def _parts(subject, seconds):
+    """What each part of a model adds to the time of those before it."""
+    family = subject.config.family
+    if not hasattr(subject.family, "PARTS"):
+        raise ValueError(
+            f"--what=parts: {family!r} names no parts that run one by one; give "
+            f"handjax/models/{family}.py a table PARTS, name -> method, as hamba has."
+        )
+    model, variables = subject.served
+    image = jax.device_put(subject.example(1).image)
+
+    def program(method):
+        run = jax.jit(functools.partial(model.apply, method=method, train=False))
+        return lambda: jax.block_until_ready(run(variables, image))
+
+    programs = {name: program(m) for name, m in subject.family.PARTS.items()}
+    before = 0.0
+    for name, times in timing.in_turn(programs, seconds).items():
+        median = 1e3 * statistics.median(times)
+        method = f"batch 1, more than with the parts above, {len(times)} rounds"
+        value = round(median - before, 3)
+        yield Measurement(f"{family}/{name}", "latency", value, "ms", method)
+        before = median
 
 
-def repeat(program: Callable, arguments: tuple, seconds: float) -> list[float]:
-    """Seconds of each run, at least three, after one that compiles and warms up."""
-    jax.block_until_ready(program(*arguments))
-    times: list[float] = []
-    while len(times) < 3 or sum(times) < seconds:
-        start = time.perf_counter()
-        jax.block_until_ready(program(*arguments))
-        times.append(time.perf_counter() - start)
-    return times
+def _ops(seconds):
+    for result in op_timings.measure(seconds):
+        yield Measurement(
+            f"ops/{result.case}/{result.form}",
+            result.metric,
+            result.milliseconds,
+            "ms",
+            "median of one compiled operation",
+        )
+
+
+def _tokens(config, seconds):
+    for row, metric, value, unit, method in token_timings.measure(config, seconds):
+        yield Measurement(f"tokens/{row}", metric, value, unit, method)
+
+
+# --- Helpers ----------------------------------------------------------------
 
 
 @contextmanager
@@ -325,11 +342,33 @@ def _no_compile_cache() -> Iterator[None]:
 
 
 def _print_table(results: list[Measurement], context: dict[str, Any]) -> None:
-    table = Table(title=f"{context['device']}, jax {context['versions']['jax']}")
-    for header in ("program", "metric", "value", "unit", "method"):
-        table.add_column(header, justify="right" if header == "value" else "left")
-    for result in results:
-        table.add_row(*(str(value) for value in result))
+    title = f"{context['device']}, jax {context['versions']['jax']}"
+    tables = []
+    mixers = [result for result in results if result.name.startswith("tokens/")]
+    rest = [result for result in results if result not in mixers]
+    if rest:
+        tables.append(table := Table(title=title))
+        for header in ("program", *Measurement._fields[1:]):
+            table.add_column(header, justify="right" if header == "value" else "left")
+        for result in rest:
+            table.add_row(*(str(value) for value in result))
+    if mixers:
+        tables.append(_wide_table(mixers, title))
     # Pipes have no width; wide enough for every column but the last on one line.
     width = None if sys.stderr.isatty() else 140
-    Console(file=sys.stderr, width=width).print(table)
+    for table in tables:
+        Console(file=sys.stderr, width=width).print(table)
+
+
+def _wide_table(results: list[Measurement], title: str) -> Table:
+    """One row a name, one column a metric."""
+    values: dict[str, dict[str, float]] = {}
+    for result in results:
+        values.setdefault(result.name, {})[result.metric] = result.value
+    units = {result.metric: result.unit for result in results}
+    table = Table(
+        "", *(f"{metric}\n{unit}" for metric, unit in units.items()), title=title
+    )
+    for name, row in values.items():
+        table.add_row(name, *(str(row.get(metric, "")) for metric in units))
+    return table

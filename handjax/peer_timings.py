@@ -1,22 +1,20 @@
 """handjax and the same network in PyTorch, timed in turn on the same device.
 
 Both get random weights of their own and as many threads as each library takes; timed is
-the network from normalised or raw pixels on the device to the vertices. Rounds go
-through all programs one after the other, so that a busy machine slows all of them.
+the network from normalised or raw pixels on the device to the vertices.
 """
 
 import contextlib
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from handjax import train_state
+from handjax import timing, train_state
 
 Program = Callable[[], Any]
 """Runs once and waits for the result."""
@@ -72,17 +70,8 @@ def measure(
 def _in_turn(
     name: str, programs: dict[str, Program], seconds: float
 ) -> Iterator[Timing]:
-    times: dict[str, list[float]] = {key: [] for key in programs}
-    for program in programs.values():  # compile and warm up
-        program()
-        program()
-    rounds, start = 0, time.perf_counter()
-    while rounds < 3 or time.perf_counter() - start < seconds:
-        for key, program in programs.items():
-            before = time.perf_counter()
-            program()
-            times[key].append(time.perf_counter() - before)
-        rounds += 1
+    times = timing.in_turn(programs, seconds)
+    rounds = len(times["handjax"])
     medians = {key: statistics.median(values) for key, values in times.items()}
     for key, value in medians.items():
         ratio = medians["handjax"] / value

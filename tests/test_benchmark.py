@@ -1,3 +1,4 @@
+import functools
 import importlib.util
 import json
 import os
@@ -16,6 +17,7 @@ from handjax import (
     models,
     op_timings,
     peer_timings,
+    timing,
 )
 
 sys.path.insert(0, str(Path(__file__).parent / "nn" / "backbones"))
@@ -59,6 +61,28 @@ def test_flops_of_a_dense_model_are_those_of_its_matrices(monkeypatch):
     (flops, *_) = measurements.run(config, ("flops",))
     matrices = 2 * (16 * 3 * 8 + 8 * 778 * 3)
     assert matrices <= flops.value * 1e9 < 1.6 * matrices
+
+
+def test_parts_add_up_to_the_whole(monkeypatch):
+    monkeypatch.setattr(models, "load", lambda name: fake_family)
+    config = fake_family.get_config()
+    with pytest.raises(ValueError, match="--what=parts: 'fake' names no parts"):
+        measurements.run(config, ("parts",))
+    parts = {"head": "__call__", "nothing more": "__call__"}
+    monkeypatch.setattr(fake_family, "PARTS", parts, raising=False)
+    rounds = {"head": [1.0, 3, 2], "nothing more": [4.0, 4, 6]}
+    monkeypatch.setattr(timing, "in_turn", lambda programs, seconds: rounds)
+    head, more = measurements.run(config, ("parts",), seconds=0.0)
+    assert (head.name, head.value, head.unit) == ("fake/head", 2000, "ms")
+    assert (more.name, more.value) == ("fake/nothing more", 2000)
+
+
+def test_programs_in_turn_are_warmed_up_and_run_three_times():
+    calls = []
+    programs = {name: functools.partial(calls.append, name) for name in "ab"}
+    times = timing.in_turn(programs, 0.0)
+    assert calls == list("aabb" + 3 * "ab")
+    assert [len(found) for found in times.values()] == [3, 3]
 
 
 def test_operations_are_timed_in_both_forms_and_directions():

@@ -594,6 +594,10 @@ def predict_image(model: Model, variables: Variables, batch: Batch) -> HandOutpu
     return model.apply(variables, batch.image)
 
 
+PARTS = {"backbone": "_features", "joints regressor": "regress", "decoder": "predict"}
+"""Methods of the model that do what the one before does and a part more; their times
+are told apart by `python -m handjax.benchmark --what parts`."""
+
 _PARTS = {
     "image_encoder": "backbone",
     "downsample": "downsampling",
