@@ -96,7 +96,7 @@ SMPL_PARENTS = (
 
 
 def root_joint(name: str) -> int:
-    """Index of a root: of a hand's by its name; a body's only one is its first joint."""
+    """Index of a root: a hand's by its name; a body's only one is its first joint."""
     return ROOTS.get(name, 0)
 
 
