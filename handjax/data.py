@@ -71,6 +71,12 @@ def open_data(
             "joints; set it to 0.0."
         )
     if data.name == BUILT_IN and not data.dir:
+        if not hand_file.is_hand:
+            raise ValueError(
+                "The built-in data are of hands. Make pictures of a body with `python "
+                "-m data_pipelines.synthetic.body --out DIR`, and name them: "
+                "--config.data.name=synthetic_body --config.data.dir=DIR."
+            )
         directory = default_directory(data)
         if create:
             _render(data, directory)

@@ -150,7 +150,8 @@ def find(source: str | os.PathLike, side: str) -> Path:
         f"No hand model at {str(source)!r}. Looked at:\n  {looked}\n"
         f"MANO is licensed: register at https://mano.is.tue.mpg.de, download "
         f"mano_v1_2.zip and give its folder or file with --config.hand.source=PATH. "
-        f"Without it, --config.hand.source=open uses the built-in open hand."
+        f"Without it, --config.hand.source=open uses the built-in open hand. A body "
+        f"model in SMPL's format is given by its file."
     )
 
 

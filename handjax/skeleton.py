@@ -95,6 +95,11 @@ SMPL_PARENTS = (
 """Parent of each joint of an SMPL file (its `kintree_table`)."""
 
 
+def root_joint(name: str) -> int:
+    """Index of a root: a hand's by its name; a body's only one is its first joint."""
+    return ROOTS.get(name, 0)
+
+
 def of_body(parents: Sequence[int], ends: Sequence[tuple[str, int]] = ()) -> Skeleton:
     """The joints of a body model's tree, then the points that its file names.
 

@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import io
 import json
+import sys
 from pathlib import Path
 
 import body_family
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from data_pipelines import shards
+from data_pipelines.synthetic.body import __main__ as command
 from data_pipelines.synthetic.body import mesh, pictures
 from handjax import (
     checkpoints,
@@ -131,6 +133,21 @@ def test_pictures_need_smpls_tree(tmp_path):
         pictures.load(tmp_path / "chain.npz")
 
 
+def test_the_command_writes_the_model_and_says_what_is_wrong(
+    tmp_path, monkeypatch, capsys
+):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["body", "--out", str(tmp_path), *arguments])
+        return command.main()
+
+    assert run() == 0
+    assert mano_files.load(tmp_path / pictures.MODEL).name == "body"
+    assert run("--num", "4", "--source", str(tmp_path / "smpl.pkl")) == 1
+    assert (
+        "A body model in SMPL's format is given by its file" in capsys.readouterr().err
+    )
+
+
 # Batches.
 
 
@@ -159,6 +176,8 @@ def test_what_does_not_fit_a_body_is_named(directory, file):
         ValueError, match=r"624 vertices, 29 joints, 24 bones, the hand"
     ):
         opened(directory, mano_files.load(), root="wrist")
+    with pytest.raises(ValueError, match="The built-in data are of hands"):
+        opened(directory, file, name="synthetic", dir="")
     with pytest.raises(ValueError, match="the sides of a body's joints"):
         opened(directory, file, augment=dict(flip=0.5))
     constants = models.hand_constants(file)

@@ -463,8 +463,7 @@ def _mean(x: Float[Array, "batch *rest"], axis: Any) -> Float[Array, "batch dim"
 
 def output_of(model: Model, hand: Hand, image: Any) -> HandOutput:
     """What every family returns, of one of the two hands."""
-    # A body's only root is its first joint.
-    root = skeleton.ROOTS.get(model.root, 0)
+    root = skeleton.root_joint(model.root)
     return mano_head.hand_output(hand.posed, root=root, size_px=image.shape[1])
 
 
