@@ -205,37 +205,39 @@ class Decoder(nn.Module):
         ).astype(self.dtype)
         token = self._dense(self.dim, "embed")(query[:, None]) + position
         for i in range(self.depth):
-            normal = self._norm(f"layer{i}_norm_self")(token)
-            token = token + self._attention(normal, normal, f"layer{i}_self")
-            normal = self._norm(f"layer{i}_norm_cross")(token)
-            token = token + self._attention(normal, patches, f"layer{i}_cross")
-            hidden = self._norm(f"layer{i}_norm_mlp")(token)
-            hidden = gelu(self._dense(self.mlp, f"layer{i}_mlp_in")(hidden))
-            token = token + self._dense(self.dim, f"layer{i}_mlp_out")(hidden)
+            name = f"layer{i}"
+            normal = self._norm(f"{name}_norm_self")(token)
+            q, k, v = self._projected(normal, 3, f"{name}_self_qkv")
+            token = token + self._attended(q, k, v, f"{name}_self_out")
+            normal = self._norm(f"{name}_norm_cross")(token)
+            (q,) = self._projected(normal, 1, f"{name}_cross_q")
+            k, v = self._projected(patches, 2, f"{name}_cross_kv")
+            token = token + self._attended(q, k, v, f"{name}_cross_out")
+            hidden = self._norm(f"{name}_norm_mlp")(token)
+            hidden = gelu(self._dense(self.mlp, f"{name}_mlp_in")(hidden))
+            token = token + self._dense(self.dim, f"{name}_mlp_out")(hidden)
         return token[:, 0]
 
-    def _attention(
+    def _projected(
+        self, x: Float[Array, "batch token channel"], count: int, name: str
+    ) -> list[Float[Array, "batch token head dim"]]:
+        """So many projections by one linear layer, cut into heads."""
+        wide = count * self.heads * self.head_dim
+        packed = self._dense(wide, name, use_bias=False)(x)
+        packed = packed.reshape(*x.shape[:2], count, self.heads, self.head_dim)
+        return [packed[:, :, i] for i in range(count)]
+
+    def _attended(
         self,
-        queries: Float[Array, "batch query dim"],
-        context: Float[Array, "batch token channel"],
+        q: Float[Array, "batch query head dim"],
+        k: Float[Array, "batch token head dim"],
+        v: Float[Array, "batch token head dim"],
         name: str,
-    ) -> Float[Array, "batch query dim"]:
-        """Scaled dot-product attention; `context` gives keys and values."""
-        inner = self.heads * self.head_dim
-
-        def projected(x: Array, count: int, which: str) -> list[Array]:
-            packed = self._dense(count * inner, f"{name}_{which}", use_bias=False)(x)
-            packed = packed.reshape(*x.shape[:2], count, self.heads, self.head_dim)
-            return [packed[:, :, i] for i in range(count)]
-
-        if context is queries:
-            q, k, v = projected(queries, 3, "qkv")
-        else:
-            (q,) = projected(queries, 1, "q")
-            k, v = projected(context, 2, "kv")
+    ) -> Float[Array, "batch query channel"]:
+        """Softmax(q k / sqrt(dim)) v in each head, then a linear layer."""
         mixed = jax.nn.dot_product_attention(q, k, v)
-        mixed = mixed.reshape(*queries.shape[:2], inner)
-        return self._dense(self.dim, f"{name}_out")(mixed)
+        mixed = mixed.reshape(*q.shape[:2], self.heads * self.head_dim)
+        return self._dense(self.dim, name)(mixed)
 
     def _dense(self, features: int, name: str, *, use_bias: bool = True) -> nn.Dense:
         return nn.Dense(
