@@ -18,6 +18,8 @@ from handjax.nn import mano_head
 sys.path.insert(0, str(Path(__file__).parent))
 
 ROOT = Path(__file__).parents[2]
+QUICK = {"xla_backend_optimization_level": 0}
+"""Compiling is most of what these tests do."""
 
 
 @functools.cache
@@ -148,7 +150,8 @@ def outputs_of(model, variables, image, *parts):
             x,
             method="predict",
             capture_intermediates=lambda module, _: module.name in parts,
-        )
+        ),
+        compiler_options=QUICK,
     )
     prediction, state = run(variables, image)
     inner = state["intermediates"]
@@ -245,7 +248,7 @@ def test_bones_and_places_follow_the_order_of_the_scan(narrow):
         # Logits stand row by row, and rows change with the order.
         graph = variables["params"]["decoder"]["stage0_graph"]["conv"]
         graph["edge_logits"] = jnp.ones_like(graph["edge_logits"])
-        run = jax.jit(functools.partial(found_by, model))
+        run = jax.jit(functools.partial(found_by, model), compiler_options=QUICK)
         found[order] = run(variables, *inputs(model))
     for order in ("mano", "shuffled"):
         for name, value in found[order].items():
