@@ -25,7 +25,7 @@ MEASURES = {
     "train_step": "milliseconds for one update of each stage",
     "memory": "bytes that inference and updates need",
     "flops": "floating-point operations for one image and one update",
-    "ops": "each formulation of the convolutions that platforms differ in",
+    "ops": "each formulation of the operations that platforms differ in",
     "peer": "the same network here and in PyTorch (eager, fused, compiled), in turn",
 }
 DEFAULT = [name for name in MEASURES if name not in ("ops", "peer")]
