@@ -92,25 +92,33 @@ def _aligned(a, ndim):
 
 
 def cross_scan(
-    maps: Float[Array, "batch height width 4 dim"],
+    maps: Float[Array, "batch height width 4 dim"], *, backward: bool = True
 ) -> Float[Array, "4 batch length dim"]:
-    """Read four maps, each in its order: by rows, by columns, and both from the end."""
+    """Read four maps, each in its order: by rows, by columns, and both from the end.
+
+    Without `backward`, the last two are read from the start, too.
+    """
     batch, height, width, _, dim = maps.shape
 
     def read(i):
         by_columns = i % 2 == 1 and width > 1
         rows = maps[..., i, :].swapaxes(1, 2) if by_columns else maps[..., i, :]
-        return rows.reshape(batch, height * width, dim)[:, :: 1 if i < 2 else -1]
+        step = -1 if backward and i >= 2 else 1
+        return rows.reshape(batch, height * width, dim)[:, ::step]
 
     return jnp.stack([read(i) for i in range(4)])
 
 
 def cross_merge(
-    sequences: Float[Array, "4 batch length dim"], height: int, width: int
+    sequences: Float[Array, "4 batch length dim"],
+    height: int,
+    width: int,
+    *,
+    backward: bool = True,
 ) -> Float[Array, "batch {height} {width} dim"]:
     """Sum, at each place of the map, what the four orders of `cross_scan` hold."""
     _, batch, _, dim = sequences.shape
-    rows, columns = sequences[:2] + sequences[2:, :, ::-1]
+    rows, columns = sequences[:2] + sequences[2:, :, :: -1 if backward else 1]
     if width > 1:
         columns = columns.reshape(batch, width, height, dim).swapaxes(1, 2)
     shape = (batch, height, width, dim)
@@ -184,6 +192,8 @@ class SS2D(nn.Module):
     """Multiply the normalised result by SiLU of a second linear map of the input."""
     discretisation: str = "euler"
     path: str = "auto"
+    backward: bool = True
+    """Whether two of the directions read from the end; else all from the start."""
     dtype: Any = jnp.float32
     """Type to compute in; steps, states and their sums are float32 always."""
 
@@ -214,7 +224,8 @@ class SS2D(nn.Module):
 
         # From the map, one product for all directions; only its result is reordered.
         mixed = jnp.dot(u, x_proj.astype(self.dtype).reshape(-1, dim).T)
-        mixed = cross_scan(mixed.reshape(*u.shape[:-1], 4, -1))
+        mixed = mixed.reshape(*u.shape[:-1], 4, -1)
+        mixed = cross_scan(mixed, backward=self.backward)
         low_rank, B, C = jnp.split(mixed, np.cumsum(sizes)[:2], axis=-1)
         dt = jnp.einsum(
             "kblr,kdr->kbld",
@@ -225,7 +236,7 @@ class SS2D(nn.Module):
         dt = softplus(dt + dt_bias[:, None, None])
         four = jnp.broadcast_to(u[..., None, :], (*u.shape[:-1], 4, dim))
         y = selective_scan(
-            cross_scan(four),
+            cross_scan(four, backward=self.backward),
             dt,
             -jnp.exp(a_logs).reshape(4, 1, dim, self.state),
             B,
@@ -234,7 +245,7 @@ class SS2D(nn.Module):
             path=self.path,
             discretisation=self.discretisation,
         )
-        return cross_merge(y, height, width)
+        return cross_merge(y, height, width, backward=self.backward)
 
 
 class DepthwiseConv(nn.Module):
@@ -267,6 +278,7 @@ class VSSBlock(nn.Module):
     gated: bool = False
     discretisation: str = "euler"
     path: str = "auto"
+    backward: bool = True
     mlp_ratio: float = 4.0
     drop_path: float = 0.0
     """Rate at which either branch is dropped (stream "drop_path")."""
@@ -285,6 +297,7 @@ class VSSBlock(nn.Module):
             self.gated,
             self.discretisation,
             self.path,
+            self.backward,
             self.dtype,
             name="op",
         )

@@ -255,6 +255,19 @@ def test_bones_and_places_follow_the_order_of_the_scan(narrow):
             np.testing.assert_allclose(value, found["openpose"][name], atol=1e-5)
 
 
+@pytest.mark.parametrize("mixer", ["scan", "scan_forward"])
+def test_one_direction_sees_nothing_of_what_comes(mixer):
+    """But for the next token, which the convolution before the scan sees."""
+    trunk = hamba.Trunk((1,), mixer=mixer)
+    x = jnp.float32(np.random.default_rng(0).normal(size=(1, 22, 1, 16)))
+    variables = jax.eval_shape(lambda: trunk.init(jax.random.key(0), x, train=False))
+    variables = {"params": drawn(variables)["params"]}
+    run = jax.jit(functools.partial(trunk.apply, train=False), compiler_options=QUICK)
+    change = np.abs(run(variables, x.at[:, 21].add(1.0)) - run(variables, x))
+    seen = np.max(change, axis=(0, 2, 3)) > 0
+    assert seen[20:].all() and seen[:20].any() == (mixer == "scan")
+
+
 # --- Options -----------------------------------------------------------------------
 
 
