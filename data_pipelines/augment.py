@@ -1,12 +1,14 @@
 """Random boxes, turns and colours of training examples; numpy, a batch at a time.
 
-The released augmentation of SimpleHand, which TokenHand inherits, as config values.
-Every example has its own row of uniform numbers (`draws`), which depends on the seed
-and on the example's position in training alone, not on batches, threads or processes.
+Two published recipes with their amounts as config values: SimpleHand's, which TokenHand
+inherits, and HaMeR's, which Hamba inherits. A recipe says what its draws mean
+(`Changes`); what is done with that is the same for both. Every example has its own row
+of uniform numbers (`draws`), which depends on the seed and on the example's position in
+training alone, not on batches, threads or processes.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -16,10 +18,30 @@ from scipy.special import ndtri
 NUM_DRAWS = 10
 _SHIFT, _SCALE, _ANGLE = slice(0, 2), 2, 3
 _CHANNEL, _CONTRAST, _BRIGHTNESS, _FLIP = slice(4, 7), 7, 8, 9
+_TURNED = 9  # of HaMeR's recipe, which does not flip
+
+
+class Changes(NamedTuple):
+    """What is done to each example of a batch."""
+
+    shift: Float[np.ndarray, "batch 2"]
+    """Of the box's centre, pixels of the photo."""
+    growth: Float[np.ndarray, "batch"]
+    """Factor on the sides of the tight box."""
+    angle: Float[np.ndarray, "batch"]
+    """In-plane turn, radians."""
+    flip: Bool[np.ndarray, "batch"]
+    """Whether the crop is mirrored."""
+    channel: Float[np.ndarray, "batch 3"]
+    """Factor on each colour channel."""
+    contrast: Float[np.ndarray, "batch"]
+    """Factor on all channels."""
+    brightness: Float[np.ndarray, "batch"]
+    """What is added, as a share of 255."""
 
 
 class AugmentConfig(NamedTuple):
-    """Strengths; the defaults are those of the released SimpleHand training code."""
+    """Strengths of SimpleHand's recipe; the defaults are those of its released code."""
 
     center_jitter: float = 0.1
     """The box centre moves by up to this share of the box width, along both axes."""
@@ -40,6 +62,89 @@ class AugmentConfig(NamedTuple):
     contrast: float = 0.2
     """Contrast factor from 1 +- this; below 1."""
 
+    def changes(
+        self,
+        drawn: Float[np.ndarray, "batch draw"],
+        extent: Float[np.ndarray, "batch 2"],
+        box_scale: float,
+    ) -> Changes:
+        """What the draws mean for boxes of this extent.
+
+        Args:
+            drawn: from `draws`.
+            extent: width and height of the tight boxes, pixels.
+            box_scale: their growth in evaluation; `scale` stands in its place.
+        """
+        del box_scale
+        (low, high), (dark, bright) = self.scale, self.brightness
+        return Changes(
+            shift=(2 * drawn[:, _SHIFT] - 1) * self.center_jitter * extent[:, :1],
+            growth=low + (high - low) * drawn[:, _SCALE],
+            angle=self._angles(drawn[:, _ANGLE]),
+            flip=drawn[:, _FLIP] < self.flip,
+            channel=1 + (2 * drawn[:, _CHANNEL] - 1) * self.channel_noise,
+            contrast=1 + (2 * drawn[:, _CONTRAST] - 1) * self.contrast,
+            brightness=dark + (bright - dark) * drawn[:, _BRIGHTNESS],
+        )
+
+    def _angles(self, uniform: np.ndarray) -> np.ndarray:
+        if self.rotation == "released":
+            return np.clip(90 * ndtri(uniform), -180, 180)
+        return (2 * uniform - 1) * self.max_rotation
+
+
+class HamerConfig(NamedTuple):
+    """Strengths of HaMeR's recipe; the defaults are those of its released code.
+
+    Normal numbers are clipped, not drawn anew: a third of the boxes have the largest or
+    the smallest size.
+    """
+
+    shift: float = 0.02
+    """Standard deviation of the box's centre along both axes, clipped at one of them;
+    a share of the side of evaluation's box."""
+    scale: float = 0.3
+    """Standard deviation of the growth of that box, clipped at one; below 1."""
+    rotation: float = float(np.pi / 6)
+    """Standard deviation of the in-plane turn, radians, clipped at two."""
+    rotation_rate: float = 0.6
+    """Probability that an example is turned at all."""
+    channel_noise: float = 0.2
+    """Each colour channel is multiplied by a factor from 1 +- this, saturating."""
+
+    def changes(
+        self,
+        drawn: Float[np.ndarray, "batch draw"],
+        extent: Float[np.ndarray, "batch 2"],
+        box_scale: float,
+    ) -> Changes:
+        """What the draws mean for boxes of this extent.
+
+        Args:
+            drawn: from `draws`.
+            extent: width and height of the tight boxes, pixels.
+            box_scale: their growth in evaluation, about which `scale` varies.
+        """
+        side = box_scale * extent.max(axis=1, keepdims=True)
+        turned = drawn[:, _TURNED] < self.rotation_rate
+        same = np.ones(len(drawn))
+        return Changes(
+            shift=self.shift * _clipped_normal(drawn[:, _SHIFT], 1.0) * side,
+            growth=box_scale
+            * (1 + self.scale * _clipped_normal(drawn[:, _SCALE], 1.0)),
+            angle=turned * self.rotation * _clipped_normal(drawn[:, _ANGLE], 2.0),
+            flip=np.zeros(len(drawn), bool),
+            channel=1 + (2 * drawn[:, _CHANNEL] - 1) * self.channel_noise,
+            contrast=same,
+            brightness=0 * same,
+        )
+
+
+def _clipped_normal(uniform: np.ndarray, limit: float) -> np.ndarray:
+    return np.clip(ndtri(uniform), -limit, limit)
+
+
+Recipe = AugmentConfig | HamerConfig
 
 NONE = AugmentConfig(
     center_jitter=0.0,
@@ -52,18 +157,27 @@ NONE = AugmentConfig(
 """No augmentation at all."""
 
 
-def config_from(values: dict) -> AugmentConfig:
-    """Defaults changed by `config.data.augment`.
+def config_from(values: dict[str, Any]) -> Recipe:
+    """The recipe that `config.data.augment` names, with its amounts.
+
+    SimpleHand's amounts are keys of `values`, HaMeR's of `values["hamer"]`.
 
     Raises:
-        ValueError: for an unknown key, or a value outside its range.
+        ValueError: for an unknown recipe or key, or a value outside its range.
     """
-    unknown = sorted(set(values) - set(AugmentConfig._fields))
-    if unknown:
-        raise ValueError(
-            f"config.data.augment has no key {unknown[0]!r}; allowed: "
-            f"{', '.join(AugmentConfig._fields)}."
-        )
+    recipe = values.get("recipe", "simplehand")
+    if recipe == "hamer":
+        return _hamer(values.get("hamer", {}))
+    if recipe == "simplehand":
+        amounts = {k: v for k, v in values.items() if k not in ("recipe", "hamer")}
+        return _simplehand(amounts)
+    raise ValueError(
+        f"config.data.augment.recipe={recipe!r} is not one of 'simplehand', 'hamer'."
+    )
+
+
+def _simplehand(values: dict[str, Any]) -> AugmentConfig:
+    _check_keys("augment", values, AugmentConfig._fields)
     config = AugmentConfig(**values)
     if config.rotation not in ("uniform", "released"):
         raise ValueError(
@@ -78,17 +192,47 @@ def config_from(values: dict) -> AugmentConfig:
             "multiplies the box."
         )
     for name in ("channel_noise", "contrast"):
-        if not 0 <= getattr(config, name) < 1:
-            raise ValueError(
-                f"config.data.augment.{name}={getattr(config, name)!r} must be a "
-                "number from 0 to below 1."
-            )
-    if not 0 <= config.flip <= 1:
+        _check_share(name, getattr(config, name))
+    _check_probability("flip", config.flip)
+    return config
+
+
+def _hamer(values: dict[str, Any]) -> HamerConfig:
+    _check_keys("augment.hamer", values, HamerConfig._fields)
+    config = HamerConfig(**values)
+    for name in ("shift", "scale", "channel_noise"):
+        _check_share(f"hamer.{name}", getattr(config, name))
+    _check_probability("hamer.rotation_rate", config.rotation_rate)
+    if not 0 <= config.rotation < np.inf:
         raise ValueError(
-            f"config.data.augment.flip={config.flip!r} is no probability; give a "
-            "number from 0 to 1."
+            f"config.data.augment.hamer.rotation={config.rotation!r} must be an angle "
+            "in radians, 0 or more."
         )
     return config
+
+
+def _check_keys(where: str, values: dict[str, Any], known: tuple[str, ...]) -> None:
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ValueError(
+            f"config.data.{where} has no key {unknown[0]!r}; allowed: "
+            f"{', '.join(known)}."
+        )
+
+
+def _check_share(name: str, value: float | int) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(
+            f"config.data.augment.{name}={value!r} must be a number from 0 to below 1."
+        )
+
+
+def _check_probability(name: str, value: float | int) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(
+            f"config.data.augment.{name}={value!r} is no probability; give a number "
+            "from 0 to 1."
+        )
 
 
 def _check_range(name: str, value: Sequence[float]) -> None:
@@ -113,9 +257,8 @@ def draws(seed: int, positions: Sequence[int]) -> Float[np.ndarray, "batch draw"
     return rows
 
 
-def jitter_boxes(
-    config: AugmentConfig,
-    drawn: Float[np.ndarray, "batch draw"],
+def move_boxes(
+    changes: Changes,
     center: Float[np.ndarray, "batch 2"],
     extent: Float[np.ndarray, "batch 2"],
     last_px: Float[np.ndarray, "batch 2"],
@@ -123,32 +266,13 @@ def jitter_boxes(
     """Moved and grown boxes; centres stay in the picture.
 
     Args:
-        config: strengths.
-        drawn: from `draws`.
+        changes: of the examples.
         center: x, y of the tight boxes.
         extent: their width and height.
         last_px: x, y of the last pixel of each picture.
     """
-    shift = (2 * drawn[:, _SHIFT] - 1) * config.center_jitter * extent[:, :1]
-    low, high = config.scale
-    scale = low + (high - low) * drawn[:, _SCALE, None]
-    return np.clip(center + shift, 0, last_px), extent * scale
-
-
-def angles(
-    config: AugmentConfig, drawn: Float[np.ndarray, "batch draw"]
-) -> Float[np.ndarray, "batch"]:
-    """In-plane turns, radians."""
-    if config.rotation == "released":
-        return np.clip(90 * ndtri(drawn[:, _ANGLE]), -180, 180)
-    return (2 * drawn[:, _ANGLE] - 1) * config.max_rotation
-
-
-def flips(
-    config: AugmentConfig, drawn: Float[np.ndarray, "batch draw"]
-) -> Bool[np.ndarray, "batch"]:
-    """Which crops are mirrored."""
-    return drawn[:, _FLIP] < config.flip
+    moved = np.clip(center + changes.shift, 0, last_px)
+    return moved, extent * changes.growth[:, None]
 
 
 class Colours(NamedTuple):
@@ -159,18 +283,15 @@ class Colours(NamedTuple):
     ceiling: Float[np.ndarray, "batch"]
 
 
-def colours(config: AugmentConfig, drawn: Float[np.ndarray, "batch draw"]) -> Colours:
+def colours(changes: Changes) -> Colours:
     """Channel noise, then contrast and brightness, each saturating at 0 and 255.
 
     clip(k clip(n x) + b) = clip(min(k n x + b, 255 k + b)): the first saturation is a
     ceiling for the second step, whose gain k is positive.
     """
-    channel = 1 + (2 * drawn[:, _CHANNEL] - 1) * config.channel_noise
-    contrast = 1 + (2 * drawn[:, _CONTRAST] - 1) * config.contrast
-    low, high = config.brightness
-    brightness = 255 * (low + (high - low) * drawn[:, _BRIGHTNESS])
-    affine = np.zeros((len(drawn), 3, 4), np.float32)
-    affine[:, range(3), range(3)] = channel * contrast[:, None]
+    contrast, brightness = changes.contrast, 255 * changes.brightness
+    affine = np.zeros((len(contrast), 3, 4), np.float32)
+    affine[:, range(3), range(3)] = changes.channel * contrast[:, None]
     affine[:, :, 3] = brightness[:, None]
     return Colours(affine, np.clip(255 * contrast + brightness, 0, 255))
 

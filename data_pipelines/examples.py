@@ -12,7 +12,6 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from data_pipelines import augment
-from data_pipelines.augment import AugmentConfig
 from data_pipelines.hands import BadRecordError, Hands, flags, right_hands, tight_boxes
 from handjax import crop, skeleton
 from handjax.crop import CropConfig
@@ -44,7 +43,7 @@ def make(
     *,
     root: int = skeleton.MIDDLE_MCP,
     load_image: bool = True,
-    augmentation: AugmentConfig | None = None,
+    augmentation: augment.Recipe | None = None,
     drawn: np.ndarray | None = None,
 ) -> Batch:
     """One batch.
@@ -64,23 +63,19 @@ def make(
     inside = hands.annotated & _strictly_inside(hands.joints2d, hands.last_px[:, None])
     center, extent = tight_boxes(hands, inside)
     angle, flip = np.zeros(len(records)), np.zeros(len(records), bool)
+    colours = None
     if augmentation is None or drawn is None:
         extent = extent * config.box_scale
     else:
-        center, extent = augment.jitter_boxes(
-            augmentation, drawn, center, extent, hands.last_px
-        )
-        angle = augment.angles(augmentation, drawn)
-        flip = augment.flips(augmentation, drawn)
+        changes = augmentation.changes(drawn, extent, config.box_scale)
+        center, extent = augment.move_boxes(changes, center, extent, hands.last_px)
+        angle, flip, colours = changes.angle, changes.flip, augment.colours(changes)
     box = np.concatenate([center - extent / 2, center + extent / 2], axis=-1)
     view = _flipped(crop.view(box, hands.K, config.size, angle=angle), flip, config)
     batch = _labels(records, hands, inside, view, root=root, size=config.size)
     batch = batch._replace(mano_valid=batch.mano_valid & ~flip)
     if not load_image:
         return batch
-    colours = None
-    if augmentation is not None and drawn is not None:
-        colours = augment.colours(augmentation, drawn)
     H = view.H_crop_image @ hands.mirror
     return batch._replace(image=_pictures(records, H, colours, config.size))
 

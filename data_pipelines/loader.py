@@ -19,7 +19,6 @@ import numpy as np
 
 from data_pipelines import augment as augmentations
 from data_pipelines import examples
-from data_pipelines.augment import AugmentConfig
 from data_pipelines.readers import (
     CorruptDataError,
     CorruptRecords,
@@ -50,7 +49,7 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     crop: CropConfig,
-    augment: AugmentConfig,
+    augment: augmentations.Recipe,
     root: int = skeleton.MIDDLE_MCP,
     load_image: bool = True,
     num_threads: int = 2,

@@ -45,7 +45,8 @@ class Checkpoints:
     ):
         self.directory = Path(workdir).absolute() / "checkpoints" / stage
         self.stage = stage
-        policies: list[Any] = [checkpoint_managers.LatestN(keep)]
+        self._for_good = _OneStep()
+        policies: list[Any] = [checkpoint_managers.LatestN(keep), self._for_good]
         if keep_every:
             policies.append(checkpoint_managers.EveryNSteps(keep_every))
         self._manager = ocp.CheckpointManager(
@@ -58,6 +59,13 @@ class Checkpoints:
                 create=True,
             ),
         )
+
+    def keep_for_good(self, step: int) -> None:
+        """Keep this step's checkpoint besides the others, and no longer the last one's.
+
+        It holds for this object; who makes another has to say so again.
+        """
+        self._for_good.step = step
 
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, oldest first."""
@@ -204,6 +212,14 @@ class Checkpoints:
             f"Of the earlier checkpoints, {last}; free some space (or choose another "
             "--workdir) and run the same command to go on from there."
         )
+
+
+class _OneStep(checkpoint_managers.PreservationPolicy):
+    step = 0
+
+    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
+        del context
+        return [checkpoint.step == self.step for checkpoint in checkpoints]
 
 
 def _handlers() -> dict[str, Any]:

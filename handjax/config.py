@@ -37,6 +37,9 @@ NEUTRAL_KEYS = (
 """Keys that may change between two runs of one workdir: they do not enter the numbers
 that training computes."""
 
+STOPPING_KEYS = ("eval.num", "train.eval_every")
+"""Those of them that decide where a stage with patience ends."""
+
 
 def base() -> ml_collections.ConfigDict:
     """Defaults that a family's config fills in: `family`, `model` and `stages`."""
@@ -77,7 +80,8 @@ def _data() -> dict[str, Any]:
         mix=dict(),  # further datasets: directory -> weight (this one weighs 1)
         threads=2,
         max_corrupt=10,  # unreadable records that are skipped before training stops
-        augment=dict(  # see data_pipelines.augment.AugmentConfig
+        augment=dict(  # see data_pipelines.augment
+            recipe="simplehand",  # with the amounts below; "hamer": with its own
             center_jitter=0.1,
             scale=(1.0, 1.5),
             max_rotation=math.pi,
@@ -85,6 +89,13 @@ def _data() -> dict[str, Any]:
             channel_noise=0.4,
             brightness=(-0.4, 0.1),
             contrast=0.2,
+            hamer=dict(
+                shift=0.02,
+                scale=0.3,
+                rotation=math.pi / 6,
+                rotation_rate=0.6,
+                channel_noise=0.2,
+            ),
         ),
     )
 
@@ -118,6 +129,7 @@ def stage(
     grad_clip: float = 0.0,
     groups: dict[str, dict[str, Any]] | None = None,
     accumulate: int = 1,
+    patience: int = 0,
 ) -> dict[str, Any]:
     """The value of one `config.stages.<name>`, with every key present.
 
@@ -136,7 +148,11 @@ def stage(
             `grad_clip` (by the norm of the group's gradients) and `schedule` (a dict
             of changes; without them the group's lr follows the stage's schedule).
         accumulate: number of parts in which the batch goes through the model, for lack
-            of memory; their gradients are averaged before the update.
+            of memory; their gradients are averaged before the update. Losses that are
+            means over the batch stay what they are, sums become those of a part.
+        patience: evaluations in a row without a better `pa_mpjpe_mm` after which the
+            stage ends before its last step; 0 never. Whatever comes next goes on from
+            the step it ended at; the best step's checkpoint is kept beside it.
     """
     return dict(
         steps=steps,
@@ -148,6 +164,7 @@ def stage(
         grad_clip=float(grad_clip),
         groups=groups or {},
         accumulate=accumulate,
+        patience=patience,
     )
 
 
@@ -268,10 +285,12 @@ def _completed(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, An
 def difference(old: Config, new: Config) -> list[str]:
     """One line for each key whose value differs, neutral keys left out."""
     a, b = dict(flatten(old)), dict(flatten(new))
+    patient = any(key.endswith(".patience") and b[key] for key in b)
+    neutral = set(NEUTRAL_KEYS) - set(STOPPING_KEYS if patient else ())
     return [
         f"  config.{key}: {_shown(a, key)} -> {_shown(b, key)}"
         for key in sorted(set(a) | set(b))
-        if key not in NEUTRAL_KEYS and _shown(a, key) != _shown(b, key)
+        if key not in neutral and _shown(a, key) != _shown(b, key)
     ]
 
 
@@ -305,12 +324,19 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ValueError("config.stages is empty; name at least one stage.")
     for name, value in config.stages.items():
         _check_stage(f"stages.{name}", value)
+        if value.patience and not train.eval_every:
+            raise ValueError(
+                f"config.stages.{name}.patience={value.patience} counts evaluations, "
+                "but with config.train.eval_every=0 there is one at the end only; set "
+                "train.eval_every, or patience=0."
+            )
 
 
 def _check_stage(where: str, value: ml_collections.ConfigDict) -> None:
     _at_least(f"{where}.steps", value.steps, 1)
     _at_least(f"{where}.batch_size", value.batch_size, 1)
     _at_least(f"{where}.accumulate", value.accumulate, 1)
+    _at_least(f"{where}.patience", value.patience, 0)
     _one_of(f"{where}.data", value.data, STAGE_DATA)
     for loss, weight in value.losses.items():
         _at_least(f"{where}.losses.{loss}", weight, 0)

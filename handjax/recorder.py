@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from handjax import checkpoints, integrity, logs, optimizers, resume, train_state
+from handjax.early_stopping import Patience
 from handjax.run import Run
 from handjax.stages import Stage
 from handjax.train_state import TrainState
@@ -25,15 +26,18 @@ class Recorder:
         stage: Stage,
         store: checkpoints.Checkpoints,
         sums: logs.Metrics,
+        patience: Patience,
         begin: int,
         meta: dict[str, Any],
     ):
-        self.run, self.stage, self.store, self.sums = run, stage, store, sums
+        self.run, self.stage, self.store = run, stage, store
+        self.sums, self.patience = sums, patience
         self.config, self.options = run.config.stages[stage.name], run.config.train
         self.meta = meta
         self.writer = logs.Writer(run.workdir, stage.name, begin, active=run.first)
         self.progress = logs.Progress(stage.name, self.config.steps, active=run.first)
         self._pending: tuple[int, dict[str, Any]] | None = None
+        self._rates: dict[str, float] = {}
         self._since, self._at, self._waited = time.monotonic(), begin, 0.0
 
     def __enter__(self) -> "Recorder":
@@ -76,16 +80,17 @@ class Recorder:
             raise NonFiniteError(self._nonfinite(step, bad))
         self.sums.add(values)
         self.progress.tick(step)
+        rates = optimizers.schedules(self.config)
+        self._rates = {name: float(values[name]) for name in rates}
         if step % self.options.log_every == 0 or step == self.config.steps:
-            rates = optimizers.schedules(self.config)
-            self._log(step, {name: float(values[name]) for name in rates})
+            self._log(step)
 
-    def _log(self, step: int, rates: dict[str, float]) -> None:
+    def _log(self, step: int) -> None:
         now = time.monotonic()
         seconds = max(now - self._since, 1e-9)
         values = {
             **self.sums.mean(),
-            **rates,
+            **self._rates,
             "images_per_s": (step - self._at) * self.config.batch_size / seconds,
             "data_wait": self._waited / seconds,
         }
@@ -104,33 +109,57 @@ class Recorder:
 
     def at_intervals(
         self, step: int, state: TrainState, *, last: bool, stopping: bool
-    ) -> None:
-        """Evaluate, draw and save when it is time.
+    ) -> bool:
+        """Evaluate, draw and save when it is time; True if the stage ends here.
 
-        Saving comes last, so that whatever a checkpoint's step has to log is logged
-        when the checkpoint exists: a run that is killed misses no line.
+        It ends at its last step or when its patience does. Saving comes last, so that
+        whatever a checkpoint's step has to log is logged when the checkpoint exists: a
+        run that is killed misses no line.
         """
         save = last or stopping or step % self.options.checkpoint_every == 0
         evaluate = last or _due(step, self.options.eval_every)
         draw = last or _due(step, self.options.image_every)
         if not (save or evaluate or draw):
-            return
+            return False
         self.flush()
         start = time.monotonic()
-        hooks, variables = self.run.hooks, state.variables
-        if evaluate and hooks.evaluate is not None:
-            scores = hooks.evaluate(self.run, self.stage, variables, step)
-            self.writer.scalars(step, scores)
-        if draw and hooks.draw is not None:
-            pictures = hooks.draw(self.run, self.stage, variables, step)
-            for name, image in pictures.items():
-                self.writer.image(step, name, image)
+        variables = state.variables
+        if evaluate and self._evaluate(step, variables):
+            save = True
+        if self.patience.exhausted:
+            last = draw = save = True
+            if self.sums.count:
+                self._log(step)
+        if draw:
+            self._draw(step, variables)
         if save:
             self._save(step, state, last=last)
         self._since += time.monotonic() - start  # not the speed of training
+        return last
+
+    def _evaluate(self, step: int, variables: Any) -> bool:
+        """Whether it is the best evaluation so far, which early stopping keeps."""
+        evaluate = self.run.hooks.evaluate
+        if evaluate is None:
+            return False
+        scores = evaluate(self.run, self.stage, variables, step)
+        self.writer.scalars(step, scores)
+        best = self.patience.see(step, scores)
+        if best:
+            self.store.keep_for_good(step)
+        return best
+
+    def _draw(self, step: int, variables: Any) -> None:
+        if self.run.hooks.draw is None:
+            return
+        pictures = self.run.hooks.draw(self.run, self.stage, variables, step)
+        for name, image in pictures.items():
+            self.writer.image(step, name, image)
 
     def _save(self, step: int, state: TrainState, *, last: bool) -> None:
         meta = {**self.meta, "step": step, "metrics": self.sums.state()}
+        if self.patience.limit:
+            meta["patience"] = self.patience.state()
         if last:
             trained = train_state.trained(state.variables, self.stage)
             meta["trained_sha256"] = self.meta["trained_sha256"] = integrity.sha256(

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from handjax import files, skeleton
+from handjax import checkpoints, files, skeleton
 from handjax.run import Run
 from handjax.stages import Stage
 from handjax.types import Batch, HandOutput
@@ -166,9 +166,10 @@ def _ema_counts(codebook: Any) -> np.ndarray | None:
 def final_table(run: Run) -> str:
     """Errors of every stage beside the mean hand, from the files of the last steps."""
     rows: list[tuple[str, dict[str, Any]]] = []
+    saved = checkpoints.stage_steps(run.workdir)
     for stage in run.family.stages(run.config):
-        step = run.config.stages[stage.name].steps
-        path = _path(run.workdir, step, benchmark_name(run, stage))
+        last = max(saved.get(stage.name, []), default=0)
+        path = _path(run.workdir, last, benchmark_name(run, stage))
         if not path.exists():
             continue
         report = json.loads(path.read_text())

@@ -1,12 +1,13 @@
 """Where a stage goes on from: its own checkpoint, the stage before it, or nothing."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from handjax import checkpoints, init_from, logs, sharding, train_state
 from handjax.checkpoints import Checkpoints
+from handjax.early_stopping import Patience
 from handjax.run import Run
 from handjax.stages import Stage
 from handjax.train_state import TrainState
@@ -15,10 +16,19 @@ Carried = tuple[Any, dict[str, Any]]
 """Variables of a finished stage and the metadata of its checkpoint."""
 
 
+class Start(NamedTuple):
+    """What a stage goes on with."""
+
+    state: TrainState
+    metrics: logs.Metrics
+    """Those that were not logged yet."""
+    patience: Patience
+
+
 def initial_state(
     run: Run, stage: Stage, index: int, carried: Carried | None, store: Checkpoints
-) -> tuple[TrainState, logs.Metrics]:
-    """State to go on from, and the metrics that were not logged yet.
+) -> Start:
+    """What a stage goes on with, from its checkpoint or from its beginning.
 
     Args:
         run: shared by the stages.
@@ -41,7 +51,10 @@ def initial_state(
     found = store.restore(target.variables, saved_parts(target), run.say)
     if found is not None:
         run.say(f"stage {stage.name}: going on from step {found.step}")
-        return _from_checkpoint(found), logs.Metrics(found.meta["metrics"])
+        patience = Patience(config.patience, found.meta.get("patience", {}))
+        store.keep_for_good(patience.step)
+        metrics = logs.Metrics(found.meta["metrics"])
+        return Start(_from_checkpoint(found), metrics, patience)
     if carried is None:
         with logs.timed("initialising the model", active=run.first):
             variables = jax.jit(init, out_shardings=_variables_only(shardings))()
@@ -52,7 +65,8 @@ def initial_state(
     variables, info = carried
     if stage.check is not None:
         stage.check(run.config, run.model, variables, info)
-    return jax.jit(make, out_shardings=shardings)(variables), logs.Metrics()
+    state = jax.jit(make, out_shardings=shardings)(variables)
+    return Start(state, logs.Metrics(), Patience(config.patience, {}))
 
 
 def saved_parts(state: TrainState) -> dict[str, Any]:

@@ -82,10 +82,11 @@ def train_stage(
     store = Checkpoints(
         run.workdir, stage.name, keep=options.keep, keep_every=options.keep_every
     )
-    state, sums = resume.initial_state(run, stage, index, carried, store)
+    state, sums, patience = resume.initial_state(run, stage, index, carried, store)
     begin, meta = int(state.step), _metadata(run, stage, state)
-    if begin >= config.steps:
-        run.say(f"stage {stage.name}: finished at step {begin}")
+    if begin >= config.steps or patience.exhausted:
+        why = f", {patience.reason}" if patience.exhausted else ""
+        run.say(f"stage {stage.name}: finished at step {begin}{why}")
         store.close()
         return state.variables, meta
     _forget_later(run, stage, begin)
@@ -96,7 +97,7 @@ def train_stage(
     with logs.timed("compiling train step", active=run.first):
         step_fn = _compiled(run, stage, state, batch)
     # ---- loop ---------------------------------------------------------------
-    with Recorder(run, stage, store, sums, begin, meta) as recorder:
+    with Recorder(run, stage, store, sums, patience, begin, meta) as recorder:
         for step in range(begin + 1, config.steps + 1):
             state, metrics = step_fn(state, batch)
             recorder.fetch_later(step, metrics)
@@ -105,8 +106,9 @@ def train_stage(
                 batch = recorder.waited(
                     lambda: sharding.global_batch(run.mesh, next(batches))
                 )
-            recorder.at_intervals(step, state, last=last, stopping=stopping)
-            if stopping and not last:
+            if recorder.at_intervals(step, state, last=last, stopping=stopping):
+                break
+            if stopping:
                 recorder.wait_for_disk()
                 run.say(
                     f"stopped by {run.stop.reason} at step {step} of stage "
@@ -115,6 +117,8 @@ def train_stage(
                 )
                 return None
         recorder.wait_for_disk()
+    if patience.exhausted:
+        run.say(f"stage {stage.name}: stopped at step {state.step}, {patience.reason}")
     _check_frozen(stage, state, meta)
     return state.variables, meta
 

@@ -3,26 +3,33 @@
 import numpy as np
 from foreign_weights import random_state_dict
 
-RELEASED = dict(width=512, channels=1280, blocks=32, patches=192)
-TINY = dict(width=32, channels=64, blocks=2, patches=12)
+RELEASED = dict(
+    width=512,
+    channels=1280,
+    blocks=32,
+    patches=192,
+    regressor=(2, 2, 2, 2),
+    decoder=(2, 2, 2, 2),
+)
+TINY = dict(width=32, channels=64, blocks=2, patches=12, regressor=(1,), decoder=(1, 1))
 """On the backbone `vit_test`, for crops of 64."""
 
 
-def shapes(width, channels, blocks, patches, state=1, joints=21):
-    """Every entry of `state_dict`."""
+def shapes(width, channels, blocks, patches, regressor, decoder, joints=21):
+    """Every entry of `state_dict`; blocks of each stage for the two trunks."""
     found = {
         "initialized": (),
         **_backbone(channels, blocks, patches),
         **_filters("downsample", channels, width, (1, 1)),
         **_filters("gridSampleFeature.filters", width, width, (1,)),
         **_head("initRegression", width),
-        **_trunk("initRegression.dec_vssm", width, state),
+        **_trunk("initRegression.dec_vssm", width, regressor),
         **_head("mano_head", 3 * width + 2 * joints),
-        **_trunk("mano_head.dec_gcn_vssm", width, state),
+        **_trunk("mano_head.dec_gcn_vssm", width, decoder),
         **_discriminator(),
         **{f"mano.{name}": shape for name, shape in _MANO.items()},
     }
-    for i in range(4):
+    for i in range(len(decoder)):
         graph = f"mano_head.dec_gcn_vssm.gcn_layers.{i}"
         found |= {
             f"{graph}.gconv.W": (2, joints, width, width),
@@ -102,18 +109,18 @@ def _head(key, inputs):
     }
 
 
-def _trunk(key, width, state):
+def _trunk(key, width, depths):
     inner, rank, found = 2 * width, -(-width // 16), {}
-    for i in range(4):
+    for i, depth in enumerate(depths):
         found |= _affine(f"{key}.outnorm{i}", width)
-        for j in range(2):
+        for j in range(depth):
             block = f"{key}.layers.{i}.blocks.{j}"
             found |= {
                 **_affine(f"{block}.norm", width),
-                f"{block}.op.x_proj_weight": (4, rank + 2 * state, inner),
+                f"{block}.op.x_proj_weight": (4, rank + 2, inner),
                 f"{block}.op.dt_projs_weight": (4, inner, rank),
                 f"{block}.op.dt_projs_bias": (4, inner),
-                f"{block}.op.A_logs": (4 * inner, state),
+                f"{block}.op.A_logs": (4 * inner, 1),
                 f"{block}.op.Ds": (4 * inner,),
                 **_affine(f"{block}.op.out_norm", inner),
                 f"{block}.op.in_proj.weight": (inner, width),

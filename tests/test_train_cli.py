@@ -269,6 +269,17 @@ def test_a_config_survives_json_and_differs_only_where_it_was_changed():
     ]
 
 
+def test_patience_needs_evaluations_and_makes_their_keys_count():
+    config = fake_family.get_config()
+    config.stages.mesh.patience = 3
+    configs.check(config)
+    other = configs.from_json(configs.to_json(config))
+    other.train.eval_every = 0
+    assert configs.difference(config, other) == ["  config.train.eval_every: 1000 -> 0"]
+    with pytest.raises(ValueError, match=r"mesh.patience=3 .*eval_every=0.*patience=0"):
+        configs.check(other)
+
+
 def test_a_config_from_before_a_key_existed_has_its_default():
     config = fake_family.get_config()
     old = config.to_dict()

@@ -1,6 +1,7 @@
 """The loop: stages, freezing, exact resume."""
 
 import json
+import types
 
 import fake_family
 import jax
@@ -96,6 +97,48 @@ def test_a_run_stopped_anywhere_ends_as_the_unbroken_one(tmp_path, unbroken, log
         lines = [x for x in _lines(tmp_path / "w") if "loss" in x]
         assert [x["step"] for x in lines] == [4, 6, 4, 6]
         assert lines[0]["loss"] == sum(losses[:4]) / 4
+
+
+SCORES = {1: 5.0, 2: 3.0, 3: 4.0, 4: 3.0}
+
+
+def test_a_stage_that_gets_no_better_stops_and_its_best_is_kept(tmp_path, capsys):
+    changes = {
+        "stages.tokenizer.patience": 2,
+        "stages.mesh.steps": 1,
+        "train.eval_every": 1,
+        "train.log_every": 3,
+        "train.checkpoint_every": 100,
+        "train.keep": 1,
+    }
+    hooks = Hooks(lambda run, stage, v, step: {"eval_pa_mpjpe_mm": SCORES[step]})
+    assert training.fit(_run(tmp_path / "w", stop=3, hooks=hooks, **changes)) is None
+    variables, _ = training.fit(_run(tmp_path / "w", hooks=hooks, **changes))
+    kept = checkpoints.stage_steps(tmp_path / "w")
+    assert kept == {"tokenizer": [2, 4], "mesh": [1]}
+    said = "step 4, 2 evaluations in a row were not below the pa_mpjpe_mm 3.00 of step"
+    assert f"stage tokenizer: stopped at {said} 2" in capsys.readouterr().out
+    lines = [x for x in _lines(tmp_path / "w") if "loss" in x]
+    assert [(x["stage"], x["step"]) for x in lines] == [
+        ("tokenizer", 3), ("tokenizer", 4), ("mesh", 1),
+    ]  # fmt: skip
+    last, meta = checkpoints.load_variables(tmp_path / "w", "tokenizer", 4)
+    assert len(meta["trained_sha256"]) == 64
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        variables["params"]["tokenizer"],
+        last["params"]["tokenizer"],
+    )
+    only_tokenizer = _only_first(fake_family)
+    again = _run(tmp_path / "w", hooks=hooks, family=only_tokenizer, **changes)
+    del again.config.stages.mesh
+    training.fit(again)
+    assert f"stage tokenizer: finished at {said}" in capsys.readouterr().out
+
+
+def _only_first(family):
+    stages = lambda config: family.stages(config)[:1]  # noqa: E731
+    return types.SimpleNamespace(stages=stages)
 
 
 def test_what_a_stage_does_not_train_stays_bit_equal(unbroken):

@@ -9,7 +9,7 @@ from jaxtyping import jaxtyped
 from scipy.spatial.transform import Rotation
 
 from data_pipelines import augment, examples
-from data_pipelines.augment import AugmentConfig
+from data_pipelines.augment import AugmentConfig, HamerConfig
 from data_pipelines.hands import BadRecordError
 from handjax import crop
 from handjax.crop import CropConfig
@@ -17,6 +17,8 @@ from handjax.types import Batch
 
 CONFIG = CropConfig(size=64)
 AUGMENT = AugmentConfig()
+HAMER = HamerConfig(rotation_rate=1.0, scale=0.1)  # every dot stays inside
+RECIPES = [None, AUGMENT, AugmentConfig(flip=1.0), HAMER]
 
 
 def _make(*records, augmentation=None, **changes):
@@ -45,7 +47,7 @@ def test_evaluation_is_the_published_crop():
     assert np.abs(difference).max() <= 1
 
 
-@pytest.mark.parametrize("augmentation", [None, AUGMENT, AugmentConfig(flip=1.0)])
+@pytest.mark.parametrize("augmentation", RECIPES)
 @pytest.mark.parametrize("left", [False, True])
 def test_joints_project_to_their_pixels(augmentation, left):
     records = [record(i) for i in range(6)]
@@ -57,7 +59,7 @@ def test_joints_project_to_their_pixels(augmentation, left):
     np.testing.assert_allclose(projected, batch.joints2d, atol=1e-2)
 
 
-@pytest.mark.parametrize("augmentation", [None, AUGMENT, AugmentConfig(flip=1.0)])
+@pytest.mark.parametrize("augmentation", RECIPES)
 @pytest.mark.parametrize("left", [False, True])
 @pytest.mark.parametrize("aspect", [1.0, 1.16])
 def test_a_dot_in_the_photo_is_found_at_its_joint(augmentation, left, aspect):
@@ -74,7 +76,7 @@ def test_a_dot_in_the_photo_is_found_at_its_joint(augmentation, left, aspect):
     example = record(5, image=data, K=K)
     if left:
         example = mirrored(example) | {"K": crop.mirror_intrinsics(K, SIZE)}
-    if augmentation is not None:  # darkening would cut the dot's edge off
+    if isinstance(augmentation, AugmentConfig):  # darkening would cut the dot's edge
         augmentation = augmentation._replace(brightness=(0, 0), contrast=0.0)
     batch = _make(decoded(example), augmentation=augmentation)
     light = batch.image[0].astype(float)[..., 1]
@@ -96,9 +98,11 @@ def test_left_hands_give_the_batch_of_their_mirror_image():
     assert np.abs(a.image.astype(float) - b.image).mean() < 6  # JPEG, twice
 
 
-def test_the_pose_turns_with_the_crop():
+@pytest.mark.parametrize("augmentation", [AUGMENT, HAMER])
+def test_the_pose_turns_with_the_crop(augmentation):
     example = record(2)
-    batch = _make(decoded(example), augmentation=AUGMENT)
+    batch = _make(decoded(example), augmentation=augmentation)
+    assert abs(np.arctan2(*batch.R_crop_camera[0, 1::-1, 0])) > 0.05  # in the plane
     orient = Rotation.from_rotvec(example["mano_pose"][:3])
     turned = Rotation.from_matrix(batch.R_crop_camera[0]) * orient
     got = Rotation.from_rotvec(batch.mano_pose[0, 0])

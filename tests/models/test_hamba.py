@@ -3,13 +3,14 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import hamba_weights
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 
-from handjax import checkpoints, skeleton
+from handjax import checkpoints, conversions, rotations, skeleton
 from handjax.mano import HandModel
 from handjax.models import hamba
 from handjax.nn import mano_head
@@ -266,3 +267,48 @@ def test_rows_of_the_tables_build(narrow, row):
     gone = missing.get(row.removeprefix("table4_no_"), 0)
     kernel = shapes["params"]["decoder_head"]["cam"]["kernel"]
     assert kernel.shape == (3 * 16 + 42 - gone, 3)
+
+
+# --- Against PyTorch ---------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+def test_regressor_and_decoder_equal_torch():
+    torch = pytest.importorskip("torch")
+    from torch_hamba import Hamba
+
+    weights = hamba_weights.weights(hamba_weights.TINY)
+    found = conversions.load("hamba").convert(weights, conversions.Options(hand="open"))
+    model = checkpoints.build_model(hamba, found.config)
+    image = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)
+    prediction, inner = outputs_of(
+        model, found.variables, image, "image_encoder", "downsample"
+    )
+
+    neighbours = torch.zeros(21, 21, dtype=torch.bool)
+    for a, b in skeleton.BONES:
+        neighbours[a, b] = neighbours[b, a] = True
+    sizes = hamba_weights.TINY
+    network = Hamba(
+        *(sizes[k] for k in ("channels", "width", "regressor", "decoder")), neighbours
+    ).eval()
+    named = {k: torch.tensor(v) for k, v in weights.items()}
+    network.load_state_dict({k: named[k] for k in network.state_dict()})
+    joints2d = torch.tensor(np.array(prediction.regressor.posed.joints2d))
+    with torch.no_grad():
+        final = torch.tensor(np.array(inner["image_encoder"]["final"]))
+        features = network.downsample(final.permute(0, 3, 1, 2))
+        first = network.first(features)
+        second = network.second(features, joints2d, clip=True)
+    np.testing.assert_allclose(
+        inner["downsample"], features.permute(0, 2, 3, 1), atol=1e-5
+    )
+    for ours, theirs in ((prediction.regressor, first), (prediction.mesh, second)):
+        pose, betas, cam = (x.numpy() for x in theirs)
+        matrices = jax.jit(rotations.rotation_6d_to_matrix)(pose.reshape(2, 16, 6))
+        ours = ours.parameters
+        np.testing.assert_allclose(ours.global_orient, matrices[:, :1], atol=1e-4)
+        np.testing.assert_allclose(ours.hand_pose, matrices[:, 1:], atol=1e-4)
+        np.testing.assert_allclose(ours.betas, betas, atol=1e-4)
+        np.testing.assert_allclose(ours.cam, cam, atol=1e-4)

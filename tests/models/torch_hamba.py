@@ -22,10 +22,9 @@ class Norm2d(nn.LayerNorm):
 
 
 class SS2D(nn.Module):
-    def __init__(self, dim, state, rank):
+    def __init__(self, dim):
         super().__init__()
-        inner = self.inner = 2 * dim
-        self.state, self.rank = state, rank
+        inner, rank, state = self.sizes = 2 * dim, -(-dim // 16), 1
         self.x_proj_weight = nn.Parameter(torch.empty(4, rank + 2 * state, inner))
         self.dt_projs_weight = nn.Parameter(torch.empty(4, inner, rank))
         self.dt_projs_bias = nn.Parameter(torch.empty(4, inner))
@@ -53,13 +52,14 @@ class SS2D(nn.Module):
 
     def scan(self, k, u):
         """One direction, (batch, channel, length)."""
-        own = slice(k * self.inner, (k + 1) * self.inner)
+        inner, rank, state = self.sizes
+        own = slice(k * inner, (k + 1) * inner)
         A = -self.A_logs[own].exp()
         mixed = torch.einsum("cd,bdl->bcl", self.x_proj_weight[k], u)
-        dt, B, C = mixed.split([self.rank, self.state, self.state], 1)
+        dt, B, C = mixed.split([rank, state, state], 1)
         dt = torch.einsum("dr,brl->bdl", self.dt_projs_weight[k], dt)
         dt = F.softplus(dt + self.dt_projs_bias[k][:, None])
-        h, out = torch.zeros(len(u), self.inner, self.state), []
+        h, out = torch.zeros(len(u), inner, state), []
         for t in range(u.shape[2]):
             step = dt[:, :, t, None]
             h = (step * A).exp() * h + step * B[:, None, :, t] * u[:, :, t, None]
@@ -68,10 +68,10 @@ class SS2D(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, dim, state, rank):
+    def __init__(self, dim):
         super().__init__()
         self.norm, self.norm2 = Norm2d(dim), Norm2d(dim)
-        self.op = SS2D(dim, state, rank)
+        self.op = SS2D(dim)
         self.mlp = nn.ModuleDict({"fc1": Linear2d(dim, 4 * dim)})
         self.mlp["fc2"] = Linear2d(4 * dim, dim)
 
@@ -112,16 +112,16 @@ class Graph(nn.Module):
 
 
 class Trunk(nn.Module):
-    def __init__(self, dim, state, rank, neighbours=None):
+    def __init__(self, depths, dim, neighbours=None):
         super().__init__()
-        stages = [[Block(dim, state, rank) for _ in range(2)] for _ in range(4)]
         self.layers = nn.ModuleList(
-            nn.ModuleDict({"blocks": nn.Sequential(*blocks)}) for blocks in stages
+            nn.ModuleDict({"blocks": nn.Sequential(*(Block(dim) for _ in range(n)))})
+            for n in depths
         )
-        for i in range(4):
+        for i in range(len(depths)):
             setattr(self, f"outnorm{i}", Norm2d(dim))
         if neighbours is not None:
-            self.gcn_layers = nn.ModuleList(Graph(dim, neighbours) for _ in range(4))
+            self.gcn_layers = nn.ModuleList(Graph(dim, neighbours) for _ in depths)
 
     def forward(self, x):
         for i, layer in enumerate(self.layers):
@@ -130,7 +130,7 @@ class Trunk(nn.Module):
                 joints = self.gcn_layers[i](joints).transpose(1, 2)
                 x = torch.cat([joints[..., None], x[:, :, -1:]], 2)
             x = layer["blocks"](x)
-        return self.outnorm3(x)
+        return getattr(self, f"outnorm{i}")(x)
 
 
 class Head(nn.Module):
@@ -157,7 +157,7 @@ class Head(nn.Module):
 class Hamba(nn.Module):
     """From the backbone's map on."""
 
-    def __init__(self, channels, dim, state, rank, neighbours):
+    def __init__(self, channels, dim, regressor, decoder, neighbours):
         super().__init__()
         self.downsample = nn.Sequential(
             nn.Conv2d(channels, dim, 1),
@@ -165,7 +165,7 @@ class Hamba(nn.Module):
             nn.ReLU(),
             nn.Conv2d(dim, dim, 1),
         )
-        trunk = Trunk(dim, state, rank)
+        trunk = Trunk(regressor, dim)
         self.initRegression = Head("dec_vssm", trunk, dim)
         filters = nn.Sequential(
             nn.Conv1d(dim, dim, 1),
@@ -174,7 +174,7 @@ class Hamba(nn.Module):
             nn.Conv1d(dim, dim, 1),
         )
         self.gridSampleFeature = nn.ModuleDict({"filters": filters})
-        trunk = Trunk(dim, state, rank, neighbours)
+        trunk = Trunk(decoder, dim, neighbours)
         self.mano_head = Head("dec_gcn_vssm", trunk, 3 * dim + 2 * len(neighbours))
 
     def first(self, features):
