@@ -45,8 +45,8 @@ class Checkpoints:
     ):
         self.directory = Path(workdir).absolute() / "checkpoints" / stage
         self.stage = stage
-        self._for_good = _OneStep()
-        policies: list[Any] = [checkpoint_managers.LatestN(keep), self._for_good]
+        self._best = _OneStep()
+        policies: list[Any] = [checkpoint_managers.LatestN(keep), self._best]
         if keep_every:
             policies.append(checkpoint_managers.EveryNSteps(keep_every))
         self._manager = ocp.CheckpointManager(
@@ -60,12 +60,12 @@ class Checkpoints:
             ),
         )
 
-    def keep_for_good(self, step: int) -> None:
-        """Keep this step's checkpoint besides the others, and no longer the last one's.
+    def keep_best(self, step: int) -> None:
+        """Keep this step's checkpoint besides the others, until another is the best.
 
-        It holds for this object; who makes another has to say so again.
+        Nothing on disk says so: it has to be called again for every new `Checkpoints`.
         """
-        self._for_good.step = step
+        self._best.step = step
 
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, oldest first."""

@@ -166,6 +166,7 @@ def _introduce(run: Run, stages: tuple, dtype: str) -> None:
             f"({options.data}), {options.optimizer.name} lr {options.optimizer.lr:g} "
             f"{options.schedule.name}, losses "
             + ", ".join(f"{w:g} {name}" for name, w in options.losses.items())
+            + (f", patience {options.patience}" if options.patience else "")
         )
         for name in options.groups:
             own = configs.of_group(options, name)
