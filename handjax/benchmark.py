@@ -26,7 +26,7 @@ MEASURES = {
     "train_step": "milliseconds for one update of each stage",
     "memory": "bytes that inference and updates need",
     "flops": "floating-point operations for one image and one update",
-    "ops": "each formulation of the convolutions that platforms differ in",
+    "ops": "each formulation of the operations that platforms differ in",
     "parts": "milliseconds for each part of a model, one image",
     "tokens": "attention and scans on 192 and 22 tokens: size, work, time, memory",
     "peer": "the same network here and in PyTorch (eager, fused, compiled), in turn",

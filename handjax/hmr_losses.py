@@ -111,8 +111,8 @@ def adversarial_terms(
     """
     if real_pose is None or real_betas is None:
         raise ValueError(
-            "The batch has no real poses for the discriminator; set the stage's "
-            "real_poses to at least 1, or config.model.adversarial=False."
+            "The batch has no real poses for the discriminator; a stage that uses it "
+            "must have Stage.real_poses of at least 1."
         )
 
     def scores(variables: Variables, hand_pose: Array, betas: Array) -> Array:

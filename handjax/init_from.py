@@ -2,7 +2,8 @@
 
 That is one of: a workdir of an earlier run, whose finished stages are taken over (of a
 family with one stage, the whole model); a backbone of handjax.convert, which becomes
-the model's `image_encoder`; a whole model of handjax.convert.
+the model's `image_encoder`; a whole model of handjax.convert, of which another family
+takes the backbone alone (Hamba begins from HaMeR's).
 """
 
 import re
@@ -81,55 +82,65 @@ def take_over(run: Run, index: int, variables: Any) -> tuple[Any, dict[str, Any]
         return _from_run(run, index, variables)
     record = converted.read_record(source)
     if record["kind"] == "backbone":
-        return _backbone(run, variables, record), {}
-    return _whole(run, variables, record)
+        encoder = {
+            f"{collection}/{_ENCODER}{path}": value
+            for collection, tree in converted.read_backbone(source).items()
+            for path, value in train_state.flat(tree).items()
+        }
+        return _backbone(run, variables, record, encoder), {}
+    theirs, info, step = _checkpoint(source, record["stage"])
+    if record["family"] == run.config.family:
+        return _whole(run, variables, record, theirs, step), info
+    encoder = {name: value for name, value in theirs.items() if _in_encoder(name)}
+    return _backbone(run, variables, record, encoder), {}
 
 
 def _check_record(run: Run, record: dict[str, Any]) -> None:
-    """Refuse weights of another backbone or family, before anything is computed."""
+    """Refuse weights of another backbone, before anything is computed."""
     source, family = run.config.init_from, record["family"]
     name = run.config.model.get("backbone", "")
-    if record["kind"] == "model" and family != run.config.family:
-        raise ValueError(
-            f"config.init_from={source!r} is a whole {family}, but config.family="
-            f"{run.config.family!r}. Pass a config of {family}, or convert a backbone."
-        )
     if name != record["backbone"]:
+        with_what = f"{family} with {record['backbone']}" if family else ""
         raise ValueError(
-            f"config.init_from={source!r} is a {record['backbone']}, but config.model."
-            f"backbone={name!r}. Convert weights of that backbone, or pass "
-            f"--config.model.backbone={record['backbone']}."
+            f"config.init_from={source!r} is a {with_what or record['backbone']}, but "
+            f"config.model.backbone={name!r}. Convert weights of that backbone, or "
+            f"pass --config.model.backbone={record['backbone']}."
         )
 
 
-def _backbone(run: Run, variables: Any, record: dict[str, Any]) -> Any:
-    source = run.config.init_from
-    theirs = {
-        f"{collection}/{_ENCODER}{path}": value
-        for collection, tree in converted.read_backbone(source).items()
-        for path, value in train_state.flat(tree).items()
-    }
+def _backbone(
+    run: Run, variables: Any, record: dict[str, Any], theirs: dict[str, Any]
+) -> Any:
+    source, family = run.config.init_from, record["family"]
     mine = _named(variables)
-    wanted = {k for k in mine if k.split("/", 1)[1].startswith(_ENCODER)}
+    wanted = {name for name in mine if _in_encoder(name)}
     merged = _merged(mine, wanted, theirs, f"{source} ({record['backbone']})")
+    whose = f" of a whole {family}, and nothing else," if family else ""
     run.say(
-        f"took the backbone {record['backbone']} ({len(theirs)} arrays of "
+        f"took the backbone {record['backbone']}{whose} ({len(theirs)} arrays of "
         f"{record['source']['file']}) from {source}; licence: {record['licence']}"
     )
     return merged
 
 
+def _in_encoder(name: str) -> bool:
+    return name.split("/", 1)[1].startswith(_ENCODER)
+
+
 def _whole(
-    run: Run, variables: Any, record: dict[str, Any]
-) -> tuple[Any, dict[str, Any]]:
+    run: Run,
+    variables: Any,
+    record: dict[str, Any],
+    theirs: dict[str, Any],
+    step: int,
+) -> Any:
     source, family = run.config.init_from, record["family"]
-    theirs, info, step = _checkpoint(source, record["stage"])
     merged = _all(variables, theirs, source)
     run.say(
         f"took {family} with {record['backbone']} ({record['source']['file']}, step "
         f"{step}) from {source}; licence: {record['licence']}"
     )
-    return merged, info
+    return merged
 
 
 def _checkpoint(source: str | Path, stage: str) -> tuple[dict, dict[str, Any], int]:

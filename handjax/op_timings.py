@@ -1,17 +1,21 @@
-"""Time of each formulation of the convolutions in `nn.ops`, forward and backward."""
+"""Time of each formulation of an operation, forward and backward.
 
+Convolutions of `nn.ops`, the paths of `nn.ssm`'s scan, and the layer made of it beside
+self-attention on the same tokens.
+"""
+
+import functools
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from handjax.nn import ops
-
-FORMS = ("lax", "cpu")
+from handjax.nn import ops, ssm
+from handjax.nn.metaformer import SelfAttention
 
 
 class Case(NamedTuple):
@@ -19,9 +23,10 @@ class Case(NamedTuple):
 
     name: str
     function: Callable
-    """(x, kernel, impl) -> array."""
-    x: tuple[int, ...]
-    kernel: tuple[int, ...]
+    """(*arguments, form) -> array."""
+    arguments: Callable[[], tuple[Any, ...]]
+    """Makes arrays, or trees of them; gradients are of all."""
+    forms: tuple[str, ...]
 
 
 class Timing(NamedTuple):
@@ -30,16 +35,25 @@ class Timing(NamedTuple):
     case: str
     form: str
     metric: str
-    """"forward" or "gradient" (of input and kernel, with the forward pass)."""
+    """"forward" or "gradient" (of all arguments, with the forward pass)."""
     milliseconds: float
 
 
-def cases(batch: int = 8) -> list[Case]:
+def cases() -> list[Case]:
+    """Everything that is timed."""
+    return [*convolutions(), *scans(), *token_mixers()]
+
+
+def convolutions(batch: int = 8) -> list[Case]:
     """Convolutions of FastViT at 128 and 224 pixels, and of the token generator."""
+
+    def case(name, function, *shapes):
+        arguments = functools.partial(_normal, *shapes)
+        return Case(name, function, arguments, ("lax", "cpu"))
 
     def depthwise(taps, dim, size, stride=1, multiplier=1):
         name = f"depthwise {taps}x{taps} stride {stride} {dim}@{size}"
-        return Case(
+        return case(
             name + f" x{multiplier}" * (multiplier > 1),
             lambda x, k, impl: ops.depthwise_conv(x, k, stride=stride, impl=impl),
             (batch, size, size, dim),
@@ -53,37 +67,95 @@ def cases(batch: int = 8) -> list[Case]:
         depthwise(7, 76, 56),
         depthwise(7, 304, 14),
         depthwise(7, 48, 32, stride=2, multiplier=2),
-        Case(
+        case(
             "grouped 3x3 32 groups 256@28",
             lambda x, k, impl: ops.grouped_conv(x, k, groups=32, impl=impl),
             (batch, 28, 28, 256),
             (3, 3, 8, 256),
         ),
-        Case(
+        case(
             "transposed 4x4 stride 4 768->256@4",
             lambda x, k, impl: ops.conv_transpose(x, k, stride=4, impl=impl),
             (batch, 4, 4, 768),
             (4, 4, 768, 256),
         ),
-        Case(
+        case(
             "transposed 4x4 stride 2 256@16",
             lambda x, k, impl: ops.conv_transpose(x, k, stride=2, padding=1, impl=impl),
             (batch, 16, 16, 256),
             (4, 4, 256, 256),
         ),
-        Case(
+        case(
             "patches 16x16 3->768@224",
             lambda x, k, impl: ops.patch_conv(x, k, impl=impl),
             (batch, 224, 224, 3),
             (16, 16, 3, 768),
         ),
-        Case(
+        case(
             "image 3x3 stride 2 3->76@224",
             lambda x, k, impl: ops.image_conv(x, k, stride=2, impl=impl),
             (batch, 224, 224, 3),
             (3, 3, 3, 76),
         ),
     ]
+
+
+MAPS = ((22, 1), (16, 12))
+"""Hamba's joint tokens, and the image tokens of HaMeR's backbone."""
+BATCHES = (1, 8)
+
+
+def scans(dim: int = 1024, state: int = 1) -> list[Case]:
+    """The scan of Hamba's four directions, by each path."""
+
+    def scan(x, dt, A, B, C, D, path):
+        return ssm.selective_scan(x, jnp.abs(dt), -jnp.exp(A), B, C, D, path=path)
+
+    def case(length, batch):
+        sequences, per_direction = (4, batch, length), (4, 1, dim)
+        shapes = (
+            *((*sequences, dim), (*sequences, dim), (*per_direction, state)),
+            *((*sequences, state), (*sequences, state), per_direction),
+        )
+        name = f"scan 4 x {length} tokens of {dim}, batch {batch}"
+        return Case(name, scan, functools.partial(_normal, *shapes), ssm.PATHS[1:])
+
+    return [case(h * w, batch) for h, w in MAPS for batch in BATCHES]
+
+
+def token_mixers(dim: int = 512) -> list[Case]:
+    """The layer around that scan, and self-attention in its place."""
+    scanning, attending = ssm.SS2D(dim), SelfAttention(num_heads=8)
+
+    def mixed(variables, x, form):
+        if form == "SS2D":
+            return scanning.apply(variables, x)
+        tokens = x.reshape(len(x), -1, dim)
+        return attending.apply(variables, tokens, train=False)
+
+    def arguments(shape, form):
+        (x,) = _normal(shape)
+        layer = functools.partial(attending.init, train=False)
+        if form == "SS2D":
+            return jax.jit(scanning.init)(jax.random.key(0), x), x
+        return jax.jit(layer)(jax.random.key(0), x.reshape(len(x), -1, dim)), x
+
+    return [
+        Case(
+            f"{h * w} tokens of {dim}, batch {batch}",
+            mixed,
+            functools.partial(arguments, (batch, h, w, dim), form),
+            (form,),
+        )
+        for h, w in MAPS
+        for batch in BATCHES
+        for form in ("SS2D", "attention")
+    ]
+
+
+def _normal(*shapes):
+    rng = np.random.default_rng(0)
+    return tuple(jnp.asarray(rng.standard_normal(s), jnp.float32) for s in shapes)
 
 
 def measure(seconds: float, chosen: list[Case] | None = None) -> Iterator[Timing]:
@@ -93,35 +165,31 @@ def measure(seconds: float, chosen: list[Case] | None = None) -> Iterator[Timing
         seconds: how long to repeat each, once at least.
         chosen: what to time; None for `cases()`.
     """
-    rng = np.random.default_rng(0)
     for case in cases() if chosen is None else chosen:
-        x, kernel = (
-            jnp.asarray(rng.standard_normal(shape), jnp.float32)
-            for shape in (case.x, case.kernel)
-        )
-        for form in FORMS:
+        arguments = case.arguments()
+        for form in case.forms:
             forward, gradient = _programs(case, form)
             for metric, program in (("forward", forward), ("gradient", gradient)):
-                value = 1e3 * _median(program, x, kernel, seconds)
+                value = 1e3 * _median(program, arguments, seconds)
                 yield Timing(case.name, form, metric, round(value, 3))
 
 
 def _programs(case, form):
-    def forward(x, kernel):
-        return case.function(x, kernel, form)
+    def forward(*arguments):
+        return case.function(*arguments, form)
 
-    def gradient(x, kernel):
-        out, pull = jax.vjp(forward, x, kernel)
+    def gradient(*arguments):
+        out, pull = jax.vjp(forward, *arguments)
         return pull(out)
 
     return jax.jit(forward), jax.jit(gradient)
 
 
-def _median(program, x, kernel, seconds):
-    jax.block_until_ready(program(x, kernel))
+def _median(program, arguments, seconds):
+    jax.block_until_ready(program(*arguments))
     times: list[float] = []
     while not times or sum(times) < seconds:
         start = time.perf_counter()
-        jax.block_until_ready(program(x, kernel))
+        jax.block_until_ready(program(*arguments))
         times.append(time.perf_counter() - start)
     return statistics.median(times)

@@ -181,6 +181,90 @@ def simplehand_weights(backbone, features):
     return weights | {f"backbone.{k}": v for k, v in timm_weights(backbone).items()}
 
 
+def hamer_shapes(
+    *, patches=192, width=1280, depth=32, dim=1024, inner=512, mlp=1024, layers=6
+):
+    """Names and shapes of HaMeR's checkpoint; the defaults are the released sizes."""
+
+    def linear(key, outputs, inputs, bias=True):
+        return {f"{key}.weight": (outputs, inputs)} | (
+            {f"{key}.bias": (outputs,)} if bias else {}
+        )
+
+    def norm(key, channels):
+        return {f"{key}.{leaf}": (channels,) for leaf in ("weight", "bias")}
+
+    shapes = {
+        "backbone.pos_embed": (1, patches + 1, width),
+        "backbone.patch_embed.proj.weight": (width, 3, 16, 16),
+        "backbone.patch_embed.proj.bias": (width,),
+        **norm("backbone.last_norm", width),
+        "mano_head.init_hand_pose": (1, 96),
+        "mano_head.init_betas": (1, 10),
+        "mano_head.init_cam": (1, 3),
+        "mano_head.transformer.pos_embedding": (1, 1, dim),
+        **linear("mano_head.transformer.to_token_embedding", dim, 1),
+        **linear("mano_head.decpose", 96, dim),
+        **linear("mano_head.decshape", 10, dim),
+        **linear("mano_head.deccam", 3, dim),
+        "discriminator.D_conv1.weight": (32, 9, 1, 1),
+        "discriminator.D_conv1.bias": (32,),
+        "discriminator.D_conv2.weight": (32, 32, 1, 1),
+        "discriminator.D_conv2.bias": (32,),
+        **linear("discriminator.betas_fc1", 10, 10),
+        **linear("discriminator.betas_fc2", 5, 10),
+        **linear("discriminator.betas_out", 1, 5),
+        **linear("discriminator.D_alljoints_fc1", 1024, 480),
+        **linear("discriminator.D_alljoints_fc2", 1024, 1024),
+        **linear("discriminator.D_alljoints_out", 1, 1024),
+        "mano.faces_tensor": (1538, 3),
+        "mano.v_template": (778, 3),
+        "mano.shapedirs": (778, 3, 10),
+        "mano.J_regressor": (16, 778),
+        "mano.posedirs": (135, 2334),
+        "mano.parents": (16,),
+        "mano.lbs_weights": (778, 16),
+        "mano.hand_components": (6, 45),
+        "mano.hand_mean": (45,),
+        "mano.pose_mean": (48,),
+        "mano.extra_joints_idxs": (5,),
+        "mano.joint_map": (21,),
+        "initialized": (),
+    }
+    for joint in range(15):
+        shapes |= linear(f"discriminator.pose_out.{joint}", 1, 32)
+    for i in range(depth):
+        block = f"backbone.blocks.{i}"
+        shapes |= norm(f"{block}.norm1", width) | norm(f"{block}.norm2", width)
+        shapes |= linear(f"{block}.attn.qkv", 3 * width, width)
+        shapes |= linear(f"{block}.attn.proj", width, width)
+        shapes |= linear(f"{block}.mlp.fc1", 4 * width, width)
+        shapes |= linear(f"{block}.mlp.fc2", width, 4 * width)
+    for i in range(layers):
+        layer = f"mano_head.transformer.transformer.layers.{i}"
+        for part in range(3):
+            shapes |= norm(f"{layer}.{part}.norm", dim)
+        shapes |= linear(f"{layer}.0.fn.to_qkv", 3 * inner, dim, bias=False)
+        shapes |= linear(f"{layer}.1.fn.to_q", inner, dim, bias=False)
+        shapes |= linear(f"{layer}.1.fn.to_kv", 2 * inner, width, bias=False)
+        for part in range(2):
+            shapes |= linear(f"{layer}.{part}.fn.to_out.0", dim, inner)
+        shapes |= linear(f"{layer}.2.fn.net.0", mlp, dim)
+        shapes |= linear(f"{layer}.2.fn.net.3", dim, mlp)
+    return shapes
+
+
+def lightning_checkpoint(path, weights):
+    """What HaMeR's and Hamba's training saves: weights and a yacs tree of settings."""
+    settings = type("CfgNode", (dict,), {"__module__": "yacs.config"})
+    saved = {
+        "epoch": 12,
+        "state_dict": collections.OrderedDict(weights),
+        "hyper_parameters": {"cfg": settings(MODEL=settings(IMAGE_SIZE=256))},
+    }
+    return save_zip(path, saved)
+
+
 def simplehand_checkpoint(path, weights, epoch=200):
     """What SimpleHand's training script saves."""
     group = dict(lr=np.float64(5e-5), betas=(0.9, 0.999), params=[0])

@@ -85,15 +85,21 @@ def test_programs_in_turn_are_warmed_up_and_run_three_times():
     assert [len(found) for found in times.values()] == [3, 3]
 
 
-def test_operations_are_timed_in_both_forms_and_directions():
-    case = op_timings.cases(batch=1)[2]._replace(x=(1, 4, 4, 2), kernel=(3, 3, 1, 2))
+@pytest.mark.parametrize(
+    ("cases", "forms"),
+    [
+        (op_timings.convolutions, ["lax", "cpu"]),
+        (op_timings.scans, ["sequential", "associative", "fused"]),
+        (op_timings.token_mixers, ["SS2D"]),
+    ],
+)
+def test_operations_are_timed_in_every_form_and_direction(monkeypatch, cases, forms):
+    monkeypatch.setattr(op_timings, "MAPS", ((3, 1),))
+    sizes = {"batch": 1} if cases is op_timings.convolutions else {"dim": 16}
+    case = next(c for c in cases(**sizes) if "192@8" in c.name or "3 tokens" in c.name)
     timings = list(op_timings.measure(0.0, [case]))
-    assert [(t.form, t.metric) for t in timings] == [
-        ("lax", "forward"),
-        ("lax", "gradient"),
-        ("cpu", "forward"),
-        ("cpu", "gradient"),
-    ]
+    found = [(t.form, t.metric) for t in timings]
+    assert found == [(f, m) for f in forms for m in ("forward", "gradient")]
     assert all(t.milliseconds > 0 for t in timings)
 
 

@@ -14,6 +14,8 @@ from handjax.types import HandOutput
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 STEPS = 8
+QUICK = {"xla_backend_optimization_level": 0}
+"""Compiling is most of what these tests do."""
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +56,7 @@ def test_stages_learn_a_batch_on_eight_devices_and_leave_the_rest_alone(family):
     mesh = sharding.make_mesh(config.mesh)
     batch = tiny.batch(8, crop=config.data.crop_size)
     model, init = built(family, config, batch)
-    variables = jax.jit(init)()
+    variables = jax.jit(init, compiler_options=QUICK)()
     info = {}
     for stage in models.load(family).stages(config):
         if stage.check:
@@ -68,7 +70,8 @@ def test_stages_learn_a_batch_on_eight_devices_and_leave_the_rest_alone(family):
             sharding.replicated(mesh),
         )
         fed = sharding.global_batch(mesh, data.for_stage(batch, stage))
-        step = jax.jit(train_state.make_step(model, stage, options))
+        step = train_state.make_step(model, stage, options)
+        step = jax.jit(step, compiler_options=QUICK)
         history = []
         for _ in range(STEPS):
             state, metrics = step(state, fed)
@@ -80,7 +83,8 @@ def test_stages_learn_a_batch_on_eight_devices_and_leave_the_rest_alone(family):
         assert after.keys() == frozen.keys()
         for name, leaf in after.items():
             np.testing.assert_array_equal(leaf, frozen[name], err_msg=name)
-        output = stage.predict_fn(model, variables, batch)
+        predict = functools.partial(stage.predict_fn, model)
+        output = jax.eval_shape(predict, variables, batch)
         assert output.vertices.shape == (8, 778, 3)
         info = {"config": config.to_dict(), "stage": stage.name}
 

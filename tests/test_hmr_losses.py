@@ -148,5 +148,5 @@ def test_each_side_of_the_game_learns_from_its_own_term_only():
 
 def test_missing_real_poses_are_explained():
     parameters, _, _ = made()
-    with pytest.raises(ValueError, match="real_poses to at least 1"):
+    with pytest.raises(ValueError, match="real_poses of at least 1"):
         hmr_losses.adversarial_terms(Judge(), {}, parameters, None, None)

@@ -192,15 +192,30 @@ def test_a_converted_model_is_the_start(tmp_path, whole, capsys):
     jax.tree.map(np.testing.assert_array_equal, _states(run), expected)
     said = capsys.readouterr().out
     assert f"took fake with {BACKBONE} (x.pth, step 7) from {source}; licence:" in said
-    run = _run(tmp_path / "w", source, family="other")
-    with pytest.raises(
-        ValueError, match=r"is a whole fake, but config\.family='other'"
-    ):
-        training.fit(run)
     run = _run(tmp_path / "w", source)
     hand = types.SimpleNamespace(faces=np.ones((1538, 3), np.int32))
     with pytest.raises(ValueError, match=r"another hand model \(constants/faces"):
         _states(run._replace(hand=hand))
+
+
+def test_another_family_takes_the_backbone_of_a_model_alone(tmp_path, whole, capsys):
+    source, expected = whole
+    run = _run(tmp_path / "w", source, family="other", seed=9)
+    assert init_from.first_stage(run) == 0
+    found = _states(run)
+    number = len(jax.tree.leaves([t.get("image_encoder") for t in expected.values()]))
+    assert (
+        f"took the backbone {BACKBONE} of a whole fake, and nothing else, ({number} "
+        f"arrays of x.pth) from {source}"
+    ) in capsys.readouterr().out
+    for collection in ("params", "batch_stats"):
+        parts = (tree[collection]["image_encoder"] for tree in (found, expected))
+        jax.tree.map(np.testing.assert_array_equal, *parts)
+    head = found["params"]["head"]["kernel"]
+    assert np.any(head != expected["params"]["head"]["kernel"])
+    run = _run(tmp_path / "v", source, **{"family": "other", "model.backbone": OTHER})
+    with pytest.raises(ValueError, match=rf"a fake with {BACKBONE}, but .*{OTHER!r}"):
+        training.fit(run)
 
 
 def test_nothing_is_trained_inside_a_conversion(whole, tmp_path):

@@ -101,7 +101,7 @@ def _float32(state_dict: StateDict) -> dict[str, np.ndarray]:
     return {
         key: np.asarray(value)
         if np.asarray(value).dtype.kind in "iub"
-        else np.asarray(value).astype(np.float32)
+        else np.asarray(value).astype(np.float32, copy=False)
         for key, value in state_dict.items()
     }
 

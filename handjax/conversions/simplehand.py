@@ -9,15 +9,14 @@ too: the joints and faces that the result carries come from it.
 """
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import flax.traverse_util
 import jax
 import numpy as np
 
-from handjax import checkpoints, command_line, mano_files, misfits, models
-from handjax.conversions import Converted, Options, _backbones
+from handjax import checkpoints, command_line, misfits, models
+from handjax.conversions import Converted, Options, _backbones, _hand
 from handjax.nn.backbones import _weights
 from handjax.types import Batch
 
@@ -29,10 +28,6 @@ TIPS = "freihand"
 
 _BACKBONE = "backbone."
 _LAYERS = 3
-_OPEN_HAND = (
-    "--hand=open: vertices and joints are meaningless unless the weights were trained "
-    "with the open hand; the released ones were trained with MANO's"
-)
 
 Entry = tuple[str, Callable[[np.ndarray], np.ndarray]]
 """Path of a variable, and its layout made from torch's."""
@@ -46,7 +41,8 @@ def convert(state_dict: Mapping[str, np.ndarray], options: Options) -> Converted
         ValueError: `options.hand` is not given, or the backbone is not known.
         OSError: The hand model cannot be read.
     """
-    config, file = _config(options.hand)
+    config = command_line.load_config("configs/simplehand.py:paper").unlock()
+    file = _hand.chosen(config, options.hand, TIPS)
     hand = models.hand_constants(file)
     inside = {k: v for k, v in state_dict.items() if k.startswith(_BACKBONE)}
     if not inside:
@@ -78,29 +74,12 @@ def convert(state_dict: Mapping[str, np.ndarray], options: Options) -> Converted
         backbone=backbone.name,
         licence=LICENCE,
         skipped=skipped,
-        notes=(_OPEN_HAND,) if options.hand == "open" else (),
+        notes=_hand.notes(options.hand),
         config=config,
         stage="mesh",
         step=(options.epoch or 0) * UPDATES_PER_EPOCH,
         hand_info={"name": file.name, "sha256": file.sha256},
     )
-
-
-def _config(hand: str) -> tuple[Any, mano_files.ManoFile]:
-    """The released recipe, and the hand model in it."""
-    if not hand:
-        raise ValueError(
-            "--hand is missing: give the MANO_RIGHT.pkl (https://mano.is.tue.mpg.de) "
-            "that the weights' vertices belong to, or --hand=open if they were trained "
-            "with the open hand."
-        )
-    config = command_line.load_config("configs/simplehand.py:paper").unlock()
-    if hand != "open":
-        config.hand.update(source=str(Path(hand).absolute()), tips=TIPS)
-    file = mano_files.load(
-        config.hand.source, side=config.hand.side, tips=config.hand.tips or None
-    )
-    return config, file
 
 
 def _head(state_dict: Mapping[str, np.ndarray]) -> tuple[dict, list[str]]:

@@ -381,6 +381,7 @@ class Trunk(nn.Module):
             self.ratio,
             discretisation=self.discretisation,
             path=self.path,
+            backward=self.mixer == "scan",
             drop_path=drop_path,
             dtype=self.dtype,
             name=name,

@@ -18,6 +18,8 @@ from handjax.nn import mano_head
 sys.path.insert(0, str(Path(__file__).parent))
 
 ROOT = Path(__file__).parents[2]
+QUICK = {"xla_backend_optimization_level": 0}
+"""Compiling is most of what these tests do."""
 
 
 @functools.cache
@@ -148,7 +150,8 @@ def outputs_of(model, variables, image, *parts):
             x,
             method="predict",
             capture_intermediates=lambda module, _: module.name in parts,
-        )
+        ),
+        compiler_options=QUICK,
     )
     prediction, state = run(variables, image)
     inner = state["intermediates"]
@@ -245,11 +248,24 @@ def test_bones_and_places_follow_the_order_of_the_scan(narrow):
         # Logits stand row by row, and rows change with the order.
         graph = variables["params"]["decoder"]["stage0_graph"]["conv"]
         graph["edge_logits"] = jnp.ones_like(graph["edge_logits"])
-        run = jax.jit(functools.partial(found_by, model))
+        run = jax.jit(functools.partial(found_by, model), compiler_options=QUICK)
         found[order] = run(variables, *inputs(model))
     for order in ("mano", "shuffled"):
         for name, value in found[order].items():
             np.testing.assert_allclose(value, found["openpose"][name], atol=1e-5)
+
+
+@pytest.mark.parametrize("mixer", ["scan", "scan_forward"])
+def test_one_direction_sees_nothing_of_what_comes(mixer):
+    """But for the next token, which the convolution before the scan sees."""
+    trunk = hamba.Trunk((1,), mixer=mixer)
+    x = jnp.float32(np.random.default_rng(0).normal(size=(1, 22, 1, 16)))
+    variables = jax.eval_shape(lambda: trunk.init(jax.random.key(0), x, train=False))
+    variables = {"params": drawn(variables)["params"]}
+    run = jax.jit(functools.partial(trunk.apply, train=False), compiler_options=QUICK)
+    change = np.abs(run(variables, x.at[:, 21].add(1.0)) - run(variables, x))
+    seen = np.max(change, axis=(0, 2, 3)) > 0
+    assert seen[20:].all() and seen[:20].any() == (mixer == "scan")
 
 
 # --- Options -----------------------------------------------------------------------

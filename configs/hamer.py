@@ -1,0 +1,207 @@
+"""HaMeR: a large vision transformer, one query token, MANO parameters.
+
+    python -m handjax.train --config configs/hamer.py --workdir runs/hamer
+    python -m handjax.train --config configs/hamer.py:small --workdir runs/small
+    python -m handjax.train --config configs/hamer.py:demo --workdir runs/demo
+    python -m handjax.train --config configs/hamer.py:smoke --workdir runs/smoke
+
+| variant | images          | hardware     | time       | PA-MPJPE, test      |
+|---------|-----------------|--------------|------------|---------------------|
+| paper   | 100,000 + 4,000 | eight GPUs   | unknown    | not measured        |
+| small   | 20,000 + 1,000  | 2 CPU cores  | under 2 h  | not measured        |
+| demo    | 2,000 + 200     | 2 CPU cores  | minutes    | not measured        |
+| smoke   | 64 + 16         | 2 CPU cores  | 2 min      | means nothing       |
+
+The recipe begins from ViTPose's or HaMeR's backbone, never from nothing:
+`--config.init_from=DIR` of `handjax.convert ... --from hamer`. On one GPU, train with
+`--config.model.remat=True --config.stages.mesh.accumulate=8`.
+
+| row | what changes                                            | PA-MPJPE, mm       |
+|-----|---------------------------------------------------------|--------------------|
+| mix | the ten data sets of `MIX`, prepared as `data/NAME`     | FreiHAND 6.0, HO3D |
+|     |                                                         | v2 7.7 (the paper) |
+"""
+
+import ml_collections
+
+from handjax.config import base, stage
+
+VARIANTS = ("paper", "small", "demo", "smoke")
+ROWS = ("mix",)
+LOSSES = dict(
+    joints2d=0.01,
+    joints3d=0.05,
+    global_orient=0.001,
+    hand_pose=0.001,
+    betas=0.0005,
+    adversarial=0.0005,
+    discriminator=0.0005,
+)
+"""Released weights, of sums (`hmr_losses`)."""
+MIX = dict(
+    freihand=0.25,
+    interhand26m=0.25,
+    mtc=0.10,
+    coco_wholebody=0.10,
+    rhd=0.05,
+    halpe=0.05,
+    mpii_nzsl=0.05,
+    ho3d=0.05,
+    h2o3d=0.05,
+    dexycb=0.05,
+)
+"""Share of each data set in a batch of the released recipe."""
+
+Config = ml_collections.ConfigDict
+
+
+def get_config(variant: str = "paper") -> Config:
+    """The config of one of `VARIANTS`, or of "mix": the recipe on HaMeR's data sets."""
+    if variant not in (*VARIANTS, *ROWS, ""):
+        raise ValueError(
+            f"configs/hamer.py has no variant {variant!r}; it has "
+            f"{', '.join((*VARIANTS, *ROWS))}."
+        )
+    config = base()
+    config.family = "hamer"
+    return globals()[f"_{variant or 'paper'}"](config)
+
+
+def _paper(config: Config) -> Config:
+    """The released network and recipe."""
+    config.data.num_train, config.data.num_test = 100_000, 4_000
+    config.data.image_size = config.data.crop_size = 256
+    # HaMeR's demo: a hand fills half of the crop. The network sees three quarters of
+    # the columns, so that anything below 4/3 would cut fingers off.
+    config.data.box_scale = 2.0
+    config.data.augment.recipe = "hamer"
+    config.model = dict(
+        backbone="vit_h",
+        backbone_drop_path=0.55,
+        remat=False,
+        decoder_dim=1024,
+        decoder_depth=6,
+        decoder_heads=8,
+        decoder_head_dim=64,
+        decoder_mlp=1024,
+        query="zero",
+        head_init="torch",
+        joints="skeleton",
+        root="middle_mcp",
+        reduction="sum",
+    )
+    config.stages.mesh = stage(
+        steps=1_000_000,
+        batch_size=64,
+        losses=LOSSES,
+        optimizer=dict(lr=1e-5, weight_decay=1e-4, decay_mask="all"),
+        schedule=dict(name="constant"),
+        groups=dict(discriminator=dict(pattern="^discriminator/")),
+    )
+    return config
+
+
+def _mix(config: Config) -> Config:
+    """The released recipe on the released mix of data sets."""
+    config = _paper(config)
+    first, *rest = MIX
+    config.data.name, config.data.dir = first, f"data/{first}"
+    config.data.mix = {f"data/{name}": MIX[name] / MIX[first] for name in rest}
+    return config
+
+
+def _small(config: Config) -> Config:
+    """The same code at a size that two CPU cores train in under two hours."""
+    config = _narrow(_paper(config))
+    config.data.num_train, config.data.num_test = 20_000, 1_000
+    config.stages.mesh = _from_scratch(4_000, 32)
+    return _every(config, log=50, evaluate=1_000)
+
+
+def _demo(config: Config) -> Config:
+    """A few minutes, well enough to beat the mean hand."""
+    config = _narrow(_paper(config))
+    config.data.num_train, config.data.num_test = 2_000, 200
+    # 2,000 pictures are too few to learn hands seen from everywhere.
+    config.data.max_turn = 60.0
+    config.data.crop_size = 64
+    config.stages.mesh = _from_scratch(1_400, 32)
+    return _every(config, log=20, evaluate=0)
+
+
+def _smoke(config: Config) -> Config:
+    """Every line of code in a minute or two; the numbers mean nothing."""
+    config = _narrow(_paper(config))
+    config.data.num_train, config.data.num_test = 64, 16
+    config.model.update(
+        backbone="vit_test",
+        decoder_dim=32,
+        decoder_depth=1,
+        decoder_heads=2,
+        decoder_head_dim=16,
+        decoder_mlp=32,
+    )
+    config.stages.mesh = _from_scratch(10, 8)
+    config.eval.batch_size = 8
+    return _every(config, log=2, evaluate=10)
+
+
+def _narrow(config: Config) -> Config:
+    """Smaller crop, backbone and decoder; the data path of the other families' small.
+
+    What differs from the recipe beside sizes is what short runs from random weights
+    need: milder augmentation, a tighter box, heads that begin at the mean hand, losses
+    of comparable size. Joints are the built-in data's, which come from the mesh.
+    """
+    config.data.image_size, config.data.crop_size = 160, 128
+    config.data.box_scale = 1.5
+    config.data.augment.update(
+        recipe="simplehand",
+        center_jitter=0.05,
+        scale=(1.35, 1.65),
+        max_rotation=0.3,
+        flip=0.0,
+        channel_noise=0.1,
+        brightness=(-0.1, 0.1),
+    )
+    config.model.update(
+        backbone="vit_t",
+        backbone_drop_path=0.0,
+        decoder_dim=192,
+        decoder_depth=3,
+        decoder_heads=3,
+        decoder_mlp=384,
+        head_init="xavier",
+        joints="mesh",
+        reduction="mean",
+    )
+    return config
+
+
+def _every(config: Config, *, log: int, evaluate: int) -> Config:
+    """Log, evaluate and save after so many steps; 0 evaluates at the end only."""
+    config.train.log_every = log
+    config.train.eval_every = config.train.image_every = evaluate
+    config.train.checkpoint_every = evaluate or 500
+    return config
+
+
+def _from_scratch(steps: int, batch_size: int) -> dict:
+    """A short run of a backbone that starts from nothing, as the other families'."""
+    return stage(
+        steps=steps,
+        batch_size=batch_size,
+        losses=dict(
+            joints2d=5.0,
+            joints3d=20.0,
+            global_orient=1.0,
+            hand_pose=1.0,
+            betas=0.01,
+            adversarial=0.001,
+            discriminator=0.001,
+        ),
+        optimizer=dict(lr=1e-3, weight_decay=0.01),
+        schedule=dict(name="cosine", warmup_steps=steps // 20, end_factor=0.01),
+        grad_clip=1.0,
+        groups=dict(discriminator=dict(pattern="^discriminator/", lr=1e-4)),
+    )
