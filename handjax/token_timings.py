@@ -3,7 +3,7 @@
 Rows are after the token-efficiency table of Hamba's paper (Table S2), whose point is
 that a decoder which samples a token at each joint has 22 to mix, not 192. All rows are
 `hamba.Trunk`s of one width and as many blocks. The paper's MFLOPs are multiplications
-with their additions: 649 of its decoder, of which the row "graph, scan" has 648. Its
+with their additions: 649 of its decoder, of which the row "graph, scan" has 646. Its
 other row cannot be remade number by number: what layers "GCN + Transformer" had is not
 said, and 149 M parameters on 192 tokens would be 20,000 of its MFLOPs, not 830.
 """

@@ -14,8 +14,9 @@ nothing 3-D. Hamba's paper (appendix A.2) and its released code differ:
 
 A scale is how much the box of the hand grows: 0.7 shows less and larger. "released" has
 its code's units, in which a box of scale 1 is 200 pixels of a picture of 224; only
-the un-augmented picture is left alone, so all the others are zoomed by 224/200 on top.
-What lies outside of the crop is black, as there.
+the un-augmented picture is left alone, so all the others are zoomed by 224/200 on top
+(the corners of its boxes are rounded, but on that picture they are whole numbers). What
+lies outside of the crop is black, as there, even where a photo would show more.
 """
 
 import itertools
