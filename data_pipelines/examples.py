@@ -19,6 +19,7 @@ from handjax.crop import CropConfig
 from handjax.types import Batch
 
 HAND_ANCHORS = tuple(skeleton.HAND.roots.values())
+"""Wrist and middle knuckle: 3-D of a hand counts where one of them is seen."""
 
 _RIGHT_MODEL = (0, 2)
 """`left_model` values whose betas mean the same on the mirrored, right-hand model."""

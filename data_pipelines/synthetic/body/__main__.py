@@ -33,14 +33,13 @@ def main() -> int:
     """Run the command; returns its exit status."""
     arguments = _arguments()
     from data_pipelines.shards import ShardError
-    from data_pipelines.synthetic.body import mesh, pictures
+    from data_pipelines.synthetic.body import pictures
 
     directory = Path(arguments.out).expanduser()
     try:
         if not arguments.num:
             directory.mkdir(parents=True, exist_ok=True)
-            mesh.save(directory / pictures.MODEL)
-            print(f"{directory / pictures.MODEL}: written.")
+            print(f"The body model is {pictures.built_in(directory)}.")
             return 0
         pictures.ensure(
             directory,

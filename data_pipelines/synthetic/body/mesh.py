@@ -5,11 +5,13 @@ capsule around each of the 24 bones of SMPL's tree, with proportions of our own.
 pose: arms out, y up, the body's left +x, facing +z; metres, the pelvis at the origin.
 """
 
+import io
 import os
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from handjax import files
 from handjax.skeleton import SMPL_JOINTS, SMPL_PARENTS
 
 _JOINTS = {
@@ -102,7 +104,9 @@ def arrays(*, sides: int = 6, rings: int = 4) -> dict[str, Any]:
 
 def save(path: str | os.PathLike, **options: int) -> None:
     """Write `arrays(**options)` as an npz, which `config.hand.source` may name."""
-    np.savez(path, **arrays(**options))
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays(**options))
+    files.write_bytes(path, buffer.getvalue())
 
 
 def _place(name: str) -> np.ndarray:

@@ -71,8 +71,8 @@ def ensure(
         directory: Where it lies or shall lie.
         num: Examples of the split "train".
         num_test: Examples of the split "test"; none of them is in "train".
-        source: Body model in SMPL's format; "" for the built-in one, which is then
-            written to `MODEL` in the directory.
+        source: Body model in SMPL's format; "" for `MODEL` in the directory, which
+            becomes the built-in one if it is not there.
         seed: Decides every picture, together with its split and number.
         image_size: Side of the pictures, pixels.
 
@@ -91,9 +91,7 @@ def ensure(
             "allowed are 1 or more, 0 or more, 0 or more, and 32 to 2048."
         )
     with locked(directory):
-        if not source:
-            mesh.save(directory / MODEL)
-        file = load(source or directory / MODEL)
+        file = load(source or built_in(directory))
         settings = {
             "version": VERSION,
             "seed": seed,
@@ -106,6 +104,13 @@ def ensure(
         if not (directory / "metadata.json").is_file():
             _make(directory, file, settings)
     return directory
+
+
+def built_in(directory: Path) -> Path:
+    """The model file in a directory; made if it is not there."""
+    if not (directory / MODEL).exists():
+        mesh.save(directory / MODEL)
+    return directory / MODEL
 
 
 def load(source: str | os.PathLike) -> ManoFile:
@@ -172,12 +177,7 @@ class Generator:
         size, file = self._size, self._file
         pose, betas = sample_pose(rng), rng.normal(0, 1, 10).clip(-2, 2)
         vertices = skin(file, pose, betas)
-        focal = size * rng.uniform(1.1, 1.6)
-        intrinsics = np.array([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1.0]])
-        depth = focal / size * rng.uniform(1.7, 2.5)
-        middle = (vertices.max(axis=0) + vertices.min(axis=0)) / 2
-        transl = np.append(rng.uniform(-0.15, 0.15, 2) * size / focal, 1) * depth
-        transl = transl - middle
+        intrinsics, transl = camera(rng, vertices, size)
         vertices = vertices + transl
         colours = rng.uniform(0.15, 1, (len(_CLOTHES), 3))
         image = render.draw_mesh(
@@ -228,6 +228,18 @@ def sample_pose(rng: np.random.Generator) -> Float[np.ndarray, "24 3"]:
     tilted = Rotation.from_rotvec(rng.normal(0, 0.15, 3))
     pose[0] = (tilted * upright * turned).as_rotvec()
     return pose
+
+
+def camera(
+    rng: np.random.Generator, vertices: Float[np.ndarray, "vertex 3"], size: int
+) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"]]:
+    """Camera matrix, and where the body goes to be in the picture, metres."""
+    focal = size * rng.uniform(1.1, 1.6)
+    intrinsics = np.array([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1.0]])
+    depth = focal / size * rng.uniform(1.7, 2.5)
+    middle = (vertices.max(axis=0) + vertices.min(axis=0)) / 2
+    place = np.append(rng.uniform(-0.15, 0.15, 2) * size / focal, 1) * depth
+    return intrinsics, place - middle
 
 
 def skin(
