@@ -199,7 +199,6 @@ def _demo(config: Config) -> Config:
     config.data.num_train, config.data.num_test = 2_000, 200
     # 2,000 pictures are too few to learn hands seen from everywhere.
     config.data.max_turn = 60.0
-    config.data.crop_size = 64
     _from_scratch(config, 400, 600, 32)
     return _every(config, log=20, evaluate=0)
 
@@ -235,10 +234,12 @@ def _narrow(config: Config) -> Config:
         brightness=(-0.1, 0.1),
     )
     config.model.update(
-        backbone="vit_t",
+        backbone="vit_t16",
         backbone_drop_path=0.0,
         remat=False,
         width=128,
+        regressor_depths=(1, 1, 1, 1),
+        decoder_depths=(1, 1, 1, 1),
         drop_path=0.0,
         joints="mesh",
         head_init="xavier",
