@@ -293,6 +293,21 @@ def test_rows_of_the_tables_build(narrow, row):
     assert kernel.shape == (3 * 16 + 42 - gone, 3)
 
 
+@pytest.mark.parametrize("mixer", ["scan", "attention"])
+def test_blocks_computed_again_have_the_same_parameters(mixer):
+    x, rngs = jnp.zeros((1, 22, 1, 16)), {"drop_path": jax.random.key(0)}
+    found = {}
+    for remat in (True, False):
+        trunk = hamba.Trunk((2,), mixer=mixer, remat=remat, drop_path=0.1)
+        shapes = jax.eval_shape(
+            lambda t=trunk: t.init(jax.random.key(0), x, train=False)
+        )
+        run = functools.partial(trunk.apply, train=True, rngs=rngs)
+        found[remat] = shapes, str(jax.make_jaxpr(run)(shapes, x))
+    assert found[True][0] == found[False][0]
+    assert [found[remat][1].count("remat") > 0 for remat in found] == [True, False]
+
+
 @pytest.mark.parametrize(
     "fields, message",
     [
