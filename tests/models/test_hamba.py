@@ -1,5 +1,6 @@
 import functools
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -10,7 +11,14 @@ import numpy as np
 import pytest
 import tiny
 
-from handjax import checkpoints, conversions, rotations, skeleton
+from handjax import (
+    checkpoints,
+    conversions,
+    data,
+    rotations,
+    skeleton,
+    train_state,
+)
 from handjax.mano import HandModel
 from handjax.models import hamba
 from handjax.nn import mano_head
@@ -283,6 +291,110 @@ def test_rows_of_the_tables_build(narrow, row):
     gone = missing.get(row.removeprefix("table4_no_"), 0)
     kernel = shapes["params"]["decoder_head"]["cam"]["kernel"]
     assert kernel.shape == (3 * 16 + 42 - gone, 3)
+
+
+@pytest.mark.parametrize("mixer", ["scan", "attention"])
+def test_blocks_computed_again_have_the_same_parameters(mixer):
+    x, rngs = jnp.zeros((1, 22, 1, 16)), {"drop_path": jax.random.key(0)}
+    found = {}
+    for remat in (True, False):
+        trunk = hamba.Trunk((2,), mixer=mixer, remat=remat, drop_path=0.1)
+        shapes = jax.eval_shape(
+            lambda t=trunk: t.init(jax.random.key(0), x, train=False)
+        )
+        run = functools.partial(trunk.apply, train=True, rngs=rngs)
+        found[remat] = shapes, str(jax.make_jaxpr(run)(shapes, x))
+    assert found[True][0] == found[False][0]
+    assert [found[remat][1].count("remat") > 0 for remat in found] == [True, False]
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        (dict(sampling="released"), r"sampling='released' is not one of exact, rel"),
+        (dict(graph="gcn"), r"graph='gcn' is not one of per_joint, shared, semgcn, no"),
+        (dict(mixer="mamba"), r"mixer='mamba' is not one of scan, scan_forward, att"),
+        (dict(scan_order="smpl"), r"scan_order='smpl' is not one of openpose, mano"),
+        (dict(fusion=("gss", "ts")), r"fusion=\('gss', 'ts'\) must name at least one"),
+        (dict(fusion=()), r"fusion=\(\) must name at least one of gss, joints2d"),
+    ],
+)
+def test_values_that_are_none_of_those_there_are_are_refused(narrow, fields, message):
+    with pytest.raises(ValueError, match=message):
+        narrow(**fields)[2]()
+
+
+def test_crops_are_square_and_divide_by_four(narrow):
+    model, _, init = narrow()
+    for size in ((128, 96), (126, 126)):
+        image = jnp.zeros((1, *size, 3))
+        with pytest.raises(ValueError, match=rf"images of {size[0]} x {size[1]} \(he"):
+            jax.eval_shape(model.apply, init(), image)
+
+
+# --- Stages ------------------------------------------------------------------------
+
+
+def trained_parts(config):
+    """Of each stage, the parts that have parameters it trains."""
+    shapes = train_state.flat(built()[2]()["params"])
+    return {
+        stage.name: {
+            path.split("/")[0] for path in shapes if re.search(stage.trainable, path)
+        }
+        for stage in hamba.stages(config)
+    }
+
+
+def test_the_regressor_learns_first_then_everything():
+    config = load_config("smoke")
+    first = {"image_encoder", "downsample", "regressor", "regressor_head"}
+    rest = {"sampler", "decoder", "decoder_head", "discriminator"}
+    assert trained_parts(config) == {"regressor": first, "mesh": first | rest}
+    config.model.frozen_backbone = True
+    first -= {"image_encoder"}
+    assert trained_parts(config) == {"regressor": first, "mesh": first | rest}
+    assert [stage.real_poses for stage in hamba.stages(config)] == [0, 2]
+    config.model.adversarial = False
+    assert [stage.real_poses for stage in hamba.stages(config)] == [0, 0]
+    config.data.root = "wrist"
+    with pytest.raises(
+        ValueError, match=r"root='middle_mcp' is not config\.data\.root"
+    ):
+        hamba.stages(config)
+
+
+@pytest.mark.parametrize("adversarial", [True, False])
+def test_both_hands_have_terms_and_one_plays(narrow, adversarial):
+    model, batch, init = narrow(adversarial=adversarial)
+    assert ("discriminator" in init()["params"]) == adversarial
+    config = load_config("smoke")
+    for stage in hamba.stages(config):
+        fed = data.for_stage(batch, stage)
+        rngs = {"drop_path": jax.random.key(0)}
+        terms, metrics, updates = jax.eval_shape(
+            functools.partial(stage.loss_fn, model), init(), fed, rngs
+        )
+        expected = set(config.stages[stage.name].losses)
+        if not adversarial:
+            expected -= {"adversarial", "discriminator"}
+        assert set(terms) == expected and set(metrics) == {"mm"}
+        assert set(updates) == {"batch_stats"}
+
+
+def test_the_first_hands_terms_are_those_of_its_own_stage(narrow):
+    """Both stages weigh the same sums; only the batch statistics may differ."""
+    model, batch, init = narrow(adversarial=False)
+    variables = drawn(init())
+    first, both = (
+        jax.jit(functools.partial(loss, model), compiler_options=QUICK)(
+            variables, batch, {}
+        )[0]
+        for loss in (hamba.regressor_loss, hamba.mesh_loss)
+    )
+    for name, value in first.items():
+        np.testing.assert_allclose(both[f"regressor_{name}"], value, rtol=1e-5)
+        assert float(both[name]) != float(value)
 
 
 # --- Against PyTorch ---------------------------------------------------------------
