@@ -48,6 +48,13 @@ Where paper and release differ, or the release is not known, there are further r
 | released_clip           | sampling as released, with its switch on                  |
 | released_noclip         | the same, off                                             |
 | mix                     | the ten data sets of `MIX`, prepared as data/freihand ... |
+| body                    | bodies; see below                                         |
+
+`body` trains on a body model and pictures of it, for example those that
+`python -m data_pipelines.synthetic.body --out DIR --num 2000 --num_test 200` makes:
+`--config configs/hamba.py:demo,body --config.hand.source=DIR/body.npz
+--config.data.dir=DIR`. Joints, graph and mesh are those of the model. There is no
+discriminator, for the built-in poses are of hands.
 
 What the paper leaves open: what "w/o Token_Sampler" puts in its place, and which of
 the four directions a unidirectional scan has (here each keeps its parameters).
@@ -192,7 +199,6 @@ def _demo(config: Config) -> Config:
     config.data.num_train, config.data.num_test = 2_000, 200
     # 2,000 pictures are too few to learn hands seen from everywhere.
     config.data.max_turn = 60.0
-    config.data.crop_size = 64
     _from_scratch(config, 400, 600, 32)
     return _every(config, log=20, evaluate=0)
 
@@ -228,10 +234,12 @@ def _narrow(config: Config) -> Config:
         brightness=(-0.1, 0.1),
     )
     config.model.update(
-        backbone="vit_t",
+        backbone="vit_t16",
         backbone_drop_path=0.0,
         remat=False,
         width=128,
+        regressor_depths=(1, 1, 1, 1),
+        decoder_depths=(1, 1, 1, 1),
         drop_path=0.0,
         joints="mesh",
         head_init="xavier",
@@ -300,6 +308,14 @@ def _mix(config: Config) -> None:
     }
 
 
+def _body(config: Config) -> None:
+    config.data.name, config.data.root = "synthetic_body", "pelvis"
+    _change(config, root="pelvis", adversarial=False)
+    for name in ADVERSARY:
+        del config.stages.mesh.losses[name]
+    config.stages.mesh.groups = {}
+
+
 def _nothing(config: Config) -> None:
     """The row is the model as it is."""
 
@@ -324,5 +340,6 @@ ROWS: dict[str, Callable[[Config], None]] = {
     "released_clip": functools.partial(_change, sampling="released_clip"),
     "released_noclip": functools.partial(_change, sampling="released_noclip"),
     "mix": _mix,
+    "body": _body,
 }
 """Rows of the paper's tables 4 and S1, and of what differs elsewhere, by name."""

@@ -11,11 +11,15 @@ import cv2
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from data_pipelines import augment
+from data_pipelines import augment, schema
 from data_pipelines.hands import BadRecordError, Hands, flags, right_hands, tight_boxes
+from data_pipelines.schema import Counts
 from handjax import crop, skeleton
 from handjax.crop import CropConfig
 from handjax.types import Batch
+
+HAND_ANCHORS = tuple(skeleton.HAND.roots.values())
+"""Wrist and middle knuckle: 3-D of a hand counts where one of them is seen."""
 
 _RIGHT_MODEL = (0, 2)
 """`left_model` values whose betas mean the same on the mirrored, right-hand model."""
@@ -41,7 +45,9 @@ def make(
     records: Sequence[dict[str, Any]],
     config: CropConfig,
     *,
+    counts: Counts = schema.HAND,
     root: int = skeleton.MIDDLE_MCP,
+    anchors: Sequence[int] = HAND_ANCHORS,
     load_image: bool = True,
     augmentation: augment.Recipe | None = None,
     drawn: np.ndarray | None = None,
@@ -51,7 +57,9 @@ def make(
     Args:
         records: decoded (`schema.decode`) with `index`, their position in the split.
         config: of the crop.
+        counts: of their data set.
         root: joint that 3-D targets are relative to.
+        anchors: joints one of which must be seen for 3-D to count.
         load_image: whether to decode the pictures.
         augmentation: None for evaluation.
         drawn: what `augment.draws` gave for these examples.
@@ -59,7 +67,7 @@ def make(
     Raises:
         BadRecordError: if a record or its picture makes no sense.
     """
-    hands = right_hands(records)
+    hands = right_hands(records, counts)
     inside = hands.annotated & _strictly_inside(hands.joints2d, hands.last_px[:, None])
     center, extent = tight_boxes(hands, inside)
     angle, flip = np.zeros(len(records)), np.zeros(len(records), bool)
@@ -72,7 +80,9 @@ def make(
         angle, flip, colours = changes.angle, changes.flip, augment.colours(changes)
     box = np.concatenate([center - extent / 2, center + extent / 2], axis=-1)
     view = _flipped(crop.view(box, hands.K, config.size, angle=angle), flip, config)
-    batch = _labels(records, hands, inside, view, root=root, size=config.size)
+    batch = _labels(
+        records, hands, inside, view, root=root, anchors=anchors, size=config.size
+    )
     batch = batch._replace(mano_valid=batch.mano_valid & ~flip)
     if not load_image:
         return batch
@@ -124,6 +134,7 @@ def _labels(
     view: crop.View,
     *,
     root: int,
+    anchors: Sequence[int],
     size: int,
 ) -> Batch:
     """Everything of a batch but the pictures."""
@@ -135,7 +146,7 @@ def _labels(
     vertices = hands.vertices - hands.joints3d[:, None, root, :3].astype(np.float32)
     seen = inside & _strictly_inside(joints2d, np.full(2, float(size)))
     # As released: 3-D counts unless both the middle knuckle and the wrist are unseen.
-    anchored = seen[:, skeleton.MIDDLE_MCP] | seen[:, skeleton.WRIST]
+    anchored = seen[:, list(anchors)].any(axis=1)
     known = (hands.joints3d[..., 3] > 0).all(axis=1)
     has_3d = flags(records, "has_joints3d") & anchored
     has_mano = flags(records, "has_pose") & flags(records, "has_betas") & anchored

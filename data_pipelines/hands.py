@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from handjax import crop, skeleton
+from data_pipelines import schema
+from data_pipelines.schema import Counts
+from handjax import crop
 
 _MIRROR_AXIS_ANGLE = -crop.MIRROR
 
@@ -45,22 +47,22 @@ class BadRecordError(ValueError):
 
 
 class Hands(NamedTuple):
-    """Right hands (mirrored left ones) in float64, before the crop."""
+    """Right hands (mirrored left ones) or bodies in float64, before the crop."""
 
     K: np.ndarray
     """(batch, 3, 3)."""
     joints3d: np.ndarray
-    """(batch, 21, 4): metres, camera axes; 1 where known."""
+    """(batch, joint, 4): metres, camera axes; 1 where known."""
     vertices: np.ndarray
-    """(batch, 778, 3) metres; float32."""
+    """(batch, vertex, 3) metres; float32."""
     mano_pose: np.ndarray
-    """(batch, 16, 3)."""
+    """(batch, bone, 3)."""
     betas: np.ndarray
     """(batch, 10)."""
     joints2d: np.ndarray
-    """(batch, 21, 2) photo pixels."""
+    """(batch, joint, 2) photo pixels."""
     annotated: np.ndarray
-    """(batch, 21): whether `joints2d` is known."""
+    """(batch, joint): whether `joints2d` is known."""
     bbox_center: np.ndarray
     bbox_size: np.ndarray
     last_px: np.ndarray
@@ -69,7 +71,9 @@ class Hands(NamedTuple):
     """(batch, 3, 3): from pixels of the stored photo to those of this one."""
 
 
-def right_hands(records: Sequence[dict[str, Any]]) -> Hands:
+def right_hands(
+    records: Sequence[dict[str, Any]], counts: Counts = schema.HAND
+) -> Hands:
     """Annotations of a batch, left hands mirrored, 2-D joints as they are trained on.
 
     2-D joints are projections where 3-D and the camera are known, as in the released
@@ -78,8 +82,8 @@ def right_hands(records: Sequence[dict[str, Any]]) -> Hands:
     left = ~flags(records, "is_right")
     height, width = stacked(records, "image_size").astype(np.float64).T
     K, joints3d = _cameras(records), finite(records, "joints3d")
-    pose = finite(records, "mano_pose").reshape(-1, 16, 3)
-    vertices = _vertices(records)
+    pose = finite(records, "mano_pose").reshape(-1, counts.bones, 3)
+    vertices = _vertices(records, counts.vertices)
     stored2d, center = finite(records, "joints2d"), finite(records, "bbox_center")
     mirror = np.broadcast_to(np.eye(3), K.shape).copy()
     if left.any():
@@ -140,16 +144,14 @@ def _cameras(records: Sequence[dict[str, Any]]) -> np.ndarray:
     return K
 
 
-def _vertices(records: Sequence[dict[str, Any]]) -> np.ndarray:
-    """Meshes (batch, 778, 3); zeros where there is none."""
-    meshes = np.zeros((len(records), skeleton.NUM_VERTICES, 3), np.float32)
+def _vertices(records: Sequence[dict[str, Any]], count: int) -> np.ndarray:
+    """Meshes (batch, vertex, 3); zeros where there is none."""
+    meshes = np.zeros((len(records), count, 3), np.float32)
     for row, record in enumerate(records):
         if not record["has_vertices"]:
             continue
-        if len(record["vertices"]) != skeleton.NUM_VERTICES:
-            raise BadRecordError(
-                row, f"{len(record['vertices'])} vertices, not {skeleton.NUM_VERTICES}"
-            )
+        if (found := len(record["vertices"])) != count:
+            raise BadRecordError(row, f"{found} vertices, not {count}")
         meshes[row] = record["vertices"]
     finite = np.isfinite(meshes.sum(axis=(1, 2)))
     if not finite.all():

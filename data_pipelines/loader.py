@@ -51,6 +51,7 @@ def train_batches(
     crop: CropConfig,
     augment: augmentations.Recipe,
     root: int = skeleton.MIDDLE_MCP,
+    anchors: Sequence[int] = examples.HAND_ANCHORS,
     load_image: bool = True,
     num_threads: int = 2,
     max_corrupt: int = 10,
@@ -67,13 +68,15 @@ def train_batches(
         crop: what the network sees.
         augment: strengths of the augmentation.
         root: joint (`skeleton.JOINTS` index) that 3-D targets are relative to.
+        anchors: joints one of which must be seen for 3-D to count.
         load_image: False leaves pictures undecoded (`Batch.image` is None) and keeps
             the geometry the same.
         num_threads: that prepare batches ahead of time; 0 prepares none.
         max_corrupt: unreadable records that are replaced.
 
     Raises:
-        ValueError: without sources, or with weights that are not positive.
+        ValueError: without sources, with weights that are not positive, or with hands
+            among bodies.
         CorruptDataError: while iterating, when too many records are unreadable.
     """
     if not sources or any(source.weight <= 0 for source in sources):
@@ -81,6 +84,13 @@ def train_batches(
             f"Weights {[source.weight for source in sources]} of the data mixture must "
             "be positive, and there must be at least one."
         )
+    found = {source.split.counts for source in sources}
+    if len(found) > 1:
+        raise ValueError(
+            f"The data mixture has different counts of vertices, joints and bones: "
+            f"{sorted(found)}. Hands and bodies are trained apart."
+        )
+    (counts,) = found
     corrupt = CorruptRecords(max_corrupt)
     readers = [Reader(source.split, corrupt) for source in sources]
 
@@ -91,7 +101,9 @@ def train_batches(
             lambda records: examples.make(
                 records,
                 crop,
+                counts=counts,
                 root=root,
+                anchors=anchors,
                 load_image=load_image,
                 augmentation=augment,
                 drawn=drawn,
@@ -124,6 +136,7 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
     root: int = skeleton.MIDDLE_MCP,
+    anchors: Sequence[int] = examples.HAND_ANCHORS,
     load_image: bool = True,
     num_threads: int = 2,
     max_corrupt: int = 0,
@@ -141,6 +154,7 @@ def eval_batches(
         process_index: of this process; it takes every `process_count`-th example.
         process_count: number of processes.
         root: joint (`skeleton.JOINTS` index) that 3-D targets are relative to.
+        anchors: joints one of which must be seen for 3-D to count.
         load_image: False leaves pictures undecoded.
         num_threads: that prepare batches ahead of time; 0 prepares none.
         max_corrupt: unreadable records that may be left out (`example_valid` False);
@@ -158,7 +172,12 @@ def eval_batches(
         batch = with_replacements(
             [(reader, index) for index in wanted],
             lambda records: examples.make(
-                records, crop, root=root, load_image=load_image
+                records,
+                crop,
+                counts=split.counts,
+                root=root,
+                anchors=anchors,
+                load_image=load_image,
             ),
         )
         valid = (np.array(positions) < count) & (batch.index == wanted)

@@ -1,7 +1,8 @@
 """Hand poses of a file: captured ones, for a discriminator to compare with.
 
 An npz as HaMeR's motion capture comes: `hand_pose` (N, 48), axis-angle in radians,
-wrist first, no mean pose subtracted, and `betas` (N, 10).
+wrist first, no mean pose subtracted, and `betas` (N, 10). Poses of bodies have three
+numbers for each joint of the body model.
 """
 
 import os
@@ -11,34 +12,33 @@ from pathlib import Path
 
 import numpy as np
 
-_COLUMNS = {"hand_pose": 48, "betas": 10}
-
 
 class PoseFile:
     """Random-access source of the file's poses, in its order.
 
-    An item is what `synthetic.poses.PosePriorSource` gives: `mano_pose` (16, 3) and
+    An item is what `synthetic.poses.PosePriorSource` gives: `mano_pose` (bones, 3) and
     `betas` (10,), float32.
 
     Args:
         path: of the npz. It is read whole; arrays of Python objects, which are pickles,
             are refused.
+        bones: joints with a rotation, a hand's by default.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is damaged or does not have these arrays.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike, bones: int = 16):
         self.path = Path(path)
-        arrays = _read(self.path)
+        arrays = _read(self.path, {"hand_pose": 3 * bones, "betas": 10})
         counts = {name: len(array) for name, array in arrays.items()}
         if len(set(counts.values())) > 1 or not all(counts.values()):
             raise ValueError(
                 f"{path}: {counts['hand_pose']} rows of hand_pose and "
                 f"{counts['betas']} of betas; there must be as many, and at least one."
             )
-        self.mano_pose = arrays["hand_pose"].reshape(-1, 16, 3)
+        self.mano_pose = arrays["hand_pose"].reshape(-1, bones, 3)
         self.betas = arrays["betas"]
 
     def __len__(self) -> int:
@@ -48,22 +48,25 @@ class PoseFile:
         return {"mano_pose": self.mano_pose[index], "betas": self.betas[index]}
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+def _read(path: Path, columns: dict[str, int]) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(
-            f"There is no file {str(path)!r}; name an npz with hand_pose (N, 48) and "
-            "betas (N, 10)."
+            f"There is no file {str(path)!r}; name an npz with hand_pose "
+            f"(N, {columns['hand_pose']}) and betas (N, 10)."
         )
     try:
         with zipfile.ZipFile(path) as archive:
-            return {name: _array(archive, name, path) for name in _COLUMNS}
+            return {
+                name: _array(archive, name, path, wanted)
+                for name, wanted in columns.items()
+            }
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise ValueError(
             f"{path}: not a complete npz file ({error}). Copy it again."
         ) from error
 
 
-def _array(archive: zipfile.ZipFile, name: str, path: Path) -> np.ndarray:
+def _array(archive: zipfile.ZipFile, name: str, path: Path, wanted: int) -> np.ndarray:
     if f"{name}.npy" not in archive.namelist():
         found = ", ".join(sorted(archive.namelist())) or "nothing"
         raise ValueError(f"{path} has no array {name!r}; it has {found}.")
@@ -72,7 +75,6 @@ def _array(archive: zipfile.ZipFile, name: str, path: Path) -> np.ndarray:
             array = np.lib.format.read_array(file, allow_pickle=False)
         except ValueError as error:
             raise ValueError(f"{path}, array {name!r}: {error}.") from error
-    wanted = _COLUMNS[name]
     if array.ndim != 2 or array.shape[1] != wanted or array.dtype.kind != "f":
         raise ValueError(
             f"{path}, array {name!r} is {array.dtype} of shape {array.shape}; it must "

@@ -5,15 +5,37 @@ Records say what the source says: left hands are stored unmirrored, poses are ab
 forward; metres), 2-D in its pixels (the centre of the first pixel is (0, 0)). What a
 source does not annotate is absent from the example and comes back as zeros with its
 `has_` flag False; absence is never guessed from zeros.
+
+A data set of bodies has the same fields with its own counts, which stand in its
+`metadata.json`; without them the counts are a hand's.
 """
 
 import functools
 from collections.abc import Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from handjax.mano_files import ManoFile
+
 SCHEMA_VERSION = 1
+
+
+class Counts(NamedTuple):
+    """How many of what a data set annotates; by default a hand's."""
+
+    vertices: int = 778
+    joints: int = 21
+    bones: int = 16
+    """Rotations of `mano_pose`."""
+
+    @classmethod
+    def of(cls, file: ManoFile) -> "Counts":
+        """Those of a hand's or body's model."""
+        return cls(len(file.v_template), len(file.skeleton.joints), len(file.parents))
+
+
+HAND = Counts()
 
 DATASETS = (
     "synthetic",
@@ -31,25 +53,26 @@ DATASETS = (
     "hint",
     "asl",
     "own",
+    "synthetic_body",
 )
 """Where a record comes from; stored by position, so names are only ever appended."""
 
 UNKNOWN = 255
 """Value of `occluded` where nobody has looked."""
 
-_ARRAYS: dict[str, tuple[tuple[int | None, ...], Any]] = {
+_ARRAYS: dict[str, tuple[tuple[int | str, ...], Any]] = {
     "image_size": ((2,), np.int32),
     "crop_origin": ((2,), np.float32),
     "bbox_center": ((2,), np.float32),
     "bbox_size": ((2,), np.float32),
-    "joints2d": ((21, 3), np.float32),
-    "joints3d": ((21, 4), np.float32),
-    "vertices": ((None, 3), np.float32),
-    "mano_pose": ((48,), np.float32),
+    "joints2d": (("joint", 3), np.float32),
+    "joints3d": (("joint", 4), np.float32),
+    "vertices": ((-1, 3), np.float32),
+    "mano_pose": (("angle",), np.float32),
     "mano_betas": ((10,), np.float32),
     "mano_transl": ((3,), np.float32),
     "K": ((3, 3), np.float32),
-    "occluded": ((21,), np.uint8),
+    "occluded": (("joint",), np.uint8),
 }
 _SCALARS: dict[str, tuple[Any, Any]] = {
     "crop_scale": (np.float32, 1.0),
@@ -71,15 +94,21 @@ _FLAGS = {
 _NAMES = ("image", "key", "text", "dataset", *_ARRAYS, *_SCALARS, *_FLAGS)
 _FLOATS = frozenset(name for name, (_, kind) in _ARRAYS.items() if kind is np.float32)
 _FLOAT32 = np.dtype("<f4")
-_SHAPES = {
-    name: tuple(-1 if n is None else n for n in shape)
-    for name, (shape, _) in _ARRAYS.items()
-}
 _REQUIRED = ("image", "key", "dataset", "image_size", "joints2d", "bbox_center")
 
 
 @functools.cache
-def features():
+def _shapes(counts: Counts) -> dict[str, tuple[int, ...]]:
+    """Of the arrays; -1 is any length."""
+    sizes = {"joint": counts.joints, "angle": 3 * counts.bones}
+    return {
+        name: tuple(sizes[n] if isinstance(n, str) else n for n in shape)
+        for name, (shape, _) in _ARRAYS.items()
+    }
+
+
+@functools.cache
+def features(counts: Counts = HAND):
     """The `tfds.features.FeaturesDict` of a record (TensorFlow is not needed)."""
     import tensorflow_datasets as tfds
 
@@ -91,8 +120,9 @@ def features():
         "text": tfds.features.Text(doc="ASL letter, or empty"),
         "dataset": tfds.features.ClassLabel(names=list(DATASETS)),
     }
-    for name, (shape, dtype) in _ARRAYS.items():
-        kinds[name] = tfds.features.Tensor(shape=shape, dtype=dtype)
+    for name, shape in _shapes(counts).items():
+        shape = tuple(None if n == -1 else n for n in shape)
+        kinds[name] = tfds.features.Tensor(shape=shape, dtype=_ARRAYS[name][1])
     for name, (dtype, _) in _SCALARS.items():
         kinds[name] = tfds.features.Scalar(dtype)
     for name in _FLAGS:
@@ -100,18 +130,19 @@ def features():
     return tfds.features.FeaturesDict(kinds)
 
 
-def encode(example: dict[str, Any]) -> bytes:
+def encode(example: dict[str, Any], counts: Counts = HAND) -> bytes:
     """Bytes of one record.
 
     Args:
         example: fields of the schema; `image` as JPEG bytes. `has_*` flags follow from
             which fields are present.
+        counts: of the data set.
 
     Raises:
         ValueError: for an unknown or missing field, a wrong shape, or an image that is
             not JPEG.
     """
-    kinds = features()
+    kinds = features(counts)
     unknown = sorted(set(example) - set(kinds))
     missing = [name for name in _REQUIRED if name not in example]
     if unknown or missing:
@@ -128,31 +159,32 @@ def encode(example: dict[str, Any]) -> bytes:
         "text": str(example.get("text", "")),
         "dataset": example["dataset"],
     }
-    for name, (shape, dtype) in _ARRAYS.items():
-        full[name] = _array(example, name, shape, dtype)
+    for name, shape in _shapes(counts).items():
+        full[name] = _array(example, name, shape, _ARRAYS[name][1])
     for name, (dtype, default) in _SCALARS.items():
         full[name] = dtype(example.get(name, default))
     for flag, name in _FLAGS.items():
         full[flag] = name in example
-    proto = _serializer().get_tf_example(kinds.encode_example(full))
+    proto = _serializer(counts).get_tf_example(kinds.encode_example(full))
     # By default the order of a proto's map differs from process to process.
     return proto.SerializeToString(deterministic=True)
 
 
 @functools.cache
-def _serializer():
+def _serializer(counts: Counts):
     from tensorflow_datasets.core import example_serializer
 
-    return example_serializer.ExampleSerializer(features().get_serialized_info())
+    info = features(counts).get_serialized_info()
+    return example_serializer.ExampleSerializer(info)
 
 
 def _array(example: dict[str, Any], name: str, shape: tuple, dtype: Any) -> np.ndarray:
     if name not in example:
         fill = UNKNOWN if name == "occluded" else 0
-        return np.full([n or 0 for n in shape], fill, dtype)
+        return np.full(np.maximum(shape, 0), fill, dtype)
     value = np.asarray(example[name], dtype)
     fits = value.ndim == len(shape) and all(
-        n is None or n == m for n, m in zip(shape, value.shape, strict=True)
+        n in (-1, m) for n, m in zip(shape, value.shape, strict=True)
     )
     if not fits:
         raise ValueError(
@@ -162,7 +194,9 @@ def _array(example: dict[str, Any], name: str, shape: tuple, dtype: Any) -> np.n
     return value
 
 
-def decode(record: bytes, fields: Collection[str] | None = None) -> dict[str, Any]:
+def decode(
+    record: bytes, fields: Collection[str] | None = None, counts: Counts = HAND
+) -> dict[str, Any]:
     """Fields of one record; `image` stays JPEG bytes, `dataset` becomes its name.
 
     Arrays are read-only views where that saves a copy. This is `features()`'s own
@@ -171,6 +205,7 @@ def decode(record: bytes, fields: Collection[str] | None = None) -> dict[str, An
     Args:
         record: what `encode` made.
         fields: those that are needed; None for all.
+        counts: of the data set.
 
     Raises:
         ValueError: if the bytes are no record of this schema version.
@@ -183,7 +218,8 @@ def decode(record: bytes, fields: Collection[str] | None = None) -> dict[str, An
                 f"its schema version is {version[0] if version else 'missing'}, this "
                 f"program reads version {SCHEMA_VERSION}; prepare the dataset again"
             )
-        return {name: _field(stored, name) for name in fields or _NAMES}
+        shapes = _shapes(counts)
+        return {name: _field(stored, name, shapes) for name in fields or _NAMES}
     except Exception as error:
         raise ValueError(f"not a record of the schema: {error}") from error
 
@@ -195,17 +231,17 @@ def _example_type():
     return tf_example_pb2.Example
 
 
-def _field(stored: Any, name: str) -> Any:
+def _field(stored: Any, name: str, shapes: dict[str, tuple[int, ...]]) -> Any:
     if name not in stored:  # reading would make an empty one
         raise ValueError(f"it has no field {name!r}")
     value = stored[name]
     if name in _FLOATS:
-        return _packed_floats(value.float_list).reshape(_SHAPES[name])
+        return _packed_floats(value.float_list).reshape(shapes[name])
     if name in _FLAGS:
         return value.int64_list.value[0] != 0
     if name in _ARRAYS:
         numbers = np.fromiter(value.int64_list.value, _ARRAYS[name][1])
-        return numbers.reshape(_SHAPES[name])
+        return numbers.reshape(shapes[name])
     if name in _SCALARS:
         dtype = _SCALARS[name][0]
         kind = value.float_list if dtype is np.float32 else value.int64_list

@@ -2,7 +2,7 @@
 
     DIR/<name>-<split>.array_record-00000-of-00008
     DIR/features.json, DIR/dataset_info.json   for tfds.builder_from_directory(DIR)
-    DIR/metadata.json                          hand model, schema version, settings
+    DIR/metadata.json                  hand model, counts, schema version, settings
 
 A shard appears under its name only when it is complete, so an interrupted job goes on
 where it stopped and a reader never meets half a file.
@@ -158,6 +158,7 @@ def write_metadata(
     description: str,
     hand: dict[str, str] | None = None,
     made_by: dict[str, Any] | None = None,
+    counts: schema.Counts = schema.HAND,
 ) -> None:
     """Write what readers need beside the shards, once they are all there.
 
@@ -168,6 +169,7 @@ def write_metadata(
         description: what the data is, with its licence.
         hand: `name` and `sha256` of the hand model of the annotations, if any.
         made_by: settings that reproduce the dataset.
+        counts: with which its records were encoded.
     """
     import tensorflow_datasets as tfds
 
@@ -197,7 +199,7 @@ def write_metadata(
             )
     tfds.folder_dataset.write_metadata(
         data_dir=directory,
-        features=schema.features(),
+        features=schema.features(counts),
         split_infos=infos,
         filename_template=template,
         description=description,
@@ -208,6 +210,7 @@ def write_metadata(
         "schema_version": schema.SCHEMA_VERSION,
         "splits": splits,
         "hand": hand or {},
+        "counts": counts._asdict(),
         "made_by": made_by or {},
     }
     partial = directory / ".metadata.json.partial"
@@ -236,6 +239,11 @@ def read_metadata(directory: Path) -> dict[str, Any]:
             f"program reads version {schema.SCHEMA_VERSION}; make the dataset again."
         )
     return metadata
+
+
+def counts_of(metadata: dict[str, Any]) -> schema.Counts:
+    """Counts of a dataset; those of older ones, which do not say, are a hand's."""
+    return schema.Counts(**metadata.get("counts", {}))
 
 
 def _shard_files(directory: Path, split: str) -> list[Path]:
@@ -307,7 +315,7 @@ class Split:
                 f"{sum(counts)} records, metadata.json says {expected}. Make the "
                 "dataset again in an empty folder."
             )
-        self.metadata = metadata
+        self.metadata, self.counts = metadata, counts_of(metadata)
         self.name = f"split {name!r} of {str(paths[0].parent)!r}"
         self._source = grain.sources.ArrayRecordDataSource([str(p) for p in paths])
         self._paths, self._counts, self._length = paths, counts, sum(counts)
@@ -329,7 +337,7 @@ class Split:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name} has {len(self)} records; no record {index}.")
         try:
-            return schema.decode(self._source[int(index)], fields)
+            return schema.decode(self._source[int(index)], fields, self.counts)
         except Exception as error:
             raise ValueError(f"{self.locate(int(index))}: {error}") from error
 

@@ -45,8 +45,8 @@ class Checkpoints:
     ):
         self.directory = Path(workdir).absolute() / "checkpoints" / stage
         self.stage = stage
-        self._for_good = _OneStep()
-        policies: list[Any] = [checkpoint_managers.LatestN(keep), self._for_good]
+        self._best = _OneStep()
+        policies: list[Any] = [checkpoint_managers.LatestN(keep), self._best]
         if keep_every:
             policies.append(checkpoint_managers.EveryNSteps(keep_every))
         self._manager = ocp.CheckpointManager(
@@ -60,12 +60,12 @@ class Checkpoints:
             ),
         )
 
-    def keep_for_good(self, step: int) -> None:
-        """Keep this step's checkpoint besides the others, and no longer the last one's.
+    def keep_best(self, step: int) -> None:
+        """Keep this step's checkpoint besides the others, until another is the best.
 
-        It holds for this object; who makes another has to say so again.
+        Nothing on disk says so: it has to be called again for every new `Checkpoints`.
         """
-        self._for_good.step = step
+        self._best.step = step
 
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, oldest first."""
@@ -345,11 +345,18 @@ def load_for_inference(
         )
     step = step or available[stage][-1]
     variables, _ = load_variables(workdir, stage, step)
-    return config, build_model(family, config), variables, stage, step
+    model = build_model(family, config, edges=models.skeleton_of(variables).bones)
+    return config, model, variables, stage, step
 
 
 def build_model(family: Any, config: ConfigDict, **fields: Any) -> Any:
     """`family.Model` with the fields of `config.model`.
+
+    Args:
+        family: Module of a family.
+        config: Of a run.
+        **fields: What the config does not say, for those that the model has: `dtype` of
+            the computation, `edges` between joints.
 
     Raises:
         ValueError: if `config.model` has a key that is no field of the model.
@@ -363,4 +370,4 @@ def build_model(family: Any, config: ConfigDict, **fields: Any) -> Any:
         )
     plain = config.model.to_dict()
     fields = {k: v for k, v in fields.items() if k in known}
-    return family.Model(**{**plain, **fields})
+    return family.Model(**{**fields, **plain})

@@ -51,7 +51,9 @@ def base() -> ml_collections.ConfigDict:
             init_from="",
             model=dict(),  # fields of the family's Model
             # source: "open" (built in) or the path of a MANO file; tips: a name of
-            # skeleton.MANO_TIPS, "" for the ones the file names.
+            # skeleton.MANO_TIPS, "" for the ones the file names. A file of a body in
+            # SMPL's format brings its own counts and joints; data.root is then the
+            # name of its first joint, "pelvis".
             hand=dict(source="open", side="right", tips=""),
             stages=dict(),  # name -> stage(...)
             data=_data(),

@@ -16,7 +16,7 @@ import numpy as np
 from data_pipelines import augment, loader, schema, shards
 from data_pipelines.pose_files import PoseFile
 from handjax import config as configs
-from handjax import mano_files, skeleton
+from handjax import mano_files
 from handjax.crop import CropConfig
 from handjax.mano_files import ManoFile, joint_regressor
 from handjax.pose_batches import from_meshes, pose_batches, with_real_poses
@@ -59,12 +59,24 @@ def open_data(
         FileNotFoundError: for a directory without that data set.
     """
     data, directories = config.data, {}
-    if data.root not in skeleton.ROOTS:
+    roots = hand_file.skeleton.roots
+    if data.root not in roots:
         raise ValueError(
             f"config.data.root={data.root!r} is no root joint"
-            f"{configs.suggest(data.root, skeleton.ROOTS)}"
+            f"{configs.suggest(data.root, roots)}"
+        )
+    if not hand_file.is_hand and data.augment.get("flip"):
+        raise ValueError(
+            "config.data.augment.flip mirrors pictures, but not the sides of a body's "
+            "joints; set it to 0.0."
         )
     if data.name == BUILT_IN and not data.dir:
+        if not hand_file.is_hand:
+            raise ValueError(
+                "The built-in data are of hands. Make pictures of a body with `python "
+                "-m data_pipelines.synthetic.body --out DIR`, and name them: "
+                "--config.data.name=synthetic_body --config.data.dir=DIR."
+            )
         directory = default_directory(data)
         if create:
             _render(data, directory)
@@ -73,7 +85,27 @@ def open_data(
     directories[directory] = 1.0
     for extra, weight in data.mix.items():
         directories[Path(extra)] = float(weight)
+    for directory in directories:
+        _check_counts(directory, hand_file)
     return OpenData(config, directories, hand_file)
+
+
+def _check_counts(directory: Path, hand_file: ManoFile) -> None:
+    """Refuse a data set of another mesh or skeleton than the hand model's."""
+    if not (directory / "metadata.json").is_file():
+        return  # reading it will say so, or it is yet to be made
+    counts = schema.Counts.of(hand_file)
+    found = shards.counts_of(shards.read_metadata(directory))
+    if found != counts:
+        raise ValueError(
+            f"The data in {str(directory)!r} have {_counted(found)}, the hand model "
+            f"{hand_file.name!r} has {_counted(counts)}. Set config.hand.source to the "
+            "model of the data, or config.data.dir to data of the model."
+        )
+
+
+def _counted(counts: schema.Counts) -> str:
+    return ", ".join(f"{n} {name}" for name, n in counts._asdict().items())
 
 
 def _render(data: ml_collections.ConfigDict, directory: Path) -> None:
@@ -125,7 +157,8 @@ class OpenData:
     ):
         self.config, self.data = config, config.data
         self.directories, self.hand_file = directories, hand_file
-        self.root = skeleton.ROOTS[self.data.root]
+        roots = hand_file.skeleton.roots
+        self.root, self.anchors = roots[self.data.root], tuple(roots.values())
         self.augment = augment.config_from(self.data.augment.to_dict())
         self.crop = CropConfig(size=self.data.crop_size, box_scale=self.data.box_scale)
 
@@ -148,7 +181,9 @@ class OpenData:
     @functools.cached_property
     def poses(self) -> PoseFile | None:
         """The file of `config.data.poses`, read when a stage needs it."""
-        return PoseFile(self.data.poses) if self.data.poses else None
+        if not self.data.poses:
+            return None
+        return PoseFile(self.data.poses, bones=len(self.hand_file.parents))
 
     def describe_poses(self) -> str:
         """Where the real poses of discriminators come from."""
@@ -161,6 +196,12 @@ class OpenData:
         batches = self._batches(stage, batch_size, start_step)
         if not stage.real_poses:
             return batches
+        if not (self.hand_file.is_hand or self.data.poses):
+            raise ValueError(
+                f"Stage {stage.name!r} compares with real poses, and the built-in ones "
+                "are of hands; name a file of the body's with config.data.poses, or "
+                "train without a discriminator."
+            )
         return with_real_poses(
             batches,
             self.poses,
@@ -183,6 +224,11 @@ class OpenData:
                 raise ValueError(
                     f"config.stages.{stage.name}.data='poses' has no pictures, which "
                     "this stage needs; use 'images'."
+                )
+            if not self.hand_file.is_hand:
+                raise ValueError(
+                    f"config.stages.{stage.name}.data='poses' draws poses of hands; "
+                    "for a body use 'images'."
                 )
             return pose_batches(
                 self.hand_file,
@@ -207,6 +253,7 @@ class OpenData:
             crop=self.crop,
             augment=self.augment,
             root=self.root,
+            anchors=self.anchors,
             load_image=stage.needs_image,
             num_threads=self.data.threads,
             max_corrupt=self.data.max_corrupt,
@@ -227,6 +274,7 @@ class OpenData:
             crop=self.crop,
             num=num,
             root=self.root,
+            anchors=self.anchors,
             load_image=load_image,
             num_threads=self.data.threads,
         )
@@ -236,11 +284,16 @@ def example_batch(
     config: ml_collections.ConfigDict, hand_file: ManoFile, size: int = 2
 ) -> Batch:
     """Flat hands on black pictures, to initialise a model with."""
-    vertices = np.broadcast_to(hand_file.v_template, (size, 778, 3))
+    flat = hand_file.v_template
+    vertices = np.broadcast_to(flat, (size, *flat.shape))
     joints3d = np.einsum("jv,bvx->bjx", joint_regressor(hand_file), vertices)
     crop_size = config.data.crop_size
     batch = from_meshes(
-        vertices, joints3d, root=skeleton.ROOTS[config.data.root], crop_size=crop_size
+        vertices,
+        joints3d,
+        root=hand_file.skeleton.roots[config.data.root],
+        crop_size=crop_size,
+        bones=len(hand_file.parents),
     )
     return batch._replace(image=np.zeros((size, crop_size, crop_size, 3), np.uint8))
 
@@ -250,6 +303,8 @@ def for_stage(batch: Batch, stage: Stage) -> Batch:
     real = stage.real_poses * len(batch.index)
     return batch._replace(
         image=batch.image if stage.needs_image else None,
-        real_pose=np.zeros((real, 16, 3), np.float32) if real else None,
+        real_pose=np.zeros((real, *batch.mano_pose.shape[1:]), np.float32)
+        if real
+        else None,
         real_betas=np.zeros((real, 10), np.float32) if real else None,
     )

@@ -173,7 +173,6 @@ def run(
         mano_files,
         mean_hand,
         models,
-        skeleton,
         tta,
     )
     from handjax.metrics import PROTOCOLS
@@ -206,7 +205,7 @@ def run(
             flush=True,
         )
     options = dict(
-        root=skeleton.ROOTS[config.data.root], procrustes=arguments.procrustes
+        root=hand_file.skeleton.roots[config.data.root], procrustes=arguments.procrustes
     )
     mean = mean_hand.fit(opened.train_split())
     result = evaluate_stage(

@@ -91,8 +91,8 @@ def adversarial_terms(
     model: Any,
     variables: Variables,
     parameters: ManoParameters,
-    real_pose: Float[AnyArray, "real 16 3"] | None,
-    real_betas: Float[AnyArray, "real 10"] | None,
+    real_pose: Float[AnyArray, "real bone 3"] | None,
+    real_betas: Float[AnyArray, "real beta"] | None,
 ) -> dict[str, Float[Array, ""]]:
     """Both sides of the game, so that one backward pass trains each by its own term.
 

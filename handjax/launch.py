@@ -115,12 +115,14 @@ def _prepare(
         key = f"stages.{stage.name}"
         sharding.per_process(config.stages[stage.name], mesh, key)
     dtype = compute_dtype(config.train.precision)
-    model = checkpoints.build_model(family, config, dtype=dtype)
-    if workdir and not force_config:
-        _compare_with(Path(workdir), config)
     hand_file = mano_files.load(
         config.hand.source, side=config.hand.side, tips=config.hand.tips or None
     )
+    model = checkpoints.build_model(
+        family, config, dtype=dtype, edges=hand_file.skeleton.bones
+    )
+    if workdir and not force_config:
+        _compare_with(Path(workdir), config)
     reports = Reports()
     opened = data.open_data(config, hand_file, create=not dry_run)
     run = Run(
@@ -135,6 +137,7 @@ def _prepare(
         mesh=mesh,
         hooks=Hooks(reports.evaluate, reports.draw),
         stop=Stop(stop_after),
+        skeleton=hand_file.skeleton,
     )
     _introduce(run, stages, dtype)
     if run.first and not dry_run:
@@ -163,6 +166,7 @@ def _introduce(run: Run, stages: tuple, dtype: str) -> None:
             f"({options.data}), {options.optimizer.name} lr {options.optimizer.lr:g} "
             f"{options.schedule.name}, losses "
             + ", ".join(f"{w:g} {name}" for name, w in options.losses.items())
+            + (f", patience {options.patience}" if options.patience else "")
         )
         for name in options.groups:
             own = configs.of_group(options, name)

@@ -1,9 +1,14 @@
-"""Hand model files in MANO's format: the built-in open hand, MANO pickles, npz.
+"""Model files in MANO's format (the built-in open hand, pickles, npz) or in SMPL's.
 
 Conventions: metres; the flat hand lies in MANO's own frame (a right hand's fingers
 point along -x, the back of the hand +y, the thumb side +z; a left hand is its mirror
 image in x); joints in `skeleton.MANO_JOINTS` order; `posedirs` columns are the
 row-major R - I of joints 1 to 15. numpy only, so that data workers can use it.
+
+Bodies. A file with another number of joints than MANO's sixteen is a body model: SMPL's
+24 joints with SMPL's names, or any other tree; any number of vertices. The joints that
+networks predict are then those of the tree, in file order, and behind them the vertices
+that the file names as end points (arrays `tips` and `tip_names`; SMPL's own has none).
 
 Left hands. The published MANO_LEFT file holds the right hand's `shapedirs` (up to 48 mm
 of error). Projects disagree on the cure, so it is a named option: `as_is`, `x_negated`
@@ -24,6 +29,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from handjax import mano_arrays, skeleton
+from handjax.skeleton import Skeleton
 
 OPEN_HAND = Path(__file__).parent / "assets" / "open_hand.npz"
 LEFT_SHAPEDIRS = ("as_is", "x_negated", "all_negated")
@@ -36,36 +42,49 @@ _HASHED = ("v_template", "shapedirs", "posedirs", "J_regressor", "weights", "fac
 
 
 class ManoFile(NamedTuple):
-    """The numeric content of one hand model, float64."""
+    """The numeric content of one hand (or body) model, float64.
 
-    v_template: Float[np.ndarray, "778 3"]
+    A hand has 778 vertices, 1538 faces, 16 bones, 10 betas, 135 correctives and 21
+    joints.
+    """
+
+    v_template: Float[np.ndarray, "vertex 3"]
     """Flat rest mesh, metres."""
-    shapedirs: Float[np.ndarray, "778 3 10"]
+    shapedirs: Float[np.ndarray, "vertex 3 beta"]
     """Displacement of each vertex per unit of each beta, metres."""
-    posedirs: Float[np.ndarray, "778 3 135"]
+    posedirs: Float[np.ndarray, "vertex 3 corrective"]
     """Displacement per unit of each entry of R - I of joints 1..15, metres."""
-    J_regressor: Float[np.ndarray, "16 778"]
+    J_regressor: Float[np.ndarray, "bone vertex"]
     """Rest joints from the shaped rest mesh; rows sum to 1."""
-    weights: Float[np.ndarray, "778 16"]
+    weights: Float[np.ndarray, "vertex bone"]
     """Skinning weights; rows sum to 1."""
-    faces: Int[np.ndarray, "1538 3"]
+    faces: Int[np.ndarray, "face 3"]
     """Counter-clockwise seen from outside."""
-    parents: Int[np.ndarray, "16"]
+    parents: Int[np.ndarray, "bone"]
     """Parent of each joint; -1 for the wrist."""
-    hands_mean: Float[np.ndarray, "45"]
-    """Mean of the pose space, axis-angle of joints 1..15, radians."""
-    hands_components: Float[np.ndarray, "45 45"]
-    """Principal components of the pose space, one a row."""
-    tip_ids: Int[np.ndarray, "5"]
-    """Finger-tip vertices: thumb, index, middle, ring, little."""
+    hands_mean: Float[np.ndarray, "angle"]
+    """Mean of the pose space, axis-angle of joints 1..15, radians; zero for a body."""
+    hands_components: Float[np.ndarray, "angle angle"]
+    """Principal components of the pose space, one a row; of a body, the axes."""
+    tip_ids: Int[np.ndarray, "tip"]
+    """Finger-tip vertices: thumb, index, middle, ring, little; or a body's ends."""
+    skeleton: Skeleton
+    """The joints that networks predict."""
+    joint_order: Int[np.ndarray, "joint"]
+    """Gathers them from the model's own joints, then the tips."""
     is_right: bool
     name: str
-    """`"open"` (names its own finger tips) or `"mano"`."""
+    """`"open"` (names its own finger tips), `"mano"` or `"body"`."""
     wrist_loop: Int[np.ndarray, "loop"]
     """Vertices of the opening at the wrist, in the order of the faces beside it."""
     sha256: str
     """Of the arrays as used (float32), after any left-hand cure: the same for a pickle
     and an npz re-export of it. Finger tips are not part of it."""
+
+    @property
+    def is_hand(self) -> bool:
+        """Whether its tree is MANO's; a body has any other."""
+        return tuple(self.parents) == skeleton.MANO_PARENTS
 
 
 def load(
@@ -79,10 +98,11 @@ def load(
 
     Args:
         source: `"open"` for the built-in hand, or a pickle or npz in MANO's format, or
-            a folder that holds MANO_RIGHT / MANO_LEFT.
+            a folder that holds MANO_RIGHT / MANO_LEFT; or a body model's file.
         side: `"right"` or `"left"`. The open hand is mirrored; a file must hold it.
+            A body has none: leave the default.
         tips: Finger-tip vertices: a name in `skeleton.MANO_TIPS` or five ids (thumb to
-            little). By default what the file names, else `"smplx"`.
+            little). By default what the file names, else `"smplx"`. Only for hands.
         left_shapedirs: Cure for MANO_LEFT, see above; other hands ignore it.
 
     Raises:
@@ -95,6 +115,8 @@ def load(
         raise ValueError(f"left_shapedirs={left_shapedirs!r}: not in {LEFT_SHAPEDIRS}.")
     path = OPEN_HAND if source == "open" else find(source, side)
     arrays = mano_arrays.read(path)
+    if mano_arrays.is_body(arrays):
+        return _body(arrays, tips, side=side, path=path)
     right_hand = _points_along_negative_x(arrays)
     if right_hand != (side == "right"):
         if source != "open":
@@ -128,19 +150,21 @@ def find(source: str | os.PathLike, side: str) -> Path:
         f"No hand model at {str(source)!r}. Looked at:\n  {looked}\n"
         f"MANO is licensed: register at https://mano.is.tue.mpg.de, download "
         f"mano_v1_2.zip and give its folder or file with --config.hand.source=PATH. "
-        f"Without it, --config.hand.source=open uses the built-in open hand."
+        f"Without it, --config.hand.source=open uses the built-in open hand. A body "
+        f"model in SMPL's format is given by its file."
     )
 
 
-def joint_regressor(file: ManoFile) -> Float[np.ndarray, "21 778"]:
+def joint_regressor(file: ManoFile) -> Float[np.ndarray, "joint vertex"]:
     """Return the map from mesh to joints: `joints3d = joint_regressor @ vertices`.
 
-    Rows in `skeleton.JOINTS` order: the file's own regressor for the 16 joints, the
-    finger-tip vertices themselves for the tips.
+    Rows in the order of `file.skeleton` (a hand's `skeleton.JOINTS`): the file's own
+    regressor for its 16 joints, the finger-tip vertices themselves for the tips.
     """
-    tips = np.zeros((5, skeleton.NUM_VERTICES), file.J_regressor.dtype)
-    tips[np.arange(5), file.tip_ids] = 1
-    return np.concatenate([file.J_regressor, tips])[skeleton.MANO_TO_JOINTS]
+    count = len(file.tip_ids)
+    tips = np.zeros((count, len(file.v_template)), file.J_regressor.dtype)
+    tips[np.arange(count), file.tip_ids] = 1
+    return np.concatenate([file.J_regressor, tips])[file.joint_order]
 
 
 def mirror(file: ManoFile) -> ManoFile:
@@ -171,35 +195,113 @@ def _make(
     is_right: bool,
     path: Path,
 ) -> ManoFile:
-    parents = arrays["kintree_table"][0].astype(np.int64)
-    parents[0] = -1  # stored as 2**32 - 1
+    parents = _parents(arrays)
     if tuple(parents) != skeleton.MANO_PARENTS:
         raise ValueError(
             f"{path}: kintree_table has parents {parents.tolist()}, MANO's format has "
             f"{list(skeleton.MANO_PARENTS)}."
         )
-    faces = arrays["f"].astype(np.int64)
-    if faces.min() < 0 or faces.max() >= skeleton.NUM_VERTICES:
-        raise ValueError(
-            f"{path}: f refers to vertices {faces.min()} to {faces.max()}; there are "
-            f"{skeleton.NUM_VERTICES}."
-        )
-    floats = {
-        key: np.asarray(arrays[key], np.float64)
-        for key in mano_arrays.SHAPES
-        if key not in ("f", "kintree_table")
-    }
+    faces = _faces(arrays, path)
     file = ManoFile(
-        **floats,
+        **_floats(arrays),
         faces=faces,
         parents=parents,
         tip_ids=_tip_ids(arrays, tips, is_right=is_right, path=path),
+        skeleton=skeleton.HAND,
+        joint_order=skeleton.MANO_TO_JOINTS,
         is_right=is_right,
         name="open" if "tips" in arrays else "mano",
         wrist_loop=_boundary(faces),
         sha256="",
     )
     return file._replace(sha256=_digest(file))
+
+
+def _body(
+    arrays: Mapping[str, np.ndarray],
+    tips: str | Sequence[int] | None,
+    *,
+    side: str,
+    path: Path,
+) -> ManoFile:
+    """Check a body model's arrays and add the pose space that its file has not."""
+    if side != "right" or tips:
+        raise ValueError(
+            f"{path} holds a body model, which has no side and names its own end "
+            f"points: leave side='right' and tips empty, not {side!r} and {tips!r}."
+        )
+    parents = _parents(arrays)
+    if not all(0 <= parent < joint for joint, parent in enumerate(parents) if joint):
+        raise ValueError(
+            f"{path}: kintree_table has parents {parents.tolist()}; after the first "
+            f"joint each must hang on an earlier one."
+        )
+    faces, angles = _faces(arrays, path), 3 * (len(parents) - 1)
+    names, vertices = _end_points(arrays, path)
+    bones = arrays["weights"][vertices].argmax(axis=1).tolist()
+    joints = skeleton.of_body(parents.tolist(), list(zip(names, bones, strict=True)))
+    file = ManoFile(
+        **_floats(arrays),
+        faces=faces,
+        parents=parents,
+        hands_mean=np.zeros(angles),
+        hands_components=np.eye(angles),
+        tip_ids=vertices,
+        skeleton=joints,
+        joint_order=np.arange(len(joints.joints)),
+        is_right=True,
+        name="body",
+        wrist_loop=_boundary(faces),
+        sha256="",
+    )
+    return file._replace(sha256=_digest(file))
+
+
+def _parents(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    parents = arrays["kintree_table"][0].astype(np.int64)
+    parents[0] = -1  # stored as 2**32 - 1
+    return parents
+
+
+def _faces(arrays: Mapping[str, np.ndarray], path: Path) -> np.ndarray:
+    faces, count = arrays["f"].astype(np.int64), len(arrays["v_template"])
+    if faces.min(initial=0) < 0 or faces.max(initial=0) >= count:
+        raise ValueError(
+            f"{path}: f refers to vertices {faces.min()} to {faces.max()}; there are "
+            f"{count}."
+        )
+    return faces
+
+
+def _floats(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    others = ("f", "kintree_table", "tips", "tip_names")
+    return {
+        key: np.asarray(value, np.float64)
+        for key, value in arrays.items()
+        if key not in others
+    }
+
+
+def _end_points(
+    arrays: Mapping[str, np.ndarray], path: Path
+) -> tuple[list[str], np.ndarray]:
+    """Return names and vertices of the end points that a body's file names."""
+    if "tips" not in arrays:
+        return [], np.zeros(0, np.int64)
+    names = [str(name) for name in arrays.get("tip_names", ())]
+    vertices, count = arrays["tips"], len(arrays["v_template"])
+    if (
+        vertices.dtype.kind not in "iu"
+        or vertices.shape != (len(names),)
+        or len(set(names) | set(skeleton.SMPL_JOINTS)) != len(names) + 24
+        or not ((vertices >= 0) & (vertices < count)).all()
+    ):
+        raise ValueError(
+            f"{path}: tips {vertices.tolist()} named {names}: need one vertex from 0 "
+            f"to {count - 1} for each of tip_names, which must differ from each other "
+            f"and from the names of joints."
+        )
+    return names, vertices.astype(np.int64)
 
 
 def _tip_ids(

@@ -27,10 +27,10 @@ _ALIGNED = ("pa_mpjpe_mm", "pa_mpvpe_mm", "f5", "f15", "auc_joints", "auc_vertic
 class MeanHand(NamedTuple):
     """The constant predictions and how many hands they average."""
 
-    relative_vertices: Float[np.ndarray, "778 3"]
-    relative_joints3d: Float[np.ndarray, "21 3"]
-    aligned_vertices: Float[np.ndarray, "778 3"]
-    aligned_joints3d: Float[np.ndarray, "21 3"]
+    relative_vertices: Float[np.ndarray, "vertex 3"]
+    relative_joints3d: Float[np.ndarray, "joint 3"]
+    aligned_vertices: Float[np.ndarray, "vertex 3"]
+    aligned_joints3d: Float[np.ndarray, "joint 3"]
     count: int
 
 
@@ -44,9 +44,10 @@ def fit(
         num_hands: The most hands that are used.
         rounds: Alignments of the Procrustes mean; the change per round falls fast.
     """
-    hands, count = [], 0
+    hands, count, num_joints = [], 0, 0
     for batch in batches:
         valid = batch.example_valid & batch.joints3d_valid & batch.vertices_valid
+        num_joints = batch.joints3d.shape[1]
         points = np.concatenate([batch.joints3d, batch.vertices], axis=1)
         hands.append(np.asarray(points, np.float64)[np.asarray(valid)])
         count += len(hands[-1])
@@ -57,9 +58,11 @@ def fit(
     points = np.concatenate(hands)[:num_hands]
     relative = points.mean(axis=0)
     # Metrics align joints and vertices separately, so their means are separate too.
-    joints3d = _procrustes_mean(points[:, :21], rounds)
-    vertices = _procrustes_mean(points[:, 21:], rounds)
-    return MeanHand(relative[21:], relative[:21], vertices, joints3d, len(points))
+    joints3d = _procrustes_mean(points[:, :num_joints], rounds)
+    vertices = _procrustes_mean(points[:, num_joints:], rounds)
+    return MeanHand(
+        relative[num_joints:], relative[:num_joints], vertices, joints3d, len(points)
+    )
 
 
 def _procrustes_mean(

@@ -113,9 +113,11 @@ def prepare(config: ml_collections.ConfigDict) -> Subject:
     """Build the model of a config with random weights."""
     family = models.load(config.family)
     dtype = launch.compute_dtype(config.train.precision)
-    model = checkpoints.build_model(family, config, dtype=dtype)
     hand_file = mano_files.load(
         config.hand.source, side=config.hand.side, tips=config.hand.tips or None
+    )
+    model = checkpoints.build_model(
+        family, config, dtype=dtype, edges=hand_file.skeleton.bones
     )
     example = functools.partial(data.example_batch, config, hand_file)
     hand = models.hand_constants(hand_file)

@@ -16,6 +16,7 @@ from data_pipelines.synthetic import poses
 from data_pipelines.synthetic.poses import PosePriorSource
 from handjax import mano
 from handjax.mano_files import ManoFile
+from handjax.skeleton import MANO_JOINTS
 from handjax.types import Batch
 
 DEPTH = 0.5
@@ -104,8 +105,8 @@ def with_real_poses(
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)
     for batch, real in zip(batches, of_batches.to_iter_dataset(options), strict=False):
         yield batch._replace(
-            real_pose=real["mano_pose"].reshape(-1, 16, 3),
-            real_betas=real["betas"].reshape(-1, 10),
+            real_pose=np.concatenate(real["mano_pose"]),
+            real_betas=np.concatenate(real["betas"]),
         )
 
 
@@ -115,6 +116,7 @@ def from_meshes(
     *,
     root: int,
     crop_size: int,
+    bones: int = len(MANO_JOINTS),
     mano_pose: np.ndarray | None = None,
     betas: np.ndarray | None = None,
 ) -> Batch:
@@ -134,11 +136,11 @@ def from_meshes(
         root3d=place.astype(np.float32),
         intrinsics=np.broadcast_to(intrinsics, (size, 3, 3)).astype(np.float32),
         R_crop_camera=np.broadcast_to(np.eye(3), (size, 3, 3)).astype(np.float32),
-        mano_pose=np.zeros((size, 16, 3), np.float32)
+        mano_pose=np.zeros((size, bones, 3), np.float32)
         if mano_pose is None
         else mano_pose,
         betas=np.zeros((size, 10), np.float32) if betas is None else betas,
-        joints2d_valid=np.zeros((size, 21), bool),
+        joints2d_valid=np.zeros(joints3d.shape[:2], bool),
         joints3d_valid=yes,
         vertices_valid=yes,
         mano_valid=np.full(size, mano_pose is not None),

@@ -12,9 +12,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from handjax import mesh_export, render, skeleton
+from handjax import mesh_export, render
 from handjax.files import write_bytes, write_json
 from handjax.photo import Intrinsics, Photo
+from handjax.skeleton import HAND
 
 if TYPE_CHECKING:
     from handjax.predictor import HandPrediction
@@ -63,7 +64,7 @@ def as_json(
         "units": UNITS,
         "frames": FRAMES,
         "root_joint": root,
-        "joint_names": list(skeleton.JOINTS),
+        "joint_names": list((hands[0].skeleton if hands else HAND).joints),
         "camera": {
             "intrinsics": _rounded(intrinsics.matrix, 4),
             "source": intrinsics.source,
@@ -137,7 +138,8 @@ def overlay(photo: Photo, hands: "Sequence[HandPrediction]") -> np.ndarray:
             alpha=0.75,
         )
     for hand in hands:
-        second = render.draw_skeleton(second, (hand.joints2d + 0.5) * ratio - 0.5)
+        joints2d = (hand.joints2d + 0.5) * ratio - 0.5
+        second = render.draw_skeleton(second, joints2d, skeleton=hand.skeleton)
         box = (np.reshape(hand.box.box_px, (2, 2)) + 0.5) * ratio - 0.5
         first = render.draw_box(first, box.ravel().tolist())
     panels = [first, second]

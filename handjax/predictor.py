@@ -17,13 +17,14 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from handjax import camera, checkpoints, crop, photo, skeleton, tta
+from handjax import camera, checkpoints, crop, models, photo, tta
 from handjax.mesh_export import outward_faces
 from handjax.photo import HandBox, Intrinsics, Photo
+from handjax.skeleton import HAND, Skeleton
 from handjax.types import HandOutput
 
-_HAND_EXTENT_M = 0.18
-"""Size of a hand whose distance only the box can tell."""
+_HAND_EXTENT_M, _BODY_EXTENT_M = 0.18, 1.7
+"""Size of a hand or body whose distance only the box can tell."""
 _SMALLEST_IN_PHOTO = 1 / 16
 
 
@@ -31,11 +32,11 @@ class HandPrediction(NamedTuple):
     """One reconstructed hand; OpenCV axes (x right, y down, z forward) of the photo."""
 
     box: HandBox
-    vertices: Float[np.ndarray, "778 3"]
+    vertices: Float[np.ndarray, "vertex 3"]
     """Metres, relative to the root joint; add `translation` for the camera's frame."""
-    joints3d: Float[np.ndarray, "21 3"]
-    """Same frame, `skeleton.JOINTS` order."""
-    joints2d: Float[np.ndarray, "21 2"]
+    joints3d: Float[np.ndarray, "joint 3"]
+    """Same frame, in the order of `skeleton`."""
+    joints2d: Float[np.ndarray, "joint 2"]
     """Pixels of the upright photo."""
     translation: Float[np.ndarray, "3"]
     """The root joint in the camera's frame, metres; as good as the intrinsics are."""
@@ -43,12 +44,14 @@ class HandPrediction(NamedTuple):
     """"root_depth" (predicted), "joints2d" (3-D joints put onto the predicted 2-D ones)
     or "box" (its size)."""
     intrinsics: Intrinsics
-    faces: Int[np.ndarray, "1538 3"]
+    faces: Int[np.ndarray, "face 3"]
     """Outward for this side."""
     indices: Int[np.ndarray, "token"] | None
     """Code of each token (token families)."""
     token_confidence: Float[np.ndarray, "token"] | None
     """Probability of each chosen code."""
+    skeleton: Skeleton = HAND
+    """Names and bones of the joints."""
 
     @property
     def confidence(self) -> float | None:
@@ -88,6 +91,7 @@ class HandPredictor:
         if tta_mode:
             self.name += f", test-time augmentation {tta_mode!r}"
         self.faces = np.asarray(variables["constants"]["faces"])
+        self.skeleton = models.skeleton_of(variables)
         self._variables = variables
         self._apply = jax.jit(functools.partial(_predict, model, tta_mode))
 
@@ -114,8 +118,6 @@ class HandPredictor:
             FileNotFoundError: The workdir has no such checkpoint.
             ValueError: The stage reconstructs meshes and sees no image.
         """
-        from handjax import models
-
         config, model, variables, found, step = checkpoints.load_for_inference(
             workdir, stage, step
         )
@@ -231,12 +233,13 @@ class HandPredictor:
             translation = _solved(joints3d, joints2d, request)
         source = "joints2d"
         if output.root_gamma is not None and joints2d is not None:
-            root = joints2d[skeleton.ROOTS[self.config.data.root]]
+            root = joints2d[self.skeleton.roots[self.config.data.root]]
             found = _at_depth(root, float(output.root_gamma), view, request)
             if found is not None:
                 translation, source = found, "root_depth"
         if translation is None:
-            translation, source = _from_box(joints3d, request), "box"
+            extent = _HAND_EXTENT_M if self.skeleton is HAND else _BODY_EXTENT_M
+            translation, source = _from_box(joints3d, request, extent), "box"
         if joints2d is None:
             homogeneous = (joints3d + translation) @ request.intrinsics.matrix.T
             joints2d = homogeneous[:, :2] / homogeneous[:, 2:]
@@ -251,6 +254,7 @@ class HandPredictor:
             faces=outward_faces(self.faces, is_right=is_right),
             indices=None if output.indices is None else np.asarray(output.indices),
             token_confidence=confidence,
+            skeleton=self.skeleton,
         )
 
 
@@ -330,10 +334,10 @@ def _solved(joints3d, joints2d, request: Request) -> np.ndarray | None:
     return found if smallest < ratio < 4 else None
 
 
-def _from_box(joints3d: np.ndarray, request: Request) -> np.ndarray:
+def _from_box(joints3d: np.ndarray, request: Request, extent_m: float) -> np.ndarray:
     """A hand of usual size that fills its box: a guess, and reported as one."""
     box = np.reshape(np.asarray(request.box.box_px, np.float64), (2, 2))
     K = request.intrinsics.matrix
-    depth = K[0, 0] * _HAND_EXTENT_M / max(box[1] - box[0])
+    depth = K[0, 0] * extent_m / max(box[1] - box[0])
     ray = np.linalg.solve(K, np.append(box.mean(axis=0), 1.0))
     return ray * depth - np.append(joints3d[:, :2].mean(axis=0), 0.0)

@@ -37,7 +37,7 @@ class Recorder:
         self.writer = logs.Writer(run.workdir, stage.name, begin, active=run.first)
         self.progress = logs.Progress(stage.name, self.config.steps, active=run.first)
         self._pending: tuple[int, dict[str, Any]] | None = None
-        self._rates: dict[str, float] = {}
+        self._rates = dict.fromkeys(optimizers.schedules(self.config), 0.0)
         self._since, self._at, self._waited = time.monotonic(), begin, 0.0
 
     def __enter__(self) -> "Recorder":
@@ -80,8 +80,7 @@ class Recorder:
             raise NonFiniteError(self._nonfinite(step, bad))
         self.sums.add(values)
         self.progress.tick(step)
-        rates = optimizers.schedules(self.config)
-        self._rates = {name: float(values[name]) for name in rates}
+        self._rates = {name: float(values[name]) for name in self._rates}
         if step % self.options.log_every == 0 or step == self.config.steps:
             self._log(step)
 
@@ -146,7 +145,7 @@ class Recorder:
         self.writer.scalars(step, scores)
         best = self.patience.see(step, scores)
         if best:
-            self.store.keep_for_good(step)
+            self.store.keep_best(step)
         return best
 
     def _draw(self, step: int, variables: Any) -> None:

@@ -11,18 +11,20 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from handjax.rasterizer import interpolate, rasterize
-from handjax.skeleton import BONES, FINGERS
+from handjax.skeleton import HAND, Skeleton
 from handjax.types import AnyArray, Batch, HandOutput
 
 PREDICTION_COLOR = (0.96, 0.76, 0.62)
 TARGET_COLOR = (0.62, 0.82, 0.96)
-FINGER_COLORS = {
-    "thumb": (230, 70, 70),
-    "index": (240, 170, 40),
-    "middle": (80, 190, 80),
-    "ring": (60, 140, 240),
-    "little": (180, 90, 220),
-}
+LIMB_COLORS = (
+    (230, 70, 70),
+    (240, 170, 40),
+    (80, 190, 80),
+    (60, 140, 240),
+    (180, 90, 220),
+    (50, 195, 195),
+)
+"""Thumb, index, middle, ring, little; of a body, one limb after the other."""
 
 Color = Sequence[float] | Float[np.ndarray, "vertex 3"]
 
@@ -169,9 +171,12 @@ def _downsample(picture):
 
 
 def draw_skeleton(
-    image: UInt8[np.ndarray, "height width 3"], joints2d: Float[np.ndarray, "21 2"]
+    image: UInt8[np.ndarray, "height width 3"],
+    joints2d: Float[np.ndarray, "joint 2"],
+    *,
+    skeleton: Skeleton = HAND,
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Bones coloured by finger, joints as dots; those not finite are skipped."""
+    """Bones coloured by finger (limb), joints as dots; those not finite are skipped."""
     out = image.copy()
     scale = max(image.shape[:2]) / 224
     thickness, radius = max(1, round(1.5 * scale)), max(1, round(2 * scale))
@@ -182,15 +187,25 @@ def draw_skeleton(
         tuple(int(v) for v in np.rint(16 * p)) if np.isfinite(p).all() else None
         for p in np.asarray(joints, np.float64)
     ]
-    for i, (a, b) in enumerate(BONES):
+    colors = {0: (255, 255, 255)}
+    for (a, b), limb in zip(skeleton.bones, limbs(skeleton), strict=True):
+        color = colors[b] = LIMB_COLORS[limb % len(LIMB_COLORS)]
         if points[a] is not None and points[b] is not None:
-            color = FINGER_COLORS[FINGERS[i // 4]]
             cv2.line(out, points[a], points[b], color, thickness, cv2.LINE_AA, shift=4)
     for i, point in enumerate(points):
         if point is not None:
-            color = FINGER_COLORS[FINGERS[max(i - 1, 0) // 4]] if i else (255, 255, 255)
-            cv2.circle(out, point, radius * 16, color, -1, cv2.LINE_AA, shift=4)
+            cv2.circle(out, point, radius * 16, colors[i], -1, cv2.LINE_AA, shift=4)
     return out
+
+
+def limbs(skeleton: Skeleton) -> list[int]:
+    """Number of the finger or limb of each bone: a new one at every fork."""
+    parents = [parent for parent, _ in skeleton.bones]
+    found: dict[int, int] = {}
+    for parent, child in skeleton.bones:
+        goes_on = parent in found and parents.count(parent) == 1
+        found[child] = found[parent] if goes_on else max(found.values(), default=-1) + 1
+    return [found[child] for _, child in skeleton.bones]
 
 
 def draw_box(
@@ -226,8 +241,9 @@ def side_by_side(
 def contact_sheet(
     batch: Batch,
     output: HandOutput,
-    faces: Int[AnyArray, "1538 3"],
+    faces: Int[AnyArray, "face 3"],
     *,
+    skeleton: Skeleton = HAND,
     num: int = 8,
     size: int = 160,
 ) -> UInt8[np.ndarray, "height width 3"]:
@@ -250,7 +266,8 @@ def contact_sheet(
         if output.joints2d is not None:
             scale = size / _crop_size(batch)
             joints2d = np.asarray(output.joints2d[i], np.float64)
-            first = draw_skeleton(crop, (joints2d + 0.5) * scale - 0.5)
+            joints2d = (joints2d + 0.5) * scale - 0.5
+            first = draw_skeleton(crop, joints2d, skeleton=skeleton)
         pictures.append(first)
         for mesh, color in ((prediction, PREDICTION_COLOR), (target, TARGET_COLOR)):
             pictures.append(

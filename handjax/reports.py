@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from handjax import checkpoints, files, skeleton
+from handjax import checkpoints, files
 from handjax.run import Run
 from handjax.stages import Stage
 from handjax.types import Batch, HandOutput
@@ -41,7 +41,7 @@ class Reports:
             variables,
             stage,
             run.data.evaluation(stage),
-            root=skeleton.ROOTS[run.config.data.root],
+            root=run.skeleton.roots[run.config.data.root],
             mean_hand=self._mean_hand,
             predict=self._compiled(run, stage),
         )
@@ -100,7 +100,11 @@ class Reports:
         from handjax.render import contact_sheet
 
         return contact_sheet(
-            batch, output, run.hand.faces, num=run.config.train.num_images
+            batch,
+            output,
+            run.hand.faces,
+            skeleton=run.skeleton,
+            num=run.config.train.num_images,
         )
 
     def _drawn(self, run: Run, stage: Stage) -> Batch:

@@ -52,7 +52,7 @@ def initial_state(
     if found is not None:
         run.say(f"stage {stage.name}: going on from step {found.step}")
         patience = Patience(config.patience, found.meta.get("patience", {}))
-        store.keep_for_good(patience.step)
+        store.keep_best(patience.step)
         metrics = logs.Metrics(found.meta["metrics"])
         return Start(_from_checkpoint(found), metrics, patience)
     if carried is None:

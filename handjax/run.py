@@ -10,6 +10,7 @@ import ml_collections
 import numpy as np
 
 from handjax import logs
+from handjax.skeleton import HAND, Skeleton
 from handjax.stages import Stage
 from handjax.types import Batch
 
@@ -49,6 +50,8 @@ class Run(NamedTuple):
     mesh: jax.sharding.Mesh
     hooks: Hooks
     stop: "Stop"
+    skeleton: Skeleton = HAND
+    """The joints that are predicted, of the hand model."""
 
     @property
     def first(self) -> bool:

@@ -4,7 +4,13 @@ The one order inside handjax is `JOINTS`: wrist, then thumb, index, middle, ring
 little, each from base to tip (the order of OpenPose and FreiHAND). MANO's file order
 is wrist, index, middle, little, ring, thumb (three joints each), to which users append
 five finger tips.
+
+Everything that is no hand network takes its joints from a `Skeleton`: `HAND`, or the
+one of a body model's file (`ManoFile.skeleton`).
 """
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,6 +35,20 @@ BONES = tuple(
     for i in range(4)
 )
 """Parent and child of each of the 20 bones, in `JOINTS` indices."""
+
+
+class Skeleton(NamedTuple):
+    """The joints that a model predicts, in one order."""
+
+    joints: tuple[str, ...]
+    bones: tuple[tuple[int, int], ...]
+    """Parent and child of each bone, as indices of `joints`."""
+    roots: dict[str, int]
+    """Joints that 3-D may be relative to (`config.data.root`). A hand or body none of
+    whose roots is in the picture has no 3-D supervision."""
+
+
+HAND = Skeleton(JOINTS, BONES, ROOTS)
 
 MANO_JOINTS = ("wrist",) + tuple(
     f"{finger}{i}"
@@ -58,3 +78,41 @@ project that uses them. Other meshes name their own in the model file."""
 
 MANO_TIPS_LEFT = {"manopth": (745, 317, 445, 556, 673)}
 """Where a project uses other vertices for left hands than `MANO_TIPS` says."""
+
+SMPL_JOINTS = (
+    *("pelvis", "left_hip", "right_hip", "spine1", "left_knee", "right_knee"),
+    *("spine2", "left_ankle", "right_ankle", "spine3", "left_foot", "right_foot"),
+    *("neck", "left_collar", "right_collar", "head", "left_shoulder"),
+    *("right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist"),
+    *("left_hand", "right_hand"),
+)
+"""The 24 joints of an SMPL file, in file order."""
+
+SMPL_PARENTS = (
+    *(-1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 12),
+    *(13, 14, 16, 17, 18, 19, 20, 21),
+)
+"""Parent of each joint of an SMPL file (its `kintree_table`)."""
+
+
+def root_joint(name: str) -> int:
+    """Index of a root: a hand's by its name; a body's only one is its first joint."""
+    return ROOTS.get(name, 0)
+
+
+def of_body(parents: Sequence[int], ends: Sequence[tuple[str, int]] = ()) -> Skeleton:
+    """The joints of a body model's tree, then the points that its file names.
+
+    Args:
+        parents: of each joint, -1 for the first. SMPL's tree has SMPL's names.
+        ends: name of each further point, and the joint that it hangs on.
+    """
+    known = tuple(parents) == SMPL_PARENTS
+    names = SMPL_JOINTS if known else tuple(f"joint{i}" for i in range(len(parents)))
+    tree = [(parent, child) for child, parent in enumerate(parents) if child]
+    hung = [(joint, len(names) + i) for i, (_, joint) in enumerate(ends)]
+    return Skeleton(
+        joints=(*names, *(name for name, _ in ends)),
+        bones=(*tree, *hung),
+        roots={names[0]: 0},
+    )

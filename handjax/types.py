@@ -3,6 +3,10 @@
 Conventions, everywhere in handjax: metres and radians; OpenCV camera axes (x right,
 y down, z forward); 2-D in pixels of the network crop; joints in `skeleton.JOINTS`
 order; models see right hands only (the data path mirrors left ones).
+
+Counts are data: a hand has 778 `vertex`, 21 `joint`, 16 `bone` (joints of the hand
+model, each with a rotation) and 10 `beta`; a body model of `config.hand.source` brings
+its own, and its joints are those of `ManoFile.skeleton`.
 """
 
 from typing import Any, NamedTuple
@@ -36,11 +40,11 @@ class Batch(NamedTuple):
 
     image: UInt8[AnyArray, "batch height width 3"] | None
     """RGB, 0..255; None in stages that need no image."""
-    vertices: Float[AnyArray, "batch 778 3"]
+    vertices: Float[AnyArray, "batch vertex 3"]
     """Mesh, metres, minus `root3d`."""
-    joints3d: Float[AnyArray, "batch 21 3"]
+    joints3d: Float[AnyArray, "batch joint 3"]
     """Joints in `skeleton.JOINTS` order, metres, minus `root3d`."""
-    joints2d: Float[AnyArray, "batch 21 2"]
+    joints2d: Float[AnyArray, "batch joint 2"]
     """Pixels of the crop, x right, y down; the centre of the first pixel is (0, 0)."""
     root3d: Float[AnyArray, "batch 3"]
     """Root joint (`config.data.root`) in the crop camera, metres."""
@@ -48,11 +52,11 @@ class Batch(NamedTuple):
     """Camera matrix of the crop, pixels."""
     R_crop_camera: Float[AnyArray, "batch 3 3"]
     """Rotation from the real camera's axes to the crop camera's."""
-    mano_pose: Float[AnyArray, "batch 16 3"]
+    mano_pose: Float[AnyArray, "batch bone 3"]
     """Absolute axis-angle in radians, wrist first, crop camera; zero if not known."""
-    betas: Float[AnyArray, "batch 10"]
+    betas: Float[AnyArray, "batch beta"]
     """Shape coefficients of the hand model; zero where not known."""
-    joints2d_valid: Bool[AnyArray, "batch 21"]
+    joints2d_valid: Bool[AnyArray, "batch joint"]
     """The joint is annotated and strictly inside both the photo and the crop."""
     joints3d_valid: Bool[AnyArray, "batch"]
     vertices_valid: Bool[AnyArray, "batch"]
@@ -63,21 +67,21 @@ class Batch(NamedTuple):
     """False for the padding that fills the last evaluation batch."""
     index: Int[AnyArray, "batch"]
     """Position of the example in its split, to name it in reports."""
-    real_pose: Float[AnyArray, "real 16 3"] | None = None
+    real_pose: Float[AnyArray, "real bone 3"] | None = None
     """Poses that belong to no example, for a discriminator: axis-angle in radians,
     wrist first; `Stage.real_poses` for each example, None where a stage wants none."""
-    real_betas: Float[AnyArray, "real 10"] | None = None
+    real_betas: Float[AnyArray, "real beta"] | None = None
     """Their shape coefficients."""
 
 
 class HandOutput(NamedTuple):
     """What every family predicts; optional fields are None when a family has none."""
 
-    vertices: Float[AnyArray, "batch 778 3"]
+    vertices: Float[AnyArray, "batch vertex 3"]
     """Mesh, metres, crop camera axes, relative to the root joint."""
-    joints3d: Float[AnyArray, "batch 21 3"]
+    joints3d: Float[AnyArray, "batch joint 3"]
     """Joints in `skeleton.JOINTS` order, same frame."""
-    joints2d: Float[AnyArray, "batch 21 2"] | None = None
+    joints2d: Float[AnyArray, "batch joint 2"] | None = None
     """Pixels of the network crop."""
     logits: Float[AnyArray, "batch token code"] | None = None
     """Token scores before softmax (token families)."""

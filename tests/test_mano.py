@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from data_pipelines.synthetic.body import mesh as synthetic_body
 from handjax import mano, mano_files, rotations, skeleton
 
 _skin = jax.jit(mano.skin)
@@ -31,9 +32,9 @@ def hand(file):
     return mano.HandModel.from_file(file)
 
 
-def _parameters(seed, batch=()):
+def _parameters(seed, batch=(), bones=16):
     rng = np.random.default_rng(seed)
-    pose = rng.normal(scale=0.6, size=(*batch, 16, 3))
+    pose = rng.normal(scale=0.6, size=(*batch, bones, 3))
     betas = rng.normal(size=(*batch, 10))
     transl = rng.normal(scale=0.3, size=(*batch, 3))
     return tuple(x.astype(np.float32) for x in (pose, betas, transl))
@@ -41,22 +42,23 @@ def _parameters(seed, batch=()):
 
 def _slow_skin(file, pose, betas, transl):
     """One hand, vertex by vertex in float64, from the published formula."""
+    count, bones = file.weights.shape
     flat = file.v_template + np.array(
-        [[sum(file.shapedirs[v, x] * betas) for x in range(3)] for v in range(778)]
+        [[sum(file.shapedirs[v, x] * betas) for x in range(3)] for v in range(count)]
     )
     rest = file.J_regressor @ flat
     R = [Rotation.from_rotvec(p.astype(np.float64)).as_matrix() for p in pose]
-    feature = np.concatenate([(R[j] - np.eye(3)).ravel() for j in range(1, 16)])
+    feature = np.concatenate([(R[j] - np.eye(3)).ravel() for j in range(1, bones)])
     transforms = []
     for j, parent in enumerate(file.parents):
         local = np.eye(4)
         local[:3, :3] = R[j]
         local[:3, 3] = rest[j] - (rest[parent] if j else 0)
         transforms.append(transforms[parent] @ local if j else local)
-    vertices = np.zeros((778, 3))
-    for v in range(778):
+    vertices = np.zeros((count, 3))
+    for v in range(count):
         bent = flat[v] + file.posedirs[v] @ feature
-        for j in range(16):
+        for j in range(bones):
             moved = transforms[j] @ np.append(bent - rest[j], 1)
             vertices[v] += file.weights[v, j] * moved[:3]
     return vertices + transl, np.array([T[:3, 3] for T in transforms]) + transl
@@ -68,6 +70,43 @@ def test_skin_equals_the_slow_reference(file, hand):
     slow_vertices, slow_joints = _slow_skin(file, pose, betas, transl)
     np.testing.assert_allclose(vertices, slow_vertices, atol=1e-6)
     np.testing.assert_allclose(joints, slow_joints, atol=1e-6)
+
+
+def test_any_tree_equals_the_slow_reference(tmp_path):
+    """SMPL's tree, which is nine joints deep, with correctives."""
+    synthetic_body.save(tmp_path / "body.npz", sides=3, rings=2)
+    body = mano_files.load(tmp_path / "body.npz")
+    noise = np.random.default_rng(0).normal(scale=1e-3, size=body.posedirs.shape)
+    body = body._replace(posedirs=noise)
+    pose, betas, transl = _parameters(7, bones=24)
+    # The tree is traced here, as it is when it comes out of a model's variables.
+    posed = jax.jit(
+        lambda body: body.with_shape(betas).with_pose(pose[0], pose[1:], transl)
+    )(mano.HandModel.from_file(body))
+    slow_vertices, slow_joints = _slow_skin(body, pose, betas, transl)
+    np.testing.assert_allclose(posed.vertices, slow_vertices, atol=1e-5)
+    np.testing.assert_allclose(posed.model_joints, slow_joints, atol=1e-5)
+    ends = posed.vertices[body.tip_ids]
+    np.testing.assert_array_equal(posed.joints3d[24:], ends)
+
+
+def test_any_tree_equals_the_five_fingers(file):
+    pose, _, _ = _parameters(8, (2, 3))
+    joints = jnp.asarray(np.random.default_rng(8).normal(size=(2, 3, 16, 3)), "f4")
+    parents = jnp.asarray(file.parents)
+
+    def gradient_and_value(kinematics, *tree):
+        def loss(pose):
+            found = kinematics(joints, rotations.axis_angle_to_matrix(pose), *tree)
+            return sum(jnp.sum(x**2 * x) for x in found), found
+
+        return jax.tree.leaves(jax.jit(jax.grad(loss, has_aux=True))(pose))
+
+    fingers = gradient_and_value(mano._hand_kinematics)
+    for one, other in zip(
+        fingers, gradient_and_value(mano._tree_kinematics, parents), strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
 def test_no_pose_and_no_shape_is_the_template(file, hand):
@@ -82,7 +121,7 @@ def test_stages_equal_the_single_call_and_joints_are_regressed(file, hand):
     posed = hand.with_shape(betas).with_pose(pose[..., 0, :], pose[..., 1:, :], transl)
     vertices, joints = _skin(hand, pose, betas, transl)
     np.testing.assert_allclose(posed.vertices, vertices, atol=1e-6)
-    np.testing.assert_allclose(posed.joints16, joints, atol=1e-6)
+    np.testing.assert_allclose(posed.model_joints, joints, atol=1e-6)
     regressor = mano.joint_regressor(file)
     expected = np.einsum("jv,...vx->...jx", regressor, np.asarray(vertices))
     np.testing.assert_allclose(posed.joints3d, expected, atol=1e-6)
@@ -144,7 +183,7 @@ def test_turning_the_hand_turns_the_mesh_about_the_wrist_joint(hand):
     shaped = hand.with_shape(betas)
     one = shaped.with_pose(local[0], local[1:], transl, form="matrix")
     two = shaped.with_pose(R @ local[0], local[1:], transl, form="matrix")
-    wrist = np.asarray(one.joints16)[0]
+    wrist = np.asarray(one.model_joints)[0]
     expected = (np.asarray(one.vertices) - wrist) @ R.T + wrist
     np.testing.assert_allclose(two.vertices, expected, atol=1e-6)
 
@@ -201,7 +240,7 @@ def test_it_jits_vmaps_and_is_a_pytree(hand):
     vertices, _ = mano.skin(hand, pose, betas, transl)
     mapped, _ = jax.vmap(_skin, in_axes=(None, 0, 0, 0))(hand, pose, betas, transl)
     np.testing.assert_allclose(vertices, mapped, atol=1e-6)
-    assert len(jax.tree.leaves(hand)) == len(hand)
+    assert len(jax.tree.leaves(hand)) == len(hand) - 1  # without `parents`
 
 
 def test_wrong_options_are_named(hand):
@@ -251,4 +290,4 @@ def test_equal_to_smplx_on_the_same_file(tmp_path, file, side, flat_hand_mean):
     )
     np.testing.assert_allclose(posed.vertices, theirs.vertices.numpy(), atol=1e-6)
     joints = theirs.joints.numpy()[:, :16]
-    np.testing.assert_allclose(posed.joints16, joints, atol=1e-6)
+    np.testing.assert_allclose(posed.model_joints, joints, atol=1e-6)

@@ -11,6 +11,7 @@ import warnings
 import numpy as np
 import pytest
 
+from data_pipelines.synthetic.body import mesh as synthetic_body
 from handjax import mano_files, safe_pickle, skeleton
 
 TIPS = tuple(int(i) for i in mano_files.load().tip_ids)
@@ -89,15 +90,15 @@ def _python2_pickle(path, arrays, monkeypatch, row_shift=0):
             select,
             a=_held(chumpy, x=twenty, _dirty_vars=set(), _itr=None),
             idxs=ids,
-            preferred_shape=(778, 3, 10),
+            preferred_shape=arrays["shapedirs"].shape,
             _dirty_vars={"a"},
         ),
         "J_regressor": _held(
             csc,
-            _shape=(16, 778),
+            _shape=dense.shape,
             data=dense[row, column],
             indices=(row + row_shift).astype(np.int32),
-            indptr=np.searchsorted(column, np.arange(779)).astype(np.int32),
+            indptr=np.searchsorted(column, np.arange(len(dense.T) + 1)).astype("i4"),
             maxprint=50,
         ),
     }
@@ -167,8 +168,11 @@ def test_mirroring_twice_is_the_same_hand():
     assert not left.is_right
     assert left.sha256 != file.sha256
     back = mano_files.mirror(left)
-    for field, value in file._asdict().items():
-        np.testing.assert_array_equal(getattr(back, field), value)
+    assert back.skeleton == file.skeleton
+    for field, value in file._replace(skeleton=None)._asdict().items():
+        np.testing.assert_array_equal(
+            getattr(back._replace(skeleton=None), field), value
+        )
 
 
 # Files.
@@ -369,3 +373,93 @@ def test_beside_a_right_file_the_defect_is_known(tmp_path):
     assert _same(file, mano_files.load(side="left"))
     with pytest.raises(ValueError, match="already differ"):
         mano_files.load(tmp_path, side="left", tips=TIPS, left_shapedirs="x_negated")
+
+
+# Bodies.
+
+
+def test_a_body_is_read_with_its_own_counts(tmp_path):
+    synthetic_body.save(tmp_path / "body.npz", sides=5, rings=3)
+    file = mano_files.load(tmp_path / "body.npz")
+    assert (file.name, file.is_right, len(file.v_template)) == ("body", True, 24 * 17)
+    assert tuple(file.parents) == skeleton.SMPL_PARENTS
+    assert file.hands_components.shape == (69, 69) and not file.hands_mean.any()
+    assert file.skeleton.joints[:24] == skeleton.SMPL_JOINTS
+    assert file.skeleton.roots == {"pelvis": 0}
+    # One bone to every joint but the first, and end points hang on the last bones.
+    children = [child for _, child in file.skeleton.bones]
+    assert children == list(range(1, len(file.skeleton.joints)))
+    names = file.skeleton.joints
+    named = {names[child]: names[parent] for parent, child in file.skeleton.bones}
+    assert named["left_wrist"] == "left_elbow" and named["head_top"] == "head"
+    assert named["right_fingers"] == "right_hand"
+
+
+def test_joints_of_a_body_are_its_regressed_joints_then_its_end_points(tmp_path):
+    arrays = synthetic_body.arrays()
+    file = mano_files.load(_plain(tmp_path / "body.pkl", arrays))
+    joints = mano_files.joint_regressor(file) @ file.v_template
+    expected = arrays["J_regressor"] @ arrays["v_template"]
+    np.testing.assert_allclose(joints[:24], expected, atol=1e-12)
+    np.testing.assert_array_equal(joints[24:], arrays["v_template"][arrays["tips"]])
+
+
+def test_the_published_form_of_a_body_is_read_without_end_points(tmp_path, monkeypatch):
+    """Python 2 with chumpy and scipy, more shapes than ten, nothing of ours."""
+    arrays = synthetic_body.arrays()
+    expected = mano_files.load(_plain(tmp_path / "plain.pkl", arrays))
+    del arrays["tips"], arrays["tip_names"]
+    path = _python2_pickle(tmp_path / "smpl.pkl", arrays, monkeypatch)
+    file = mano_files.load(path)
+    assert _same(file, expected) and file.skeleton.joints == skeleton.SMPL_JOINTS
+    more = arrays | {"shapedirs": np.repeat(arrays["shapedirs"], 30, axis=2)}
+    assert mano_files.load(_plain(path, more)).shapedirs.shape[-1] == 10
+
+
+def test_another_tree_than_smpls_has_numbered_joints(tmp_path):
+    arrays = synthetic_body.arrays()
+    kept = np.arange(12)
+    part = arrays | {
+        "J_regressor": arrays["J_regressor"][kept],
+        "weights": arrays["weights"][:, kept],
+        "kintree_table": arrays["kintree_table"][:, kept],
+        "posedirs": arrays["posedirs"][:, :, : 9 * 11],
+    }
+    file = mano_files.load(_plain(tmp_path / "animal.pkl", part))
+    assert file.skeleton.joints[:12] == tuple(f"joint{i}" for i in range(12))
+    assert file.skeleton.roots == {"joint0": 0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"weights": np.zeros((624, 23))},
+            r"weights has shape .*24 joints and 624 ver",
+        ),
+        (
+            {"posedirs": np.zeros((624, 3, 135))},
+            r"posedirs has shape .* \(624, 3, 207\)",
+        ),
+        ({"shapedirs": np.zeros((624, 3, 4))}, "shapedirs has shape"),
+        ({"v_template": np.zeros((600, 3))}, "shapedirs has shape"),
+        ({"v_template": np.full((624, 3), np.inf)}, "v_template holds values"),
+        ({"f": np.full((9, 3), 624)}, "refers to vertices 624 to 624; there are 624"),
+        ({"kintree_table": np.full((2, 24), 30)}, "each must hang on an earlier one"),
+        ({"kintree_table": np.array(24)}, "SMPL's format with 0 joints"),
+        ({"tips": np.array([1, 2, 3, 4, 999])}, "one vertex from 0 to 623"),
+        ({"tip_names": np.array(["head"] * 5)}, "differ from each other"),
+    ],
+)
+def test_wrong_content_of_a_body_is_named(tmp_path, changes, message):
+    path = _plain(tmp_path / "body.pkl", synthetic_body.arrays() | changes)
+    with pytest.raises(ValueError, match=message):
+        mano_files.load(path)
+
+
+def test_a_body_has_no_side_and_no_finger_tips(tmp_path):
+    path = _plain(tmp_path / "body.pkl", synthetic_body.arrays())
+    with pytest.raises(ValueError, match="has no side"):
+        mano_files.load(path, side="left")
+    with pytest.raises(ValueError, match="leave side='right' and tips empty"):
+        mano_files.load(path, tips="smplx")

@@ -29,6 +29,7 @@ def _start(stage, accumulate):
     config = fake_family.get_config()
     options = config.stages[stage.name]
     options.accumulate = accumulate
+    options.optimizer.update(name="sgd", lr=1.0)  # moves by the very gradient
     state = train_state.create(_variables(), stage, options, jax.random.key(1))
     return fake_family.Model(), options, state
 

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,8 +95,8 @@ def ensure(
         "hand_sha256": file.sha256,
         "max_turn": max_turn,
     }
-    with _locked(directory):
-        _check_same(directory, settings)
+    with locked(directory):
+        check_same(directory, settings)
         missing = _missing(directory, settings)
         sheet = directory / "contact_sheet.png"
         if missing or not (directory / "metadata.json").is_file():
@@ -121,7 +122,7 @@ def _num_shards(count: int) -> int:
 
 
 @contextlib.contextmanager
-def _locked(directory: Path):
+def locked(directory: Path):
     """One process makes a data set, others wait; the system frees a dead one's lock."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -139,11 +140,19 @@ def _locked(directory: Path):
         yield
 
 
-def _check_same(directory: Path, settings: dict[str, Any]) -> None:
-    """Refuse a directory that holds something else."""
+def check_same(
+    directory: Path, settings: dict[str, Any], *, beside: Collection[str] = ()
+) -> None:
+    """Refuse a directory that holds something else.
+
+    Args:
+        directory: For a data set.
+        settings: What decides its records.
+        beside: Files that may be there before it.
+    """
     path = directory / "settings.json"
     if not path.is_file():
-        strangers = [p.name for p in directory.iterdir() if p.name != ".lock"]
+        strangers = {p.name for p in directory.iterdir()} - {".lock", *beside}
         if strangers:
             raise ValueError(
                 f"{str(directory)!r} holds {sorted(strangers)[0]!r} and no "

@@ -7,6 +7,7 @@ hand +y, thumb side +z. Angles are (flexion, abduction, twist) of joints 1..15, 
 """
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -166,13 +167,15 @@ def joint_rotations(
 
 
 def joint_transforms(
-    rotations: Float[np.ndarray, "16 3 3"], joints: Float[np.ndarray, "16 3"]
-) -> tuple[Float[np.ndarray, "16 3 3"], Float[np.ndarray, "16 3"]]:
+    rotations: Float[np.ndarray, "bone 3 3"],
+    joints: Float[np.ndarray, "bone 3"],
+    parents: Sequence[int] = skeleton.MANO_PARENTS,
+) -> tuple[Float[np.ndarray, "bone 3 3"], Float[np.ndarray, "bone 3"]]:
     """Rotation and translation that carry rest points along with each joint."""
-    turn, origin = np.empty((16, 3, 3)), np.empty((16, 3))
+    turn, origin = np.empty(rotations.shape), np.empty(joints.shape)
     turn[0], origin[0] = rotations[0], joints[0]
-    for joint in range(1, 16):
-        parent = skeleton.MANO_PARENTS[joint]
+    for joint in range(1, len(joints)):
+        parent = parents[joint]
         turn[joint] = turn[parent] @ rotations[joint]
         origin[joint] = turn[parent] @ (joints[joint] - joints[parent]) + origin[parent]
     return turn, origin - np.einsum("jab,jb->ja", turn, joints)
@@ -180,12 +183,12 @@ def joint_transforms(
 
 def skin(
     points: Float[np.ndarray, "vertex 3"],
-    weights: Float[np.ndarray, "vertex 16"],
-    turn: Float[np.ndarray, "16 3 3"],
-    shift: Float[np.ndarray, "16 3"],
+    weights: Float[np.ndarray, "vertex bone"],
+    turn: Float[np.ndarray, "bone 3 3"],
+    shift: Float[np.ndarray, "bone 3"],
 ) -> Float[np.ndarray, "vertex 3"]:
     """Linear blend skinning: each point follows the weighted mean of its joints."""
-    mixed = (weights @ turn.reshape(16, 9)).reshape(-1, 3, 3)
+    mixed = (weights @ turn.reshape(-1, 9)).reshape(-1, 3, 3)
     return (mixed @ points[:, :, None])[..., 0] + weights @ shift
 
 

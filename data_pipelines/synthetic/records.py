@@ -63,7 +63,7 @@ def _record(
     low, high = np.maximum(low, 0), np.minimum(high, size - 1)
     ones = np.ones((len(joints3d), 1))
     return {
-        "image": _jpeg(image, drawn.lens.quality),
+        "image": jpeg(image, drawn.lens.quality),
         "image_size": np.array([size, size]),
         "crop_origin": np.zeros(2),
         "crop_scale": 1.0,
@@ -90,7 +90,8 @@ def project(points: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
     return homogeneous[:, :2] / homogeneous[:, 2:]
 
 
-def _jpeg(image: np.ndarray, quality: int) -> bytes:
+def jpeg(image: np.ndarray, quality: int) -> bytes:
+    """A picture as it is stored."""
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image)).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()

@@ -72,7 +72,7 @@ def assemble(
     skipped = _backbones.by_rule(backbone.skipped, _BACKBONE)
     found = {
         **_moved(state_dict, table, skipped),
-        **{f"constants/hand/{name}": value for name, value in hand._asdict().items()},
+        **{f"constants/hand/{name}": value for name, value in hand.arrays().items()},
         "constants/faces": hand.faces,
     }
     for collection, tree in backbone.variables.items():

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 
 from handjax import mano_files
 from handjax.nn import backbones
+from handjax.skeleton import HAND, Skeleton, of_body
 from handjax.types import AnyArray, Variables
 
 
@@ -17,20 +18,41 @@ class HandConstants(NamedTuple):
     """What a model keeps of the hand model it was trained with.
 
     The fields are those of `mano.HandModel`, so that a family that poses hands stores
-    them all as "constants/hand" and makes `HandModel(**constants["hand"])` of them.
+    them all (`arrays`) as "constants/hand" and makes `HandModel(**constants["hand"])`
+    of them.
     """
 
     v_template: Float[np.ndarray, "vertex 3"]
     """Flat rest mesh, metres."""
     shapedirs: Float[np.ndarray, "vertex 3 beta"]
-    posedirs: Float[np.ndarray, "vertex 3 entry"]
+    posedirs: Float[np.ndarray, "vertex 3 corrective"]
     J_regressor: Float[np.ndarray, "bone vertex"]
     weights: Float[np.ndarray, "vertex bone"]
     joint_regressor: Float[np.ndarray, "joint vertex"]
     """`joints3d = joint_regressor @ vertices`, in `skeleton.JOINTS` order."""
-    hands_mean: Float[np.ndarray, "finger_bone 3"]
+    hands_mean: Float[np.ndarray, "local 3"]
     hands_components: Float[np.ndarray, "angle angle"]
     faces: Int[np.ndarray, "face 3"]
+    parents: Int[np.ndarray, "bone"] | None = None
+    """The tree of a body; None for a hand."""
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The fields that there are, by name."""
+        return {name: x for name, x in self._asdict().items() if x is not None}
+
+    def require_hand(self, family: str) -> None:
+        """Refuse a body, for families whose layers are made for a hand's counts.
+
+        Raises:
+            ValueError: It is one.
+        """
+        if self.parents is not None:
+            raise ValueError(
+                f"{family} is a network for hands, of 778 vertices and 21 joints; "
+                f"config.hand.source is a body model of {len(self.v_template)} and "
+                f"{len(self.joint_regressor)}. Use a family that takes its counts from "
+                "the model, as Hamba does."
+            )
 
 
 def hand_constants(file: mano_files.ManoFile) -> HandConstants:
@@ -45,7 +67,22 @@ def hand_constants(file: mano_files.ManoFile) -> HandConstants:
         hands_mean=np.asarray(file.hands_mean.reshape(-1, 3), np.float32),
         hands_components=np.asarray(file.hands_components, np.float32),
         faces=np.asarray(file.faces, np.int32),
+        parents=None if file.is_hand else np.asarray(file.parents, np.int32),
     )
+
+
+def skeleton_of(variables: Variables) -> Skeleton:
+    """The joints of a trained model, as its "constants" tell them.
+
+    All but the names of a body's end points, which its file has: they are numbered.
+    """
+    hand = variables.get("constants", {}).get("hand", {})
+    if "parents" not in hand:
+        return HAND
+    parents = np.asarray(hand["parents"]).tolist()
+    ends = np.asarray(hand["joint_regressor"])[len(parents) :].argmax(axis=1)
+    bones = np.asarray(hand["weights"])[ends].argmax(axis=1).tolist()
+    return of_body(parents, [(f"end{i}", bone) for i, bone in enumerate(bones)])
 
 
 def names() -> tuple[str, ...]:
@@ -96,8 +133,9 @@ def for_inference(model: Any, variables: Variables) -> tuple[Any, Variables]:
 
 
 def joints_from_vertices(
-    joint_regressor: Float[AnyArray, "21 778"], vertices: Float[AnyArray, "batch 778 3"]
-) -> Float[AnyArray, "batch 21 3"]:
+    joint_regressor: Float[AnyArray, "joint vertex"],
+    vertices: Float[AnyArray, "batch vertex 3"],
+) -> Float[AnyArray, "batch joint 3"]:
     """Joints of meshes, in float32 at full precision."""
     import jax
     import jax.numpy as jnp

@@ -119,6 +119,7 @@ class Model(nn.Module):
     sampling: str = "exact"  # GEOMETRIES; which of its two the release has is unknown
     scan_order: str = "openpose"  # SCAN_ORDERS
     graph: str = "per_joint"  # joint_graph.KINDS, or "none"
+    # Of the graph: the bones of config.hand's skeleton, unless the config has others.
     edges: Sequence[tuple[int, int]] = skeleton.BONES
     mixer: str = "scan"  # MIXERS
     heads: int = 8  # of mixer="attention"
@@ -159,8 +160,7 @@ class Model(nn.Module):
         self.regressor = Trunk(self.regressor_depths, **trunk)
         self.regressor_head = ManoHead(self.head_init)
         self.sampler = Filters(self.width, dtype)
-        order = SCAN_ORDERS[self.scan_order]
-        place = {joint: i for i, joint in enumerate(order)}
+        place = {joint: i for i, joint in enumerate(joints_in_order(self))}
         self.decoder = Trunk(
             self.decoder_depths,
             mixer=self.mixer,
@@ -209,10 +209,10 @@ class Model(nn.Module):
 
     def init_all(self, batch: Batch, hand: HandConstants) -> HandOutput:
         """Touch every submodule once and store what is kept of the hand model."""
-        model = HandModel(*map(jnp.asarray, hand))
-        self.put_variable("constants", "hand", model._asdict())
-        self.put_variable("constants", "faces", model.faces)
-        mean = mano_head.mean_parameters(model)
+        arrays = {name: jnp.asarray(value) for name, value in hand.arrays().items()}
+        self.put_variable("constants", "hand", arrays)
+        self.put_variable("constants", "faces", arrays["faces"])
+        mean = mano_head.mean_parameters(HandModel(**arrays))
         self.put_variable("constants", "mean", mean._asdict())
         prediction = self.predict(batch.image)
         if self.adversarial:
@@ -277,7 +277,7 @@ class Model(nn.Module):
         No gradient goes through the places.
         """
         joints2d = jax.lax.stop_gradient(joints2d)
-        joints2d = joints2d[:, np.array(SCAN_ORDERS[self.scan_order])]
+        joints2d = joints2d[:, np.array(joints_in_order(self))]
         if self.sampling == "none":
             mean = jnp.mean(features, axis=(1, 2))[:, None]
             return jnp.broadcast_to(mean, (*joints2d.shape[:2], features.shape[-1]))
@@ -434,6 +434,24 @@ def map_pixels(
     return ((at + 1) * size - 1) / 2
 
 
+def joints_in_order(model: Model) -> tuple[int, ...]:
+    """Joints as they are scanned: of `SCAN_ORDERS`, a body's as they come.
+
+    Raises:
+        ValueError: The order is of a hand's joints, and the edges are of others.
+    """
+    count = 1 + max(max(edge) for edge in model.edges)
+    if model.scan_order == "openpose":
+        return tuple(range(count))
+    if count != skeleton.NUM_JOINTS:
+        raise ValueError(
+            f"config.model.scan_order={model.scan_order!r} is an order of a hand's "
+            f"{skeleton.NUM_JOINTS} joints, but there are {count}; use 'openpose', "
+            "which takes joints as they come."
+        )
+    return SCAN_ORDERS[model.scan_order]
+
+
 def patch_padding(backbone: str) -> int:
     """Pixels by which a backbone pads the image before it cuts patches."""
     variant = backbones.family(backbone).VARIANTS[backbone]
@@ -446,7 +464,7 @@ def _mean(x: Float[Array, "batch *rest"], axis: Any) -> Float[Array, "batch dim"
 
 def output_of(model: Model, hand: Hand, image: Any) -> HandOutput:
     """What every family returns, of one of the two hands."""
-    root = skeleton.ROOTS[model.root]
+    root = skeleton.root_joint(model.root)
     return mano_head.hand_output(hand.posed, root=root, size_px=image.shape[1])
 
 
@@ -458,7 +476,6 @@ def _check_fields(model: Model) -> None:
         ("scan_order", SCAN_ORDERS),
         ("graph", graphs),
         ("mixer", MIXERS),
-        ("root", skeleton.ROOTS),
     ):
         value = getattr(model, key)
         if value not in allowed:

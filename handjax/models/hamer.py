@@ -28,7 +28,7 @@ from handjax.nn.mano_head import ManoHead, ManoParameters, MeanParameters, Posed
 from handjax.nn.metaformer import torch_linear_init
 from handjax.nn.ops import gelu
 from handjax.nn.pose_discriminator import PoseDiscriminator
-from handjax.skeleton import ROOTS
+from handjax.skeleton import root_joint
 from handjax.stages import Stage
 from handjax.types import AnyArray, Batch, HandOutput, Paper, Variables
 
@@ -130,7 +130,7 @@ class Model(nn.Module):
         hand = HandModel(**self.get_variable("constants", "hand"))
         posed = mano_head.posed(hand, parameters, joints=self.joints)
         output = mano_head.hand_output(
-            posed, root=ROOTS[self.root], size_px=image.shape[1]
+            posed, root=root_joint(self.root), size_px=image.shape[1]
         )
         return Prediction(parameters, posed, output)
 
@@ -144,8 +144,7 @@ class Model(nn.Module):
 
     def init_all(self, batch: Batch, hand: HandConstants) -> HandOutput:
         """Touch every submodule once and store the hand model and its mean."""
-        kept = {k: v for k, v in hand._asdict().items() if v is not None}
-        arrays = jax.tree.map(jnp.asarray, kept)
+        arrays = jax.tree.map(jnp.asarray, hand.arrays())
         mean = mano_head.mean_parameters(HandModel(**arrays))
         self.put_variable("constants", "hand", arrays)
         self.put_variable("constants", "mean", mean._asdict())

@@ -162,6 +162,7 @@ class Model(nn.Module):
 
     def init_all(self, batch: Batch, hand: HandConstants) -> HandOutput:
         """Touch every submodule once and store what is kept of the hand model."""
+        hand.require_hand(PAPER.name)
         constants: dict[str, Any] = dict(
             joint_regressor=hand.joint_regressor, faces=hand.faces
         )

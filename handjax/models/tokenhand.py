@@ -299,6 +299,7 @@ class Model(nn.Module):
 
     def init_all(self, batch: Batch, hand: HandConstants) -> HandOutput:
         """Touch every submodule once and store what is kept of the hand model."""
+        hand.require_hand(PAPER.name)
         self.put_variable(
             "constants", "joint_regressor", jnp.asarray(hand.joint_regressor)
         )

@@ -26,6 +26,8 @@ from handjax.types import HandOutput
 FOCAL_PX, CROP_PX = 5000, 256
 FACING = np.array([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]])
 """From a hand model's axes to the camera's: fingers up, palm to the camera."""
+UPRIGHT = np.diag([1.0, -1, -1])
+"""From a body model's axes to the camera's: head up, chest to the camera."""
 JOINTS = ("skeleton", "mesh")
 """Where joints come from. "skeleton": the joints that skinning turns about, and the
 tips of the mesh, as smplx and so HaMeR; "mesh": all regressed from the posed mesh, as
@@ -107,8 +109,9 @@ class ManoHead(nn.Module):
 def mean_parameters(hand: HandModel, *, fill: float = 0.5) -> MeanParameters:
     """Make mean parameters of a hand model.
 
-    Its mean pose and shape, fingers up and palm to the camera, in the middle of the
-    crop. (HaMeR's own come from licensed data; its checkpoints bring them along.)
+    Its mean pose and shape, fingers up and palm to the camera (a body upright, facing
+    the camera), in the middle of the crop. (HaMeR's own come from licensed data; its
+    checkpoints bring them along.)
 
     Args:
         hand: The model.
@@ -117,7 +120,8 @@ def mean_parameters(hand: HandModel, *, fill: float = 0.5) -> MeanParameters:
     """
     fingers = rotations.axis_angle_to_matrix(hand.hands_mean)
     betas = jnp.zeros(hand.shapedirs.shape[-1])
-    matrices = jnp.concatenate([jnp.asarray(FACING, fingers.dtype)[None], fingers])
+    facing = jnp.asarray(FACING if hand.is_hand else UPRIGHT, fingers.dtype)
+    matrices = jnp.concatenate([facing[None], fingers])
     joints = (
         hand.with_shape(betas)
         .with_pose(matrices[0], matrices[1:], form="matrix")
@@ -160,10 +164,13 @@ def posed(
         parameters.global_orient[:, 0], parameters.hand_pose, form="matrix"
     )
     joints3d = skinned.joints3d
-    if joints == "skeleton":
+    if joints == "skeleton" and hand.is_hand:
         tips = joints3d[:, _TIPS]
-        joints3d = jnp.concatenate([skinned.joints16, tips], axis=1)
+        joints3d = jnp.concatenate([skinned.model_joints, tips], axis=1)
         joints3d = joints3d[:, skeleton.MANO_TO_JOINTS]
+    elif joints == "skeleton":
+        bones = skinned.model_joints.shape[1]
+        joints3d = joints3d.at[:, :bones].set(skinned.model_joints)
     transl = camera.weak_perspective_to_translation(parameters.cam, focal_px, crop_px)
     seen = joints3d + transl[:, None]
     joints2d = focal_px / crop_px * seen[..., :2] / seen[..., 2:]

@@ -71,7 +71,7 @@ def image_conv(
 
     def cpu(x, kernel):
         size = kernel.shape[0]
-        return jnp.dot(windows(x, size, stride), kernel.reshape(-1, kernel.shape[-1]))
+        return pointwise(windows(x, size, stride), kernel.reshape(-1, kernel.shape[-1]))
 
     def plain(x, kernel):
         return _lax_conv(x, kernel, stride, 1)
@@ -109,8 +109,13 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 def pointwise(x: Image, kernel: Float[Array, "dim dim_out"]) -> Output:
-    """Apply a 1 x 1 convolution, which is a matrix product on every platform."""
-    return jnp.dot(x, kernel)
+    """Apply a 1 x 1 convolution, which is a matrix product on every platform.
+
+    The product of two matrices, for XLA's CPU backend transposes whole maps before it
+    computes the kernel's gradient of a product with more axes.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    return jnp.dot(rows, kernel).reshape(*x.shape[:-1], -1)
 
 
 def depthwise_conv(
@@ -175,7 +180,7 @@ def patch_conv(
         x = x[:, : rows * size, : cols * size]
         patches = x.reshape(batch, rows, size, cols, size, dim).swapaxes(2, 3)
         flat = patches.reshape(batch, rows, cols, size * size * dim)
-        return jnp.dot(flat, kernel.reshape(size * size * dim, -1))
+        return pointwise(flat, kernel.reshape(size * size * dim, -1))
 
     def plain(x, kernel):
         return _lax_conv(x, kernel, size, 1, padding=0)
@@ -236,7 +241,7 @@ def _overlap_add(x, kernel, stride, padding):
         for a in range(blocks)
         for b in range(blocks)
     ]
-    out = jnp.dot(
+    out = pointwise(
         jnp.concatenate(reaching, axis=-1), kernel.reshape(blocks**2 * dim, -1)
     )
     out = out.reshape(batch, rows, cols, stride, stride, dim_out).swapaxes(2, 3)

@@ -30,29 +30,33 @@ def depthwise(
     size = kernel.shape[0]
     out_size = tuple(_out_size(n, size, stride) for n in x.shape[1:3])
 
-    def one(padded, rows):
-        padded = padded.astype(jnp.float32)
+    def shifted(x, kernel):
+        padded = _pad(x.astype(jnp.float32), size // 2)
         taps = (
-            _window(padded, i, j, (rows, out_size[1]), stride)
-            * kernel[i, j][None, None]
+            _window(padded, i, j, out_size, stride) * kernel[i, j][None, None, None]
             for i, j in itertools.product(range(size), repeat=2)
         )
         return functools.reduce(jnp.add, taps).astype(x.dtype)
 
-    # A loop keeps the sum in cache, and cannot be repeated inside each of its
-    # consumers, as XLA does with sums: two depthwise convolutions in a row would cost
-    # 9 x 49 products. A loop of one turn is none, hence the bands of a single image.
-    if len(x) > 1:
-        return lax.map(lambda image: one(_pad(image, size // 2), out_size[0]), x)
-    rows = -(-out_size[0] // 2)
-    padded = _pad_to(_pad(x[0], size // 2), (stride * (2 * rows - 1) + size, 0))
-    height = stride * (rows - 1) + size
+    return _computed_once(shifted, x, kernel)
 
-    def band(start):
-        return one(lax.dynamic_slice_in_dim(padded, start, height), rows)
 
-    bands = lax.map(band, stride * rows * jnp.arange(2))
-    return bands.reshape(1, 2 * rows, *bands.shape[2:])[:, : out_size[0]]
+def _computed_once(function, x, kernel):
+    """Call a function of x and a kernel so that XLA computes its result only once.
+
+    XLA's CPU backend repeats sums inside each of their consumers: two depthwise
+    convolutions in a row would cost 9 x 49 products. It does not look into
+    conditionals, and threads still share the work inside of them. The condition must
+    not be known beforehand: it is that the kernel does not begin with NaN, and the
+    result is NaN if it does.
+    """
+    shape = jax.eval_shape(function, x, kernel)
+
+    def not_a_number(x, kernel):
+        return jnp.full(shape.shape, jnp.nan, shape.dtype)
+
+    first = kernel[0, 0, 0]
+    return lax.cond(first == first, function, not_a_number, x, kernel)
 
 
 def _forward(x, kernel, stride):
@@ -84,32 +88,35 @@ def _strided_input_gradient(grad, kernel, stride, size):
     reach, pad = -(-taps // stride), taps // 2
     phase_size = tuple(-(-(n + 2 * pad) // stride) for n in size)
 
-    def phase(padded, a, b):
+    def phase(padded, kernel, a, b):
         terms = (
             _window(
                 padded, reach - 1 - i // stride, reach - 1 - j // stride, phase_size, 1
             )
-            * kernel[i, j][None, None]
+            * kernel[i, j][None, None, None]
             for i in range(a, taps, stride)
             for j in range(b, taps, stride)
         )
         return functools.reduce(jnp.add, terms)
 
-    def one(grad):
+    def scatter(grad, kernel):
         edges = [
             (reach - 1, max(n - m, 0))
-            for n, m in zip(phase_size, grad.shape[:2], strict=True)
+            for n, m in zip(phase_size, grad.shape[1:3], strict=True)
         ]
-        padded = jnp.pad(grad.astype(jnp.float32), (*edges, (0, 0)))
+        padded = jnp.pad(grad.astype(jnp.float32), ((0, 0), *edges, (0, 0)))
         columns = [
-            jnp.stack([phase(padded, a, b) for b in range(stride)], axis=2)
+            jnp.stack([phase(padded, kernel, a, b) for b in range(stride)], axis=3)
             for a in range(stride)
         ]
-        phases = jnp.stack(columns, axis=1)
-        full = phases.reshape(*(stride * n for n in phase_size), grad.shape[-1])
-        return full[pad : pad + size[0], pad : pad + size[1]].astype(grad.dtype)
+        phases = jnp.stack(columns, axis=2)
+        full = phases.reshape(
+            len(grad), *(stride * n for n in phase_size), grad.shape[-1]
+        )
+        cropped = full[:, pad : pad + size[0], pad : pad + size[1]]
+        return cropped.astype(grad.dtype)
 
-    return lax.map(one, grad)
+    return _computed_once(scatter, grad, kernel)
 
 
 def _kernel_gradient(x, grad, taps, stride):
@@ -118,8 +125,9 @@ def _kernel_gradient(x, grad, taps, stride):
     The result is itself a small image, (tap, tap, channel): position (h, w) of the
     gradient adds its multiple of the input window there. Sums of some tens of such
     terms become one vectorised loop; XLA's reductions over space run at a quarter of
-    its speed, and take long to compile. Examples come one by one to stay in cache.
+    its speed, and take long to compile. Threads share the examples.
     """
+    batch, dim = len(x), x.shape[-1]
     rows, cols = _chunk(*grad.shape[1:3])
     steps = [
         -(-n // size) for n, size in zip(grad.shape[1:3], (rows, cols), strict=True)
@@ -128,56 +136,59 @@ def _kernel_gradient(x, grad, taps, stride):
     reach = tuple(stride * (n - 1) + taps for n in full)
     starts = [(i, j) for i in range(steps[0]) for j in range(steps[1])]
     window = (stride * (rows - 1) + taps, stride * (cols - 1) + taps)
+    padded = _pad_to(_pad(x.astype(jnp.float32), taps // 2), reach)
+    grad = _pad_to(grad.astype(jnp.float32), full)
 
-    def add_chunk(total, start, image, grad_image):
+    def add_chunk(total, start):
         row, col = start[0] * rows, start[1] * cols
-        dim = image.shape[-1]
         image = lax.dynamic_slice(
-            image, (stride * row, stride * col, 0), (*window, dim)
+            padded, (0, stride * row, stride * col, 0), (batch, *window, dim)
         )
-        grads = lax.dynamic_slice(grad_image, (row, col, 0), (rows, cols, dim))
+        grads = lax.dynamic_slice(grad, (0, row, col, 0), (batch, rows, cols, dim))
         for i, j in itertools.product(range(rows), range(cols)):
             top, left = stride * i, stride * j
-            piece = image[top : top + taps, left : left + taps]
-            total = total + piece * grads[i, j][None, None]
+            piece = image[:, top : top + taps, left : left + taps]
+            total = total + piece * grads[:, i, j][:, None, None]
         return total
 
-    def add_example(total, example):
-        image, grad_image = (a.astype(jnp.float32) for a in example)
-        example = _pad_to(_pad(image, taps // 2), reach), _pad_to(grad_image, full)
-        if len(starts) == 1:
-            return add_chunk(total, (0, 0), *example), None
-        return lax.scan(
-            lambda total, start: (add_chunk(total, start, *example), None),
+    total = jnp.zeros((batch, taps, taps, dim), jnp.float32)
+    if len(starts) == 1:
+        total = add_chunk(total, (0, 0))
+    else:
+        total, _ = lax.scan(
+            lambda total, start: (add_chunk(total, start), None),
             total,
             jnp.asarray(starts, jnp.int32),
-        )[0], None
-
-    start = jnp.zeros((taps, taps, x.shape[-1]), jnp.float32)
-    return lax.scan(add_example, start, (x, grad))[0]
+        )
+    return jnp.sum(total, axis=0)
 
 
 def _chunk(height, width):
-    """Rows and columns of gradient summed in one loop: about _MAX_TERMS positions."""
+    """Rows and columns of gradient summed in one loop: about _MAX_TERMS positions.
+
+    With half as many, XLA slices the window anew for each of them: four times slower.
+    """
     cols = -(-width // -(-width // _MAX_TERMS))
-    return min(height, max(_MAX_TERMS // 2 // cols, 1)), cols
+    return min(height, max(_MAX_TERMS // cols, 1)), cols
 
 
 def _window(padded, row, col, size, stride):
     return padded[
+        :,
         row : row + stride * (size[0] - 1) + 1 : stride,
         col : col + stride * (size[1] - 1) + 1 : stride,
     ]
 
 
-def _pad(image, amount):
-    return jnp.pad(image, ((amount, amount), (amount, amount), (0, 0)))
+def _pad(images, amount):
+    edge = (amount, amount)
+    return jnp.pad(images, ((0, 0), edge, edge, (0, 0)))
 
 
-def _pad_to(image, size):
+def _pad_to(images, size):
     """Append zeros up to a height and width."""
-    edges = [(0, max(n - m, 0)) for n, m in zip(size, image.shape[:2], strict=True)]
-    return jnp.pad(image, (*edges, (0, 0)))
+    edges = [(0, max(n - m, 0)) for n, m in zip(size, images.shape[1:3], strict=True)]
+    return jnp.pad(images, ((0, 0), *edges, (0, 0)))
 
 
 def _out_size(size, taps, stride):

@@ -1,5 +1,6 @@
 """The grain graph: order, resuming, processes, mixtures, damaged records."""
 
+import copy
 import itertools
 import logging
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from fake_records import record, write
 
-from data_pipelines import loader, shards
+from data_pipelines import loader, schema, shards
 from data_pipelines.augment import AugmentConfig
 from handjax.crop import CropConfig
 
@@ -205,3 +206,10 @@ def test_a_dataset_of_damaged_records_ends(tmp_path):
     split = shards.open_split(bad, "test")
     with pytest.raises(loader.CorruptDataError, match=r"No record of split 'test'"):
         _train(split, num=1, max_corrupt=100)
+
+
+def test_hands_and_bodies_do_not_mix(split):
+    bodies = copy.copy(split)
+    bodies.counts = schema.Counts(vertices=624, joints=29, bones=24)
+    with pytest.raises(ValueError, match="Hands and bodies are trained apart"):
+        _train(split, bodies, num=1)

@@ -69,6 +69,37 @@ def test_wrong_examples_are_refused(changes, message):
         schema.encode(record(0, **changes))
 
 
+BODY = schema.Counts(vertices=30, joints=29, bones=24)
+
+
+def body():
+    return record(
+        0,
+        joints2d=np.ones((29, 3)),
+        joints3d=np.ones((29, 4)),
+        vertices=np.zeros((30, 3)),
+        mano_pose=np.arange(72),
+    )
+
+
+def test_a_data_set_has_its_own_counts():
+    example = body()
+    back = schema.decode(schema.encode(example, BODY), counts=BODY)
+    assert back["joints3d"].shape == (29, 4) and back["occluded"].shape == (29,)
+    np.testing.assert_array_equal(back["mano_pose"], example["mano_pose"])
+    del example["joints3d"], example["mano_pose"]
+    back = schema.decode(schema.encode(example, BODY), counts=BODY)
+    assert not back["joints3d"].any() and back["mano_pose"].shape == (72,)
+    assert schema.features(BODY)["joints3d"].shape == (29, 4)
+
+
+def test_records_of_other_counts_are_refused():
+    with pytest.raises(ValueError, match=r"joints2d has shape \(29, 3\), the schema"):
+        schema.encode(body())
+    with pytest.raises(ValueError, match="cannot reshape"):
+        schema.decode(schema.encode(body(), BODY))
+
+
 @pytest.mark.parametrize("data", [b"", b"no proto", b"\x0a\x03abc"])
 def test_bytes_that_are_no_record_are_refused(data):
     with pytest.raises(ValueError, match="not a record of the schema"):

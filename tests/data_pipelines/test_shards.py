@@ -197,3 +197,12 @@ def test_another_schema_version_is_refused(fresh):
 def test_a_wrong_count_is_no_finished_dataset(fresh):
     with pytest.raises(shards.ShardError, match=r"holds 20 records.*21 were to be"):
         shards.write_metadata(fresh, name="fake", splits={"train": 21}, description="")
+
+
+def test_older_datasets_are_of_hands(fresh):
+    """Before bodies, metadata.json said nothing of counts."""
+    metadata = json.loads((fresh / "metadata.json").read_text())
+    assert metadata.pop("counts") == schema.HAND._asdict()
+    (fresh / "metadata.json").write_text(json.dumps(metadata))
+    split = shards.open_split(fresh, "train")
+    assert split.counts == schema.HAND and split[0]["joints3d"].shape == (21, 4)

@@ -47,7 +47,7 @@ def built(variant="smoke", **fields):
 
 @functools.cache
 def constants():
-    hand = {k: jnp.asarray(v) for k, v in tiny.hand()._asdict().items()}
+    hand = {k: jnp.asarray(v) for k, v in tiny.hand().arrays().items()}
     mean = jax.jit(lambda hand: mano_head.mean_parameters(HandModel(**hand)))(hand)
     return {"hand": hand, "mean": mean._asdict()}
 

@@ -44,7 +44,7 @@ def built():
         init = functools.partial(model.init, batch=batch, hand=hand, method="init_all")
         shapes = jax.eval_shape(init, jax.random.key(0))
         mean = jax.jit(mano_head.mean_parameters)(HandModel(*hand))
-        constants = dict(hand=hand._asdict(), mean=mean._asdict(), faces=hand.faces)
+        constants = dict(hand=hand.arrays(), mean=mean._asdict(), faces=hand.faces)
         variables = {
             "params": filled(shapes["params"]),
             "batch_stats": jax.tree.map(np.ones_like, filled(shapes["batch_stats"])),

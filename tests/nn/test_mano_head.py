@@ -143,7 +143,7 @@ def test_skeleton_joints_are_what_skinning_turns_about_and_the_tips():
             tip = file.tip_ids[skeleton.FINGERS.index(name[:-1])]
             expected = skinned.vertices[:, tip]
         else:
-            expected = skinned.joints16[:, skeleton.MANO_JOINTS.index(name)]
+            expected = skinned.model_joints[:, skeleton.MANO_JOINTS.index(name)]
         found = kinds["skeleton"].joints3d[:, i]
         np.testing.assert_allclose(found, expected, atol=1e-6, err_msg=name)
     mesh = kinds["mesh"].joints3d

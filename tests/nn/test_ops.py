@@ -53,6 +53,24 @@ def test_depthwise_equals_a_loop_over_positions():
     np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
+def test_depthwise_sums_are_computed_once():
+    x, kernel = jnp.zeros((2, 9, 9, 4)), jnp.zeros((7, 7, 1, 4))
+
+    def two_in_a_row(x, kernel):
+        y = ops.depthwise_conv(x, kernel, impl="cpu")
+        return y + ops.depthwise_conv(y, kernel, impl="cpu")
+
+    program = jax.jit(two_in_a_row).lower(x, kernel).compile()
+    sums = 2 * x.size * (49 + 48)  # products and additions
+    # Repeated inside the second, the first would cost 49 times as much.
+    assert sums <= program.cost_analysis()["flops"] < 1.1 * sums
+
+
+def test_a_depthwise_kernel_that_begins_with_nan_gives_nan():
+    x, kernel = draw(1, 5, 6, 2), draw(3, 3, 1, 2).at[0, 0].set(jnp.nan)
+    assert jnp.isnan(ops.depthwise_conv(x, kernel, impl="cpu")).all()
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_grouped_equals_lax(stride):
     assert_same_value_and_gradients(

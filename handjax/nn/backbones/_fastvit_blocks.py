@@ -169,7 +169,7 @@ class MobileOne(nn.Module):
                 None if batch is None else batch.through(kernel)
             )
             matrix, bias = matrix + kernel * factor[None], bias + offset
-        out = jnp.dot(windows, matrix.astype(self.dtype))
+        out = ops.pointwise(windows, matrix.astype(self.dtype))
         return out + bias.astype(self.dtype)[None, None, None]
 
 
@@ -246,8 +246,11 @@ class ConvMlp(nn.Module):
             init=_dense_init,
             name="conv",
         )(x, train)
-        x = nn.Dense(dim * self.ratio, **options, name="fc1")(x)
-        return nn.Dense(dim, **options, name="fc2")(ops.gelu(x))
+        # Two axes, as in `ops.pointwise`.
+        flat = x.reshape(-1, dim)
+        flat = nn.Dense(dim * self.ratio, **options, name="fc1")(flat)
+        flat = nn.Dense(dim, **options, name="fc2")(ops.gelu(flat))
+        return flat.reshape(x.shape)
 
 
 class LayerScale(nn.Module):

@@ -11,6 +11,7 @@ https://arxiv.org/abs/2204.12484 (`vit_b`, `vit_l`, `vit_h`), whose rules differ
 
 `vit_s` and `vit_t` follow the second rules with patches of 8 and no padding, for small
 pictures: 128 x 96 are the same grid, each patch centred where it is looked for.
+`vit_t16` has a quarter of the patches, with padding.
 
 There is one map, (batch, rows, columns, channel), one vector for each patch: it is both
 "final" and the map of the patch's stride ("stride16" or "stride14").
@@ -65,6 +66,7 @@ VARIANTS = {
     # Not published: small enough to be trained from nothing.
     "vit_s": Variant(8, 12, 384, 6, "hamer"),
     "vit_t": Variant(8, 6, 192, 3, "hamer"),
+    "vit_t16": Variant(16, 6, 192, 3, "hamer"),
     # Not published: both rules at the least cost, for tests.
     "vit_test_patch16": Variant(16, 2, 64, 4),
     "vit_test": Variant(16, 2, 64, 4, "hamer"),

@@ -95,6 +95,7 @@ def test_live_timm_agrees():
         ("vit_h", (256, 192), (16, 12), 630_912_000),
         ("vit_s", (128, 96), (16, 12), 21_442_560),
         ("vit_t", (128, 96), (16, 12), 2_743_680),
+        ("vit_t16", (128, 96), (8, 6), 2_826_624),
     ],
 )
 def test_every_size_has_the_shapes_it_announces(name, size, grid, count):
