@@ -82,11 +82,11 @@ class Value(NamedTuple):
 
 
 def measure(config: ml_collections.ConfigDict, seconds: float) -> Iterator[Value]:
-    """All entries, row by row.
+    """All entries: what can be counted row by row, then the times.
 
     Args:
         config: of a Hamba: width and blocks of its decoder.
-        seconds: how long to repeat each timing.
+        seconds: how long to repeat the timing of each row.
 
     Raises:
         ValueError: The config is of another family.
@@ -96,13 +96,38 @@ def measure(config: ml_collections.ConfigDict, seconds: float) -> Iterator[Value
             f"--what=tokens compares decoders of hamba, but config.family="
             f"{config.family!r}; use --config configs/hamba.py."
         )
-    for row in rows(config.model):
-        for value in _measured(row, config.model.width, seconds):
-            yield Value(f"{row.tokens} {row.name}", *value)
+    table = {
+        f"{row.tokens} {row.name}": _programs(row, config.model.width)
+        for row in rows(config.model)
+    }
+    for name, programs in table.items():
+        for value in _counted(programs):
+            yield Value(name, *value)
+    runs = {name: programs.run for name, programs in table.items()}
+    # The more rows, the longer a round through all of them.
+    times = timing.in_turn(runs, seconds * len(runs))
+    for name, found in times.items():
+        value = _rounded(1e3 * statistics.median(found))
+        method = f"batch 1, all rows in turn, {len(found)} rounds"
+        yield Value(name, "latency", value, "ms", method)
 
 
-def _measured(row: Row, width: int, seconds: float) -> Iterator[tuple]:
-    """Column, value, unit and method."""
+class _Programs(NamedTuple):
+    """What of a row is measured."""
+
+    tokens: int
+    parameters: int
+    multiply_adds: int
+    flops: float
+    answer: Any
+    """Compiled, for one example."""
+    gradient: Any
+    """Compiled, of the weights and of the tokens of `TRAINING_BATCH` examples."""
+    run: Callable[[], Any]
+    """Answers, and waits."""
+
+
+def _programs(row: Row, width: int) -> _Programs:
     one, many = (jnp.ones((n, *row.grid, width)) for n in (1, TRAINING_BATCH))
     init = functools.partial(row.trunk.init, train=False)
     shapes = jax.eval_shape(init, jax.random.key(0), one)
@@ -113,34 +138,38 @@ def _measured(row: Row, width: int, seconds: float) -> Iterator[tuple]:
     def loss(variables, x):
         return jnp.sum(forward(variables, x) ** 2)
 
-    def rounded(value):
-        return float(f"{value:.5g}")
-
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    work = multiply_adds(forward, variables, one)
-    operations = timing.flops(forward, (variables, one))
     answer = forward.lower(variables, one).compile()
-    times = timing.repeat(answer, (variables, one), seconds)
-    gradient = jax.jit(jax.grad(loss, (0, 1))).lower(variables, many).compile()
-    runs = f"batch 1, {len(times)} runs"
-    yield "tokens", row.tokens, "", "that are mixed"
-    yield "parameters", rounded(parameters / 1e6), "M", "of the blocks"
-    yield (
-        "multiply_adds",
-        rounded(work / 1e6),
-        "M",
-        "batch 1, of matrices, convolutions",
+    return _Programs(
+        tokens=row.tokens,
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
+        multiply_adds=multiply_adds(forward, variables, one),
+        flops=timing.flops(forward, (variables, one)),
+        answer=answer,
+        gradient=jax.jit(jax.grad(loss, (0, 1))).lower(variables, many).compile(),
+        run=lambda: jax.block_until_ready(answer(variables, one)),
     )
-    yield "flops", rounded(operations / 1e6), "MFLOP", "batch 1, before optimisation"
-    yield "latency", rounded(1e3 * statistics.median(times)), "ms", runs
+
+
+def _counted(programs: _Programs) -> Iterator[tuple[str, float, str, str]]:
+    """Column, value, unit and method of what needs no clock."""
+    exact = "batch 1, of matrices and convolutions"
+    every = "batch 1, before optimisation, an addition being one"
+    yield "tokens", programs.tokens, "", "that are mixed"
+    yield "parameters", _rounded(programs.parameters / 1e6), "M", "of the blocks"
+    yield "multiply_adds", _rounded(programs.multiply_adds / 1e6), "M", exact
+    yield "flops", _rounded(programs.flops / 1e6), "MFLOP", every
     for column, compiled, batch in (
-        ("memory", answer, 1),
-        ("training_memory", gradient, TRAINING_BATCH),
+        ("memory", programs.answer, 1),
+        ("training_memory", programs.gradient, TRAINING_BATCH),
     ):
         size = timing.mebibytes(compiled)
         if size is not None:
             method = f"batch {batch}, arguments, results and temporaries (compiler)"
             yield column, size, "MiB", method
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.5g}")
 
 
 def multiply_adds(program: Callable, *arguments: Any) -> int:

@@ -73,11 +73,11 @@ def sees_brightness(model, variables, batch):
 
 
 def test_augmentation_averages_predictions_or_their_errors():
-    (batch,) = batches(1)
+    (batch,) = batches(1, size=3)
     rng = np.random.default_rng(0)
-    image = rng.integers(0, 255, (4, 16, 16, 3)).astype(np.uint8)
-    truth = on_the_axis(np.zeros(4, np.float32))
-    yes = np.array([True, True, True, False])
+    image = rng.integers(0, 255, (3, 16, 16, 3)).astype(np.uint8)
+    truth = on_the_axis(np.zeros(3, np.float32))
+    yes = np.array([True, False, True])
     batch = batch._replace(
         image=image, vertices=truth, joints3d=truth[:, 2:23], example_valid=yes
     )
@@ -99,7 +99,7 @@ def test_augmentation_averages_predictions_or_their_errors():
             tta_mode=mode,
             on_batch=done.append,
         )
-        assert report["count"] == 3 and done == [3]
+        assert report["count"] == 2 and done == [2]
         # A tenth of the vertices are off; joint 9, the root, is not.
         found = report["metrics"]["mpvpe_mm"]
         assert found == pytest.approx(100 * error * 78 / 778, rel=1e-4)
