@@ -8,8 +8,8 @@
 | variant | images          | hardware     | time       | PA-MPJPE, test      |
 |---------|-----------------|--------------|------------|---------------------|
 | paper   | 100,000 + 4,000 | eight GPUs   | unknown    | not measured        |
-| small   | 20,000 + 1,000  | 2 CPU cores  | under 2 h  | not measured        |
-| demo    | 2,000 + 200     | 2 CPU cores  | minutes    | not measured        |
+| small   | 20,000 + 1,000  | 2 CPU cores  | unknown    | not measured        |
+| demo    | 2,000 + 200     | 2 CPU cores  | unknown    | not measured        |
 | smoke   | 64 + 16         | 2 CPU cores  | 2 min      | means nothing       |
 
 The recipe begins from ViTPose's or HaMeR's backbone, never from nothing:
