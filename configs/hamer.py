@@ -124,8 +124,7 @@ def _demo(config: Config) -> Config:
     config.data.num_train, config.data.num_test = 2_000, 200
     # 2,000 pictures are too few to learn hands seen from everywhere.
     config.data.max_turn = 60.0
-    config.data.crop_size = 64
-    config.stages.mesh = _from_scratch(1_400, 32)
+    config.stages.mesh = _from_scratch(1_000, 32)
     return _every(config, log=20, evaluate=0)
 
 
@@ -165,7 +164,7 @@ def _narrow(config: Config) -> Config:
         brightness=(-0.1, 0.1),
     )
     config.model.update(
-        backbone="vit_t",
+        backbone="vit_t16",
         backbone_drop_path=0.0,
         decoder_dim=192,
         decoder_depth=3,
