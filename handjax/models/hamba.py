@@ -102,6 +102,7 @@ class Model(nn.Module):
     """Image to hand; the fields are `config.model`."""
 
     backbone: str = "vit_h"
+    tap: str = "final"  # which of its maps; a vision transformer has but one
     backbone_drop_path: float = 0.55
     frozen_backbone: bool = False
     # Compute blocks again in the backward pass instead of storing them.
@@ -235,7 +236,12 @@ class Model(nn.Module):
             middle, self.image_mean, self.image_std, self.channel_order, dtype
         )
         maps = self.image_encoder(pixels, train=train)
-        return self.downsample(maps["final"], train=train)
+        if self.tap not in maps:
+            raise ValueError(
+                f"config.model.tap={self.tap!r} is no map of {self.backbone}; it has "
+                f"{', '.join(sorted(maps))}."
+            )
+        return self.downsample(maps[self.tap], train=train)
 
     def _first(self, features: Map, train: bool) -> Hand:
         """The joints regressor's hand: parameters, skinned, projected (Hamba Eq. 4).
@@ -286,7 +292,7 @@ class Model(nn.Module):
             self.sampling,
             features.shape[1:3],
             crop_px=crop_px,
-            padding_px=patch_padding(self.backbone),
+            first_px=backbones.first_pixel(self.backbone, crop_px // features.shape[1]),
         )
         return self.sampler(sample_pixels(features, pixels), train=train)
 
@@ -402,7 +408,7 @@ def map_pixels(
     grid: tuple[int, int],
     *,
     crop_px: int,
-    padding_px: int = 0,
+    first_px: float,
 ) -> Float[Array, "batch joint 2"]:
     """Where joints are on the map, in its pixels.
 
@@ -411,21 +417,20 @@ def map_pixels(
     without its clipping, and 7/6 of what it takes with it. Its y is right, but for two
     shifts that are corrected here: the padding of the patches (2 pixels, an eighth of a
     patch) and half a pixel of the crop, for joints count from the centre of the first
-    pixel.
+    pixel. Maps of convolutions have other shifts (`backbones.first_pixel`).
 
     Args:
         joints2d: In units of the crop from its middle, x right, y down.
         geometry: One of `GEOMETRIES` but "none".
         grid: Rows and columns of the map.
         crop_px: Side of the crop.
-        padding_px: Zeros on each side of the image before it was cut into patches; see
-            `patch_padding`.
+        first_px: Where the map's first pixel has its middle, in pixels of the columns
+            that the map shows; see `backbones.first_pixel`. Of "exact" alone.
     """
     rows, columns = grid
     size = jnp.array([columns, rows])[None, None]
     if geometry == "exact":
-        patch = crop_px / rows
-        return joints2d * rows + (size - 1) / 2 + (padding_px + 0.5) / patch
+        return joints2d * rows + size / 2 - first_px * rows / crop_px
     at = 2 * joints2d
     if geometry == "released_clip":
         inside = 1 - 0.5 * (rows - columns) / rows
@@ -450,12 +455,6 @@ def joints_in_order(model: Model) -> tuple[int, ...]:
             "which takes joints as they come."
         )
     return SCAN_ORDERS[model.scan_order]
-
-
-def patch_padding(backbone: str) -> int:
-    """Pixels by which a backbone pads the image before it cuts patches."""
-    variant = backbones.family(backbone).VARIANTS[backbone]
-    return getattr(variant, "padding", 0)
 
 
 def _mean(x: Float[Array, "batch *rest"], axis: Any) -> Float[Array, "batch dim"]:

@@ -126,7 +126,7 @@ def test_exact_geometry_finds_the_pixel(crop, patch, padding):
         "exact",
         centres.shape[:2],
         crop_px=crop,
-        padding_px=padding,
+        first_px=(patch - 1) / 2 - padding,
     )
     sampled = hamba.sample_pixels(jnp.float32(centres)[None], found)
     np.testing.assert_allclose(sampled, pixels, atol=crop * 1e-5)
@@ -139,15 +139,9 @@ def test_released_geometries_are_the_published_formulae():
         for name, across in (("released_clip", clipped), ("released_noclip", 2 * x)):
             expected = ((across + 1) * 12 - 1) / 2, ((2 * y + 1) * 16 - 1) / 2
             found = hamba.map_pixels(
-                jnp.float32([[[x, y]]]), name, (16, 12), crop_px=256, padding_px=2
+                jnp.float32([[[x, y]]]), name, (16, 12), crop_px=256, first_px=5.5
             )
             np.testing.assert_allclose(found[0, 0], expected, atol=1e-4)
-
-
-def test_padding_is_that_of_the_backbones_patches():
-    assert hamba.patch_padding("vit_h") == 2
-    assert hamba.patch_padding("vit_large_patch16_224") == 0
-    assert hamba.patch_padding("fastvit_t8") == 0
 
 
 def outputs_of(model, variables, image, *parts):
@@ -181,7 +175,7 @@ def test_tokens_and_their_fusion_are_as_released(narrow):
     )
     features, joints2d = inner["downsample"], prediction.regressor.posed.joints2d
     assert features.shape == (2, 4, 3, width)  # the middle columns, by the tiny stride
-    at = hamba.map_pixels(joints2d, "exact", (4, 3), crop_px=128, padding_px=2)
+    at = hamba.map_pixels(joints2d, "exact", (4, 3), crop_px=128, first_px=5.5)
     own = {k: variables[k]["sampler"] for k in ("params", "batch_stats")}
     sampled = hamba.sample_pixels(features, at)
     sampled = hamba.Filters(width).apply(own, sampled, train=False)

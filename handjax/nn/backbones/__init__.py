@@ -41,6 +41,19 @@ def num_features(name: str) -> int:
     return family(name).NUM_FEATURES[name]
 
 
+def first_pixel(name: str, stride: int) -> float:
+    """Where a map's first pixel has its middle, in pixels of the image.
+
+    Further ones follow by the stride. What cuts patches sees their middles, less the
+    padding of the image. Strided convolutions of odd kernels leave the first pixel
+    where it is; a family that has them says up to which stride (`CENTRED_STRIDE`), and
+    what it does beyond is cut patches of that map.
+    """
+    module = family(name)
+    centred = min(stride, getattr(module, "CENTRED_STRIDE", 1))
+    return (stride - centred) / 2 - getattr(module.VARIANTS[name], "padding", 0)
+
+
 def fuse(name: str, variables: Variables) -> Variables | None:
     """Variables of a backbone built with `fused=True`; None if it has no such form."""
     module = family(name)

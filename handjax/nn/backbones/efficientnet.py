@@ -71,6 +71,7 @@ VARIANTS = {
     ),
 }
 NUM_FEATURES = {name: size.features for name, size in VARIANTS.items()}
+CENTRED_STRIDE = 32  # see `backbones.first_pixel`
 
 _init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 # Flax counts the outputs of every group as fan out; a group has one input and output.

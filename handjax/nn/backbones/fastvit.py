@@ -52,6 +52,7 @@ VARIANTS = {
     "fastvit_test": Variant((1, 1, 1, 1), (8, 16, 32, 64), 2, True, head_dim=16),
 }
 NUM_FEATURES = {name: 2 * variant.widths[-1] for name, variant in VARIANTS.items()}
+CENTRED_STRIDE = 32  # see `backbones.first_pixel`
 
 
 class FastViT(nn.Module):

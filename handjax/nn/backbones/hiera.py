@@ -44,6 +44,7 @@ VARIANTS = {
     "hiera_test": Variant((1, 1, 2, 1), 16, 1),
 }
 NUM_FEATURES = {name: 8 * size.width for name, size in VARIANTS.items()}
+CENTRED_STRIDE = 4  # see `backbones.first_pixel`
 
 WINDOWS = (8, 4, None, None)
 """Side of the windows that the tokens of each stage attend in; None for the map."""

@@ -44,6 +44,7 @@ VARIANTS = {
     "hrnet_w64": Variant(64),
 }
 NUM_FEATURES = dict.fromkeys(VARIANTS, 2048)
+CENTRED_STRIDE = 32  # see `backbones.first_pixel`
 
 HEAD_WIDTHS = (32, 64, 128, 256)
 """Channels inside the bottlenecks that widen the branches: a quarter of what leaves."""

@@ -36,6 +36,7 @@ VARIANTS = {
     "resnet50": Variant((3, 4, 6, 3), True),
 }
 NUM_FEATURES = {name: 512 * size.expansion for name, size in VARIANTS.items()}
+CENTRED_STRIDE = 32  # see `backbones.first_pixel`
 
 _init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
