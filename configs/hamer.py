@@ -164,7 +164,7 @@ def _narrow(config: Config) -> Config:
         brightness=(-0.1, 0.1),
     )
     config.model.update(
-        backbone="vit_t16",
+        backbone="fastvit_t8",
         backbone_drop_path=0.0,
         decoder_dim=192,
         decoder_depth=3,
@@ -193,9 +193,9 @@ def _from_scratch(steps: int, batch_size: int) -> dict:
         losses=dict(
             joints2d=5.0,
             joints3d=20.0,
-            global_orient=1.0,
+            global_orient=3.0,
             hand_pose=1.0,
-            betas=0.01,
+            betas=0.1,
             adversarial=0.001,
             discriminator=0.001,
         ),
