@@ -74,6 +74,17 @@ class Batch(NamedTuple):
     """Their shape coefficients."""
 
 
+class TextFeatures(NamedTuple):
+    """What an encoder of texts makes of token ids."""
+
+    tokens: Float[Array, "batch length dim"]
+    """A feature of each token, for cross-attention."""
+    mask: Bool[Array, "batch length"]
+    """Whether the token belongs to the text; False behind its end."""
+    pooled: Float[Array, "batch dim_pooled"]
+    """One feature of the text."""
+
+
 class HandOutput(NamedTuple):
     """What every family predicts; optional fields are None when a family has none."""
 
