@@ -72,6 +72,9 @@ class Batch(NamedTuple):
     wrist first; `Stage.real_poses` for each example, None where a stage wants none."""
     real_betas: Float[AnyArray, "real beta"] | None = None
     """Their shape coefficients."""
+    text: Int[AnyArray, "batch length"] | None = None
+    """Token ids of what the hand shows in words (`nn.text_encoder`); None in stages
+    that read none."""
 
 
 class TextFeatures(NamedTuple):
