@@ -136,7 +136,7 @@ def _next(record: dict[str, Any], target: str) -> str:
     if record["part"] == "text_encoder":
         return (
             "python -m handjax.train --config configs/mmhmr.py:text --workdir "
-            f"runs/mine --config.model.text_encoder={record['backbone']} "
+            f"runs/mine --config.model.text={record['backbone']} "
             f"--config.data.vocabulary=VOCABULARY --config.init_from={target}"
         )
     return (

@@ -339,7 +339,7 @@ def example_batch(
 
 def _letter_ids(config: ml_collections.ConfigDict) -> np.ndarray:
     """Token ids of the letters, by the encoder of texts of `config.model`."""
-    name = config.model.get("text_encoder", text_encoder.LABELS)
+    name = config.model.get("text", text_encoder.LABELS)
     labels = config.model.get("labels", text_encoder.ASL_LETTERS)
     encode = text_encoder.tokenizer(
         name, labels=labels, vocabulary=config.data.vocabulary

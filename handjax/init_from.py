@@ -17,7 +17,7 @@ import numpy as np
 from handjax import checkpoints, converted, train_state
 from handjax.run import Run
 
-_FIELDS = {"image_encoder": "backbone", "text_encoder": "text_encoder"}
+_FIELDS = {"image_encoder": "backbone", "text_encoder": "text"}
 """Part of a model that converted weights may be -> field of the model that names it."""
 _SHOWN = 5
 

@@ -91,7 +91,7 @@ class TextToMesh:
         self.skeleton = models.skeleton_of(variables)
         self._variables, self._key = variables, jax.random.key(seed)
         self._encode = text_encoder.tokenizer(
-            config.model.get("text_encoder", text_encoder.LABELS),
+            config.model.get("text", text_encoder.LABELS),
             labels=config.model.get("labels", text_encoder.ASL_LETTERS),
             vocabulary=config.data.vocabulary,
         )

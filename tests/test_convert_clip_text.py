@@ -59,7 +59,7 @@ def test_a_file_becomes_an_encoder_of_texts(tmp_path, capsys, weights, kind):
         "2 skipped: the vision tower",
         "licence: CLIP's code and weights MIT",
         "warning: the network has CLIP's quick GELU",
-        f"--config.model.text_encoder={TINY} --config.data.vocabulary=VOCABULARY "
+        f"--config.model.text={TINY} --config.data.vocabulary=VOCABULARY "
         f"--config.init_from={target}",
     ):
         assert words in out, (words, out)

@@ -166,11 +166,9 @@ def test_a_converted_encoder_of_texts_becomes_the_models_own(tmp_path, capsys):
     result = conversions.Converted(theirs, "words", "free", {}, part="text_encoder")
     converted.write(tmp_path / "out", result, RECORD, overwrite=False)
     run = _run(tmp_path / "w", tmp_path / "out")
-    with pytest.raises(
-        ValueError, match=r"is a words, but config\.model\.text_encoder="
-    ):
+    with pytest.raises(ValueError, match=r"is a words, but config\.model\.text="):
         init_from.first_stage(run)
-    run.config.model.text_encoder = "words"
+    run.config.model.text = "words"
     assert init_from.first_stage(run) == 0
     mine = {"text_encoder": {"embed": {"embedding": np.zeros((3, 2))}}, "head": {}}
     mine["head"]["kernel"] = np.zeros(3)

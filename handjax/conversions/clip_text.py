@@ -2,7 +2,7 @@
 
     python -m handjax.convert model.safetensors --from clip_text --to weights/clip
     python -m handjax.train --config configs/mmhmr.py:text --workdir runs/text \
-        --config.model.text_encoder=clip_text_b32 --config.init_from=weights/clip \
+        --config.model.text=clip_text_b32 --config.init_from=weights/clip \
         --config.data.vocabulary=bpe_simple_vocab_16e6.txt.gz
 
 Hugging Face's names (`CLIPModel`, `CLIPTextModelWithProjection`) or OpenAI's, which

@@ -131,9 +131,9 @@ def tokenizer(
         return Labels(labels)
     if not vocabulary:
         raise ValueError(
-            f"config.model.text_encoder={name!r} needs CLIP's vocabulary: pass "
+            f"config.model.text={name!r} needs CLIP's vocabulary: pass "
             "--config.data.vocabulary=FILE, bpe_simple_vocab_16e6.txt.gz or Hugging "
-            f"Face's tokenizer.json, or use config.model.text_encoder={LABELS!r}."
+            f"Face's tokenizer.json, or use config.model.text={LABELS!r}."
         )
     encode = byte_pairs.read(vocabulary, SIZES[name].length)
     if max(encode.ids.values()) != SIZES[name].vocabulary - 1:
@@ -161,5 +161,5 @@ def build(
 def _check(name: str) -> None:
     if name not in names():
         raise ValueError(
-            f"config.model.text_encoder={name!r} is not one of {', '.join(names())}."
+            f"config.model.text={name!r} is not one of {', '.join(names())}."
         )
