@@ -81,7 +81,9 @@ def _data() -> dict[str, Any]:
         crop_size=224,  # side of what the network sees, pixels
         root="middle_mcp",
         box_scale=1.25,  # of the box around the joints, in evaluation
-        poses="",  # for discriminators: an npz (data_pipelines.pose_files); "": prior
+        # Of stages with data="poses", and a discriminator's: an npz
+        # (data_pipelines.pose_files); "": drawn from the built-in prior.
+        poses="",
         label_turn=30.0,  # as max_turn, of labelled poses (synthetic.letters)
         vocabulary="",  # CLIP's file for encoders of any text (byte_pairs)
         mix=dict(),  # further datasets: directory -> weight (this one weighs 1)

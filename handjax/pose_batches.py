@@ -1,8 +1,8 @@
 """Batches of meshes without pictures, posed on the fly: what a tokenizer trains on.
 
-Poses come from the pose prior of the synthetic data (endless, drawn from a seed), or
-show letters, the mesh from whatever hand model the run uses. Poses alone go with the
-batches of stages that have a discriminator (`with_real_poses`).
+Poses come from the pose prior of the synthetic data (endless, drawn from a seed), from
+a file, or show letters, the mesh from whatever hand model the run uses. Poses alone go
+with the batches of stages that have a discriminator (`with_real_poses`).
 """
 
 from collections.abc import Iterator
@@ -43,6 +43,7 @@ def pose_batches(
     start_step: int,
     root: int,
     crop_size: int,
+    file: PoseFile | None = None,
     process: tuple[int, int] = (0, 1),
     threads: int = 2,
     letters_as: Letters | None = None,
@@ -56,16 +57,20 @@ def pose_batches(
         start_step: number of batches to skip.
         root: joint that is subtracted.
         crop_size: side of the nominal crop, pixels.
+        file: where poses come from, all of them once before any comes again; None for
+            the prior.
         process: (index, count); each process draws other poses.
         threads: that draw poses ahead of time.
-        letters_as: draw hands that show letters, with `Batch.text`; None draws from the
-            prior.
+        letters_as: draw hands that show letters instead, with `Batch.text`.
     """
     index, count = process
-    source = _source(seed, letters_as, letters.TRAIN)
+    if letters_as is None:
+        drawn = _drawn(file, seed, poses.POSED)
+    else:
+        drawn = grain.MapDataset.source(_letters(seed, letters_as, letters.TRAIN))
     make = _maker(hand_file, letters_as, root=root, crop_size=crop_size)
     yield from (
-        grain.MapDataset.source(source)[index::count]
+        drawn[index::count]
         .batch(batch_size, drop_remainder=True)[start_step:]
         .map(make)
         .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4))
@@ -101,7 +106,7 @@ def letters_in_order(
     streams = {"train": letters.TRAIN, "test": letters.TEST}
     if split not in streams:
         raise ValueError(f"Labelled poses have the splits train and test, not {split}.")
-    source = _source(seed, letters_as, streams[split])
+    source = _letters(seed, letters_as, streams[split])
     make = _maker(hand_file, letters_as, root=root, crop_size=crop_size)
     for start in range(0, num, batch_size):
         index = np.arange(start, start + batch_size)
@@ -110,9 +115,7 @@ def letters_in_order(
         yield make(drawn)._replace(index=index, example_valid=index < num)
 
 
-def _source(seed: int, letters_as: Letters | None, stream: int) -> Any:
-    if letters_as is None:
-        return PosePriorSource(seed)
+def _letters(seed: int, letters_as: Letters, stream: int) -> LetterSource:
     return LetterSource(seed, max_turn=letters_as.max_turn, stream=stream)
 
 
@@ -148,6 +151,12 @@ def _posed(hand, mano_pose, betas):
     return hand.with_shape(betas).with_pose(mano_pose[:, 0], mano_pose[:, 1:])
 
 
+def _drawn(file: PoseFile | None, seed: int, stream: int) -> grain.MapDataset:
+    if file is None:
+        return grain.MapDataset.source(PosePriorSource(seed, stream=stream))
+    return grain.MapDataset.source(file).seed(seed).shuffle().repeat()
+
+
 def with_real_poses(
     batches: Iterator[Batch],
     file: PoseFile | None,
@@ -173,10 +182,7 @@ def with_real_poses(
         threads: that draw poses ahead of time.
     """
     index, count = process
-    if file is None:
-        drawn = grain.MapDataset.source(PosePriorSource(seed, stream=poses.REAL))
-    else:
-        drawn = grain.MapDataset.source(file).seed(seed).shuffle().repeat()
+    drawn = _drawn(file, seed, poses.REAL)
     of_examples = drawn.batch(per_example, drop_remainder=True)[index::count]
     of_batches = of_examples.batch(batch_size, drop_remainder=True)[start_step:]
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)
