@@ -289,6 +289,14 @@ class OpenData:
         """Letters as the model of this run reads them."""
         return Letters(_letter_ids(self.config), self.data.label_turn)
 
+    def describe_letters(self) -> str:
+        """What labelled poses are, and how they are read."""
+        how = self.config.model.get("text", text_encoder.LABELS)
+        return (
+            f"hands that show {' '.join(letters.names())}, within "
+            f"{self.data.label_turn:g} degrees of palm to camera, read by {how}"
+        )
+
     def _is_labelled(self, stage: Stage) -> bool:
         return self.config.stages[stage.name].data == configs.LABELLED_POSES
 
