@@ -37,6 +37,9 @@ METRICS: tuple[str, ...] = (
 )
 """Keys of an evaluation. F-scores and areas under the curve are of aligned points."""
 
+GENERATION_METRICS: tuple[str, ...] = ("hausdorff_m", "chamfer_m2", "pa_mpvpe_mm")
+"""Keys of the evaluation of generated hands, as the paper of MMHMR reports them."""
+
 AUC_THRESHOLDS_MM = np.linspace(0.0, 50.0, 100)
 F_THRESHOLDS_MM = (5.0, 15.0)
 
@@ -128,15 +131,45 @@ def f_scores(
     """
     if not (np.isfinite(target).all() and np.isfinite(prediction).all()):
         return np.zeros(2)
-    to_prediction = 1e3 * cKDTree(prediction).query(target)[0]
-    to_target = 1e3 * cKDTree(target).query(prediction)[0]
+    to_prediction, to_target = nearest_distances(target, prediction)
     scores = []
     for threshold in F_THRESHOLDS_MM:
-        recall = np.mean(to_prediction < threshold)
-        precision = np.mean(to_target < threshold)
+        recall = np.mean(1e3 * to_prediction < threshold)
+        precision = np.mean(1e3 * to_target < threshold)
         total = precision + recall
         scores.append(2 * precision * recall / total if total > 0 else 0.0)
     return np.array(scores)
+
+
+def nearest_distances(
+    target: Float[np.ndarray, "point 3"], prediction: Float[np.ndarray, "other 3"]
+) -> tuple[Float[np.ndarray, "point"], Float[np.ndarray, "other"]]:
+    """Metres from each point to the nearest one of the other cloud."""
+    to_prediction, _ = cKDTree(prediction).query(target)
+    to_target, _ = cKDTree(target).query(prediction)
+    return to_prediction, to_target
+
+
+def hausdorff(
+    target: Float[np.ndarray, "point 3"], prediction: Float[np.ndarray, "other 3"]
+) -> float:
+    """Symmetric Hausdorff distance of two point clouds, metres.
+
+    The largest distance from a point of either to the nearest of the other. Of meshes
+    it is that of their vertices, not of the surfaces between them.
+    """
+    return float(max(map(np.max, nearest_distances(target, prediction))))
+
+
+def chamfer(
+    target: Float[np.ndarray, "point 3"], prediction: Float[np.ndarray, "other 3"]
+) -> float:
+    """Symmetric squared Chamfer distance of two point clouds, square metres.
+
+    Mean over the points of one of the squared distance to the nearest of the other,
+    plus the same the other way (the sum of both, not their mean).
+    """
+    return float(sum(np.mean(d**2) for d in nearest_distances(target, prediction)))
 
 
 # --- errors of a split --------------------------------------------------------------
@@ -195,6 +228,39 @@ class MetricSums:
         return {
             name: self._sums[name] / self._counts[name] if self._counts[name] else None
             for name in METRICS
+        }
+
+
+class GenerationSums:
+    """Errors of hands made of a text: mean and standard deviation over hands.
+
+    Hausdorff and Chamfer distance are of vertices relative to the root joint, neither
+    turned nor scaled; which alignment the paper measures under is not known.
+    """
+
+    def __init__(self, *, root: int, procrustes: str = "freihand"):
+        self.root, self.procrustes = root, procrustes
+        self._values: dict[str, list[float]] = {k: [] for k in GENERATION_METRICS}
+
+    def add(self, batch: Batch, output: HandOutput) -> None:
+        """Count the annotated hands of a batch; padding is left out."""
+        valid = np.asarray(batch.example_valid) & np.asarray(batch.vertices_valid)
+        target, prediction = (
+            (_float64(h.vertices) - _float64(h.joints3d)[:, self.root, None])[valid]
+            for h in (batch, output)
+        )
+        aligned = procrustes_align(target, prediction, procrustes=self.procrustes)
+        errors = point_errors_mm(target, aligned).mean(axis=-1)
+        self._values["pa_mpvpe_mm"] += errors.tolist()
+        for one, other in zip(target, prediction, strict=True):
+            self._values["hausdorff_m"].append(hausdorff(one, other))
+            self._values["chamfer_m2"].append(chamfer(one, other))
+
+    def means(self) -> dict[str, dict[str, float] | None]:
+        """`mean` and `std` of each metric; None where no hand was annotated."""
+        return {
+            name: {"mean": float(np.mean(x)), "std": float(np.std(x))} if x else None
+            for name, x in self._values.items()
         }
 
 

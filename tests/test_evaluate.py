@@ -113,6 +113,7 @@ def workdir(monkeypatch, tmp_path):
 
     config = base()
     config.family, config.data.name = "fake", "synthetic"
+    config.stages = dict(tokenizer=dict(data="poses"), mesh=dict(data="images"))
     asked = []
 
     class Opened:
@@ -122,7 +123,7 @@ def workdir(monkeypatch, tmp_path):
         def describe(self):
             return "made up"
 
-        def train_split(self):
+        def train_split(self, stage):
             return batches()
 
         def evaluation(self, stage, split="test"):
