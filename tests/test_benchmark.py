@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import fake_family
+import jax
 import numpy as np
 import pytest
 
@@ -76,6 +77,37 @@ def test_parts_add_up_to_the_whole(monkeypatch):
     head, more = measurements.run(config, ("parts",), seconds=0.0)
     assert (head.name, head.value, head.unit) == ("fake/head", 2000, "ms")
     assert (more.name, more.value) == ("fake/nothing more", 2000)
+
+
+class StepByStep(fake_family.Model):
+    """A model that looks at its image again and again."""
+
+    steps: int = 5
+
+    def __call__(self, image, *, train=False):
+        for _ in range(self.steps):
+            output = super().__call__(image, train=train)
+        jax.debug.callback(lambda: asked.append(self.steps))
+        return output
+
+
+asked = []
+
+
+def test_sampling_is_timed_by_its_steps(monkeypatch):
+    monkeypatch.setattr(models, "load", lambda name: fake_family)
+    config = fake_family.get_config()
+    with pytest.raises(ValueError, match="--what=sampling: 'fake' draws no tokens"):
+        measurements.run(config, ("sampling",))
+    monkeypatch.setattr(fake_family, "Model", StepByStep)
+    monkeypatch.setattr(measurements, "SAMPLING_STEPS", (1, 2))
+    asked.clear()
+    found = measurements.run(config, ("sampling",), seconds=0.0)
+    jax.effects_barrier()
+    assert [r.name for r in found] == ["fake/predict/steps1", "fake/predict/steps2"]
+    assert all(r.value > 0 and r.unit == "ms" for r in found)
+    # Twice to warm up and three rounds; `init_all` took the steps of the config.
+    assert sorted(asked) == 5 * [1] + 5 * [2] + [5]
 
 
 def test_programs_in_turn_are_warmed_up_and_run_three_times():
