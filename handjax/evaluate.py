@@ -92,6 +92,7 @@ def evaluate_stage(
         "metrics": sums.means(),
         "baseline": {"mean_hand": baseline.means()} if baseline else {},
         **({"generation": generation.means()} if generation else {}),
+        "confidence": sums.by_confidence(),
     }
 
 
@@ -284,6 +285,8 @@ def _definitions(config: Any, mean: "MeanHand | None") -> dict[str, str]:
         "mean_hand": f"of {used}: root-relative average (mpjpe, mpvpe), generalised "
         "Procrustes mean (others)",
         "floor": "reconstruction of the true mesh by the stages that see no image",
+        "confidence": "mean errors of the tenth of the hands that the model is surest "
+        "of (HandOutput.confidence), and of the tenth that it is least sure of",
     }
 
 
@@ -306,6 +309,8 @@ def table(report: dict[str, Any]) -> str:
     """Model, floor and baseline under each other."""
     rows = [("mean hand", m) for m in report["baseline"].values()]
     rows.append((f"{report['family']} {report['stage']}", report["metrics"]))
+    for tenth, metrics in (report.get("confidence") or {}).items():
+        rows.append((f"{tenth.replace('_', ' ')} tenth", metrics))
     rows += [(f"floor: {k}", m) for k, m in report.get("floor", {}).items()]
     width = max(len(name) for name, _ in rows) + 2
     names = list(report["metrics"])
@@ -315,7 +320,7 @@ def table(report: dict[str, Any]) -> str:
         " " * width + "".join(f"{name:>14}" for name in names),
     ]
     for name, metrics in rows:
-        cells = (_cell(key, metrics[key]) for key in names)
+        cells = (_cell(key, metrics.get(key)) for key in names)
         lines.append(f"{name:<{width}}" + "".join(f"{cell:>14}" for cell in cells))
     lines += [
         f"generated hands, {key}: {value['mean']:.4g} +- {value['std']:.4g}"

@@ -172,6 +172,32 @@ def chamfer(
     return float(sum(np.mean(d**2) for d in nearest_distances(target, prediction)))
 
 
+def errors_by_confidence(
+    confidence: Float[np.ndarray, "hand"],
+    errors_mm: Float[np.ndarray, "hand"],
+    *,
+    share: float = 0.1,
+) -> tuple[float, float]:
+    """Mean errors of the most and of the least confident hands.
+
+    A confidence that says something gives a first number below the second.
+
+    Args:
+        confidence: Of each hand; of equal ones the first count as surer.
+        errors_mm: Of each hand.
+        share: Of the hands on each side, rounded down, one hand at least.
+
+    Raises:
+        ValueError: No hand.
+    """
+    if not len(confidence):
+        raise ValueError("errors by confidence take one hand at least.")
+    order = np.argsort(-np.asarray(confidence), kind="stable")
+    count = max(1, int(share * len(order) + 1e-9))
+    sorted_mm = np.asarray(errors_mm)[order]
+    return float(sorted_mm[:count].mean()), float(sorted_mm[-count:].mean())
+
+
 # --- errors of a split --------------------------------------------------------------
 
 
@@ -185,6 +211,7 @@ class MetricSums:
         self.count = 0
         self._sums = dict.fromkeys(METRICS, 0.0)
         self._counts = dict.fromkeys(METRICS, 0)
+        self._with_confidence: dict[str, list[np.ndarray]] = {}
 
     def add(self, batch: Batch, output: HandOutput) -> None:
         """Count the annotated hands of a batch; padding is left out."""
@@ -199,18 +226,28 @@ class MetricSums:
         ]
         for part, valid in (("joints", joints_valid), ("vertices", vertices_valid)):
             k = 0 if part == "joints" else 1
-            self._add_part(
+            errors_mm = self._add_part(
                 part,
                 (hands[k] - roots[0])[valid],
                 (guesses[k] - roots[1])[valid],
             )
+            if output.confidence is not None:
+                sure = _float64(output.confidence)[valid]
+                for name, values in errors_mm.items():
+                    rows = self._with_confidence.setdefault(name, [])
+                    rows.append(np.stack([sure, values]))
 
-    def _add_part(self, part, target, prediction) -> None:
+    def _add_part(self, part, target, prediction) -> dict[str, np.ndarray]:
+        """Returns the mean errors of each hand, by name."""
         letter = "j" if part == "joints" else "v"
         aligned = procrustes_align(target, prediction, procrustes=self.procrustes)
         aligned_mm = point_errors_mm(target, aligned)
-        self._put(f"mp{letter}pe_mm", point_errors_mm(target, prediction).mean(axis=-1))
-        self._put(f"pa_mp{letter}pe_mm", aligned_mm.mean(axis=-1))
+        errors_mm = {
+            f"mp{letter}pe_mm": point_errors_mm(target, prediction).mean(axis=-1),
+            f"pa_mp{letter}pe_mm": aligned_mm.mean(axis=-1),
+        }
+        for name, values in errors_mm.items():
+            self._put(name, values)
         self._put(f"auc_{part}", auc(aligned_mm))
         if part == "vertices" and len(target):
             scores = np.stack(
@@ -218,6 +255,7 @@ class MetricSums:
             )
             self._put("f5", scores[:, 0])
             self._put("f15", scores[:, 1])
+        return errors_mm
 
     def _put(self, name: str, values: np.ndarray) -> None:
         self._sums[name] += float(np.sum(values))
@@ -229,6 +267,22 @@ class MetricSums:
             name: self._sums[name] / self._counts[name] if self._counts[name] else None
             for name in METRICS
         }
+
+    def by_confidence(self, share: float = 0.1) -> dict[str, dict[str, float]] | None:
+        """Errors of the surest and of the least sure hands; None without confidences.
+
+        Returns:
+            "most_confident" and "least_confident", each metric in millimetres -> mean
+            over `share` of the annotated hands.
+        """
+        found = {"most_confident": {}, "least_confident": {}}
+        for name, rows in self._with_confidence.items():
+            confidence, errors_mm = np.concatenate(rows, axis=1)
+            if len(confidence):
+                most, least = errors_by_confidence(confidence, errors_mm, share=share)
+                found["most_confident"][name] = most
+                found["least_confident"][name] = least
+        return found if found["most_confident"] else None
 
 
 class GenerationSums:

@@ -106,6 +106,10 @@ class HandOutput(NamedTuple):
     root_gamma: Float[AnyArray, "batch"] | None = None
     """Depth of the root joint, free of scale: metres by `camera.root_depth_from_gamma`
     (families that predict one)."""
+    confidence: Float[AnyArray, "batch"] | None = None
+    """How sure the model is of the hand, 0..1: the mean probability of the codes it
+    chose (families that sample). No probability of being right: it compares hands of
+    one model only."""
 
 
 Variables = dict[str, Any]

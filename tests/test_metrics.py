@@ -245,3 +245,49 @@ def test_generated_hands_have_mean_and_spread():
     assert found["hausdorff_m"]["std"] == pytest.approx(np.std(expected), abs=1e-6)
     assert found["pa_mpvpe_mm"]["mean"] == pytest.approx(0, abs=1e-3)
     assert 0 < found["chamfer_m2"]["mean"] < 2 * 0.004**2
+
+
+def test_errors_are_told_apart_by_confidence():
+    confidence = np.random.default_rng(0).permutation(40) / 40
+    errors_mm = 50 - 40 * confidence
+    most, least = metrics.errors_by_confidence(confidence, errors_mm)
+    best = np.sort(confidence)[-4:]
+    assert most == pytest.approx((50 - 40 * best).mean())
+    assert least == pytest.approx((50 - 40 * np.sort(confidence)[:4]).mean())
+    # Fewer than ten hands: the one on each side. A share is not lost to rounding.
+    few = metrics.errors_by_confidence(confidence[:7], errors_mm[:7])
+    assert few == (errors_mm[:7].min(), errors_mm[:7].max())
+    tens = metrics.errors_by_confidence(
+        np.arange(10.0), np.append(np.zeros(7), [3.0, 6, 9]), share=0.3
+    )
+    assert tens == (6, 0)
+    with pytest.raises(ValueError, match="one hand at least"):
+        metrics.errors_by_confidence(np.zeros(0), np.zeros(0))
+
+
+def test_a_split_with_confidences_reports_both_tenths():
+    vertices, joints3d, _ = hands(8, batch=12)
+    off_mm = np.arange(12.0)[::-1] + 1
+    guess = vertices.copy()
+    guess[:, 100:, 0] += off_mm[:, None] * 1e-3
+    confidence = np.linspace(0.1, 0.9, 12)
+    sums = metrics.MetricSums(root=9)
+    for part, valid in ((slice(0, 7), 7), (slice(7, 12), 3)):
+        size = part.stop - part.start
+        batch = as_batch(
+            vertices[part], joints3d[part], example_valid=np.arange(size) < valid
+        )
+        sums.add(
+            batch,
+            HandOutput(guess[part], joints3d[part], confidence=confidence[part]),
+        )
+    found = sums.by_confidence()
+    # The ten valid hands: the surest is the last of them, 3 mm off, of 12 to 3.
+    share = 678 / 778
+    assert found["most_confident"]["mpvpe_mm"] == pytest.approx(3 * share, rel=1e-4)
+    assert found["least_confident"]["mpvpe_mm"] == pytest.approx(12 * share, rel=1e-4)
+    assert found["most_confident"]["mpjpe_mm"] == pytest.approx(0, abs=1e-4)
+    assert set(found["least_confident"]) == {m for m in sums.means() if "mm" in m}
+    without = metrics.MetricSums(root=9)
+    without.add(as_batch(vertices, joints3d), HandOutput(guess, joints3d))
+    assert without.by_confidence() is None

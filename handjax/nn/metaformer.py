@@ -47,9 +47,13 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch token dim"], *, train: bool
+        self,
+        x: Float[Array, "batch token dim"],
+        *,
+        train: bool,
+        bias: Float[Array, "head token token"] | None = None,
     ) -> Float[Array, "batch token dim"]:
-        """Softmax(q k / sqrt(d)) v in each head, then a linear map."""
+        """Softmax(q k / sqrt(d) + bias) v in each head, then a linear map."""
         batch, token, dim = x.shape
         qkv_init = nn.initializers.xavier_uniform()
         qkv = nn.Dense(3 * dim, dtype=self.dtype, kernel_init=qkv_init, name="qkv")(x)
@@ -57,7 +61,10 @@ class SelfAttention(nn.Module):
             qkv.reshape(batch, token, 3, self.num_heads, dim // self.num_heads), 2, 0
         )
         scores = jnp.einsum("bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k)
-        probs = jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(self.dtype)
+        scores = scores.astype(jnp.float32)
+        if bias is not None:
+            scores = scores + bias.astype(jnp.float32)[None]
+        probs = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
         probs = nn.Dropout(self.dropout, deterministic=not train)(probs)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", probs, v).reshape(batch, token, dim)
         return nn.Dense(
