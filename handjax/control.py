@@ -240,7 +240,6 @@ def _predict(predictor: "HandPredictor", split: "Split"):
             index: Placed(
                 hand.vertices + hand.translation,
                 hand.joints3d + hand.translation,
-                hand.joints2d,
             )
             for index, hand in zip(wanted, hands, strict=True)
         }

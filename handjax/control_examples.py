@@ -48,8 +48,7 @@ class Placed(NamedTuple):
     vertices: Float[np.ndarray, "vertex 3"]
     """Metres from the camera."""
     joints3d: Float[np.ndarray, "joint 3"]
-    joints2d: Float[np.ndarray, "joint 2"]
-    """Pixels of the photo."""
+    """Of the mesh: the 2-D pose is their projection, so that it lies on the mesh."""
 
 
 class Example(NamedTuple):
@@ -93,8 +92,7 @@ def annotated(source: Source) -> Placed | None:
     if not (joints3d[:, 3] > 0).all():
         return None
     vertices = record["vertices"].astype(np.float64)
-    points = joints3d[:, :3]
-    return Placed(vertices, points, crop.project(points, source.K))
+    return Placed(vertices, joints3d[:, :3])
 
 
 def make(
@@ -127,7 +125,7 @@ def make(
     if placed is None:
         points, known = _stored_joints(source.record)
     else:
-        points = placed.joints2d
+        points = crop.project(placed.joints3d, source.K)
         known = placed.joints3d[:, 2] > 1e-6
     if known.sum() < 2:
         raise LeftOutError("fewer than two joints are annotated")

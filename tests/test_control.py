@@ -325,7 +325,6 @@ def test_a_models_hand_is_drawn_where_it_sees_it(data, tmp_path, monkeypatch):
             fields = {
                 "vertices": placed.vertices - root,
                 "joints3d": placed.joints3d - root,
-                "joints2d": placed.joints2d,
                 "translation": root,
             }
             return type("Hand", (), fields)
