@@ -272,7 +272,7 @@ def _narrow(config: Config) -> Config:
     config.model.update(
         codec_width=128,
         reset_below=0.1,
-        backbone="vit_t16",
+        backbone="fastvit_t8",
         backbone_drop_path=0.0,
         remat=False,
         width=128,

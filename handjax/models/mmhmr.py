@@ -411,9 +411,10 @@ class Model(nn.Module):
         coarse = maps[tuple(self.levels).index("1x")]
         mean = MeanParameters(**self.get_variable("constants", "mean"))
         betas, cam = self.shape_camera(coarse, mean)
+        stride = image.shape[1] // coarse.shape[1]
         geometry = dict(
             crop_px=image.shape[1],
-            padding_px=backbones.patch_padding(self.backbone),
+            edge_px=backbones.first_pixel(self.backbone, stride) - stride / 2,
         )
         detected, places = None, None
         if detects(self):
@@ -703,27 +704,28 @@ class ShapeCamera(nn.Module):
 
 
 def map_places(
-    joints2d: Float[Array, "batch joint 2"], *, crop_px: int, padding_px: int
+    joints2d: Float[Array, "batch joint 2"], *, crop_px: int, edge_px: float
 ) -> Float[Array, "batch joint 2"]:
     """Where pixels of the crop are in what the maps show: 0..1, edge to edge.
 
-    Maps show the middle 3/4 of the columns; their patches are shifted by the padding.
+    Maps show the middle 3/4 of the columns, and do not begin just where these do.
 
     Args:
         joints2d: Pixels of the crop, the first one's centre being (0, 0).
         crop_px: Side of the crop.
-        padding_px: See `backbones.patch_padding`.
+        edge_px: Where the edge of the maps' first pixels is in what they show: half a
+            stride before their middle, `backbones.first_pixel`.
     """
-    edge = (joints2d + 0.5 + padding_px) / crop_px
+    edge = (joints2d - edge_px) / crop_px
     return (edge - jnp.array([[[1 / 8, 0]]])) / jnp.array([[[3 / 4, 1]]])
 
 
 def crop_pixels(
-    places: Float[Array, "batch joint 2"], *, crop_px: int, padding_px: int
+    places: Float[Array, "batch joint 2"], *, crop_px: int, edge_px: float
 ) -> Float[Array, "batch joint 2"]:
     """Undo `map_places`."""
     edge = places * jnp.array([[[3 / 4, 1]]]) + jnp.array([[[1 / 8, 0]]])
-    return edge * crop_px - 0.5 - padding_px
+    return edge * crop_px + edge_px
 
 
 def _check_fields(model: Model) -> None:

@@ -362,7 +362,7 @@ def test_places_on_maps_are_those_of_the_crop(crop, patch, padding):
     expected = np.meshgrid(
         (np.arange(columns) + 0.5) / columns, (np.arange(rows) + 0.5) / rows
     )
-    sizes = dict(crop_px=crop, padding_px=padding)
+    sizes = dict(crop_px=crop, edge_px=-padding - 0.5)
     found = mmhmr.map_places(jnp.asarray(pixels), **sizes)
     np.testing.assert_allclose(
         found[0], np.stack(expected, axis=-1).reshape(-1, 2), atol=1e-6
@@ -424,8 +424,8 @@ def test_joints_that_are_given_are_looked_at():
     joints2d = np.full((4, 21, 2), 30.0, np.float32)
     told, untold, seen = answers(variables, batch.image, joints2d)
     assert np.abs(told - untold).max() > 1e-4
-    expected = mmhmr.map_places(jnp.asarray(joints2d), crop_px=128, padding_px=0)
-    padding = backbones.patch_padding(model.backbone)
+    expected = mmhmr.map_places(jnp.asarray(joints2d), crop_px=128, edge_px=-0.5)
+    padding = backbones.family(model.backbone).VARIANTS[model.backbone].padding
     expected = expected + jnp.array([[[padding / 96, padding / 128]]])
     np.testing.assert_allclose(seen.joints2d, expected, atol=1e-5)
 

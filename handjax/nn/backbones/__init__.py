@@ -54,11 +54,6 @@ def first_pixel(name: str, stride: int) -> float:
     return (stride - centred) / 2 - getattr(module.VARIANTS[name], "padding", 0)
 
 
-def patch_padding(name: str) -> int:
-    """Pixels by which a backbone pads the image before it cuts patches."""
-    return getattr(family(name).VARIANTS[name], "padding", 0)
-
-
 def fuse(name: str, variables: Variables) -> Variables | None:
     """Variables of a backbone built with `fused=True`; None if it has no such form."""
     module = family(name)
