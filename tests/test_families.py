@@ -39,8 +39,6 @@ def built(family, config, batch):
 @pytest.mark.parametrize("family", models.names())
 def test_image_to_hand_has_the_shapes_of_the_contract(family):
     config = smoke(family)
-    if not any(stage.needs_image for stage in models.load(family).stages(config)):
-        pytest.skip("no stage sees images")
     batch = tiny.batch(2, crop=config.data.crop_size)
     model, init = built(family, config, batch)
     output = jax.eval_shape(model.apply, jax.eval_shape(init), batch.image)

@@ -30,8 +30,8 @@ Tokens = Float[Array, "batch token dim"]
 class GraphTransformerBlock(nn.Module):
     """Graph-guided pose modeling (GGPM), one block.
 
-    Q' = MHA(Norm(Q)) + Conv(Norm(Q)) + Q (Eq. 4 of MMHMR), with one norm for both; then
-    SE(Norm(Q')) (Eq. 5 of MMHMR).
+    Q' = MHA(Norm(Q)) + Conv(Norm(Q)) + Q (MMHMR Eq. 1), with one norm for both; then
+    SE(Norm(Q')) (MMHMR Eq. 2).
     """
 
     heads: int = 8

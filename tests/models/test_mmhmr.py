@@ -8,15 +8,21 @@ import numpy as np
 import pytest
 import tiny
 
-from handjax import checkpoints, mano, rotations, skeleton
+from handjax import checkpoints, mano, rotations, skeleton, train_state
 from handjax import codebook as cb
 from handjax.mano import HandModel
 from handjax.models import mmhmr
-from handjax.nn import mano_head, vq
+from handjax.nn import backbones, mano_head, vq
 
 ROOT = Path(__file__).parents[2]
 QUICK = {"xla_backend_optimization_level": 0}
 """Compiling is most of what these tests do."""
+
+
+@pytest.fixture(autouse=True)
+def backbone(request, monkeypatch):
+    if "parameters" not in request.node.name:
+        tiny.patch_backbone(monkeypatch)
 
 
 @functools.cache
@@ -128,7 +134,17 @@ def test_parameters_by_part_are_those_of_the_formulae():
     """Width 512: kernels of 3 (or 4, or 1) taps and biases, added up by hand."""
     _, _, init = built("paper")
     wide, block = 3 * 512 * 512 + 512, (3 + 1) * 512 * 512 + 2 * 512
-    assert dict(mmhmr.parameter_table(init())) == {
+    rows = dict(mmhmr.parameter_table(init()))
+    assert rows.pop("backbone") == 630_912_000
+    others = {
+        "pyramid",
+        "x-attention head",
+        "detector",
+        "graph transformer",
+        "synthesizer",
+    }
+    assert others < set(rows)
+    assert {name: rows[name] for name in set(rows) - others} == {
         "encoder": (3 * 6 * 512 + 512)
         + 3 * wide
         + (4 * 512 * 512 + 512)
@@ -154,7 +170,8 @@ def test_decoding_the_indices_of_a_pose_is_its_reconstruction(rotation):
         indices = apply(batch.mano_pose, method="encode")
         again = apply(indices, batch.betas, method="decode")
         _, tokens, quantized = apply(true_matrices(batch), method="reconstruct")
-        return indices, again, apply(batch.mano_pose, batch.betas), tokens, quantized
+        direct = apply(batch.mano_pose, batch.betas, method="autoencode")
+        return indices, again, direct, tokens, quantized
 
     indices, again, direct, tokens, quantized = both(variables, batch)
     assert tokens.shape == (4, 16, model.code_dim)
@@ -270,10 +287,16 @@ def test_turned_poses_are_other_ones_of_the_same_fingers(monkeypatch):
         "reconstruction_terms",
         lambda regressor, found, true, valid, **_: seen.update(true=true) or {},
     )
-    mmhmr.tokenizer_loss(model, drawn(init()), batch, rngs())
-    matrices, vertices = seen["true"]
-    np.testing.assert_array_equal(matrices[:, 1:], true_matrices(batch)[:, 1:])
-    turns = matrices[:, 0] @ true_matrices(batch)[:, 0].mT
+
+    @quick
+    def turned(variables):
+        mmhmr.tokenizer_loss(model, variables, batch, rngs())
+        return seen["true"]
+
+    matrices, vertices = (np.asarray(x) for x in turned(drawn(init())))
+    before = np.asarray(true_matrices(batch))
+    np.testing.assert_allclose(matrices[:, 1:], before[:, 1:], atol=1e-6)
+    turns = matrices[:, 0] @ before[:, 0].swapaxes(1, 2)
     assert np.abs(turns[0] - turns[1]).max() > 0.1
     np.testing.assert_allclose(
         vertices, np.einsum("bij,bvj->bvi", turns, batch.vertices), atol=1e-5
@@ -308,15 +331,340 @@ def test_loss_does_not_depend_on_hands_without_known_pose():
 def test_losses_are_those_that_the_config_weighs():
     model, batch, init = built()
     config = load_config("smoke")
+    moved = {"tokenizer": {"codebook"}, "mesh": {"batch_stats"}}
     for stage in mmhmr.stages(config):
         terms, metrics, updates = jax.eval_shape(
             functools.partial(stage.loss_fn, model), init(), batch, rngs()
         )
         assert set(terms) == set(config.stages[stage.name].losses)
         assert {x.shape for x in (terms | metrics).values()} == {()}
-        assert set(updates) == {"codebook"}
+        assert set(updates) == moved[stage.name]
     config.data.root = "wrist"
     with pytest.raises(
         ValueError, match=r"root='middle_mcp' is not config\.data\.root"
     ):
         mmhmr.stages(config)
+
+
+# --- Where 2-D joints are on the maps ------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "crop, patch, padding", [(256, 16, 2), (128, 16, 2), (256, 32, 0)]
+)
+def test_places_on_maps_are_those_of_the_crop(crop, patch, padding):
+    """The centre of each patch is the centre of its pixel on the map."""
+    rows, columns = crop // patch, 3 * crop // 4 // patch
+    middle = (patch - 1) / 2 - padding
+    x = crop // 8 + patch * np.arange(columns) + middle
+    y = patch * np.arange(rows) + middle
+    pixels = np.float32(np.stack(np.meshgrid(x, y), axis=-1)).reshape(1, -1, 2)
+    expected = np.meshgrid(
+        (np.arange(columns) + 0.5) / columns, (np.arange(rows) + 0.5) / rows
+    )
+    sizes = dict(crop_px=crop, padding_px=padding)
+    found = mmhmr.map_places(jnp.asarray(pixels), **sizes)
+    np.testing.assert_allclose(
+        found[0], np.stack(expected, axis=-1).reshape(-1, 2), atol=1e-6
+    )
+    np.testing.assert_allclose(mmhmr.crop_pixels(found, **sizes), pixels, atol=1e-3)
+
+
+def test_detector_finds_the_hottest_pixel():
+    features = np.zeros((2, 4, 3, 2), np.float32)
+    features[0, 1, 2] = features[1, 3, 0] = (1.0, 0.0)
+    kernel = jnp.array([[50.0] * 21, [0.0] * 21])
+    params = {"params": {"heat": {"kernel": kernel, "bias": jnp.zeros(21)}}}
+    found = mmhmr.Detector().apply(params, jnp.asarray(features))
+    for example, place in enumerate([(2.5 / 3, 1.5 / 4), (0.5 / 3, 3.5 / 4)]):
+        np.testing.assert_allclose(found[example], np.tile(place, (21, 1)), atol=1e-6)
+
+
+def test_training_is_told_of_moved_joints_and_of_none():
+    model, batch, _ = built(joints2d_train="truth", joints2d_noise=0.05)
+    hidden = np.ones((4, 21), bool)
+    hidden[:, 3] = False
+    batch = batch._replace(joints2d_valid=hidden)
+    crop = batch.image.shape[1]
+    for drop in (0.0, 1.0):
+        told = model.clone(joints2d_drop=drop)
+        joints, seen = mmhmr.told_joints(told, batch, jax.random.key(0))
+        np.testing.assert_array_equal(seen, hidden * (1 - drop))
+        spread = float(jnp.std((joints - batch.joints2d) / crop))
+        assert 0.04 < spread < 0.06
+    own = model.clone(joints2d_train="predicted", joints2d_drop=0.0)
+    joints, seen = mmhmr.told_joints(own, batch, jax.random.key(0))
+    assert joints is None and (seen == 1).all()
+    none = model.clone(joints2d_train="none")
+    assert mmhmr.told_joints(none, batch, jax.random.key(0)) == (None, None)
+
+
+def test_there_is_a_detector_where_one_is_asked():
+    model, *_ = built()
+    for train in mmhmr.JOINTS2D_TRAIN:
+        for test in mmhmr.JOINTS2D_TEST:
+            asked = model.clone(joints2d_train=train, joints2d_test=test)
+            assert mmhmr.detects(asked) == ("predicted" in (train, test))
+    for test in ("predicted", "none"):
+        _, _, init = built(joints2d_train="truth", joints2d_test=test)
+        assert ("detector" in init()["params"]) == (test == "predicted")
+
+
+def test_joints_that_are_given_are_looked_at():
+    model, batch, init = built(joints2d_test="given")
+    variables = drawn(init())
+
+    @quick
+    def answers(variables, image, joints2d):
+        stage = functools.partial(mmhmr.predict_image, model, variables)
+        told = stage(batch._replace(image=image, joints2d=joints2d))
+        seen = model.apply(variables, image, joints2d, method="see")
+        return told.logits, model.apply(variables, image).logits, seen
+
+    joints2d = np.full((4, 21, 2), 30.0, np.float32)
+    told, untold, seen = answers(variables, batch.image, joints2d)
+    assert np.abs(told - untold).max() > 1e-4
+    expected = mmhmr.map_places(jnp.asarray(joints2d), crop_px=128, padding_px=0)
+    padding = backbones.patch_padding(model.backbone)
+    expected = expected + jnp.array([[[padding / 96, padding / 128]]])
+    np.testing.assert_allclose(seen.joints2d, expected, atol=1e-5)
+
+
+# --- Stage "mesh" ----------------------------------------------------------------
+
+
+def test_loss_is_at_the_true_pose_when_logits_are_the_one_hot_truth(monkeypatch):
+    """A hand that the tokenizer can say, named rightly, leaves nothing to lose."""
+    model, batch, init = built(joints="mesh", reduction="mean")
+    variables = drawn(init())
+    labels = jnp.asarray(np.random.default_rng(3).integers(0, 256, (4, 16)))
+
+    @quick
+    def said(variables):
+        seen = model.apply(variables, batch.image, predicts=True, method="see")
+        codes = variables["codebook"]["tokenizer"]["vq"]["embedding"][labels]
+        parameters = model.apply(variables, codes, seen, method="_parameters")
+        posed = model.apply(variables, parameters, method="_posed")
+        return parameters, posed
+
+    parameters, posed = said(variables)
+    matrices = jnp.concatenate([parameters.global_orient, parameters.hand_pose], 1)
+    batch = batch._replace(
+        mano_pose=np.asarray(rotations.matrix_to_axis_angle(matrices)),
+        betas=np.asarray(parameters.betas),
+        joints3d=np.asarray(posed.joints3d - posed.joints3d[:, 9][:, None]),
+        vertices=np.asarray(posed.vertices - posed.joints3d[:, 9][:, None]),
+        joints2d=np.asarray((posed.joints2d + 0.5) * 128),
+    )
+    sharp = {}
+    monkeypatch.setattr(mmhmr.Model, "encode", lambda *_: labels)
+    monkeypatch.setattr(
+        mmhmr.Model,
+        "score",
+        lambda *_, **__: sharp["right"] * jax.nn.one_hot(labels, 256),
+    )
+
+    @quick
+    def loss(variables, right):
+        sharp.update(right=right)
+        return mmhmr.mesh_loss(model, variables, batch, rngs())[:2]
+
+    terms, metrics = loss(variables, 200.0)
+    for name in set(terms) - {"detector"}:
+        np.testing.assert_allclose(terms[name], 0, atol=1e-5, err_msg=name)
+    assert float(metrics["mm"]) < 1e-2 and float(metrics["token_accuracy"]) == 1
+    terms, _ = loss(variables, 0.0)
+    np.testing.assert_allclose(terms["tokens"], np.log(256), rtol=1e-5)
+    assert float(terms["hand_pose"]) > 1e-3 and float(terms["joints3d"]) > 1e-4
+
+
+def test_geometry_alone_teaches_the_synthesizer_and_no_part_of_the_tokenizer():
+    """Expectation-approximated sampling: losses of joints go through the decoder."""
+    model, batch, init = built()
+    variables = drawn(init())
+
+    def geometry(params, variables):
+        terms, _, _ = mmhmr.mesh_loss(
+            model, {**variables, "params": params}, batch, rngs()
+        )
+        return terms["joints3d"]
+
+    slopes = quick(jax.grad(geometry))(variables["params"], variables)
+    for part in ("synthesizer", "pyramid", "image_encoder", "shape_camera"):
+        assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(slopes[part])) > 0
+    (mesh,) = mmhmr.stages(load_config("smoke"))[1:]
+    trained, frozen = train_state.partition(variables["params"], mesh)
+    assert {path.split("/")[0] for path in frozen} == {"tokenizer"}
+    assert {path.split("/")[0] for path in trained} == set(variables["params"]) - {
+        "tokenizer"
+    }
+
+
+def test_tokens_of_hands_without_known_pose_are_neither_told_nor_asked(monkeypatch):
+    model, batch, init = built()
+    told = {}
+
+    def score(self, seen, labels, masked, *, train):
+        told.update(masked=masked)
+        return jnp.zeros((*labels.shape, 256)).at[:, :, 0].set(100.0)
+
+    monkeypatch.setattr(mmhmr.Model, "score", score)
+    known = np.array([True, False, True, True])
+    batch = batch._replace(mano_valid=known)
+
+    @quick
+    def masks(variables):
+        mmhmr.mesh_loss(model, variables, batch, rngs())
+        return told["masked"]
+
+    hidden = np.asarray(masks(drawn(init())))
+    assert hidden[1].all()
+    assert not hidden[known].all() or model.tau_range[0] == 0
+    labels, mask = jnp.ones((4, 16), int), jnp.zeros((4, 16), bool)
+    logits = jnp.zeros((4, 16, 8))
+    term = mmhmr.mask_term(model, logits, labels, mask, jnp.asarray(known))
+    np.testing.assert_allclose(term, 3 / 4 * np.log(8), rtol=1e-6)
+
+
+def test_mask_loss_counts_tokens_as_it_is_told():
+    model, *_ = built()
+    logits = jnp.zeros((2, 4, 8)).at[:, 0, 1].set(jnp.log(7.0))
+    labels = jnp.ones((2, 4), int)
+    masked = jnp.array([[True, True, False, False], [False, False, False, True]])
+    known, first, other = jnp.ones(2, bool), np.log(2), np.log(8)
+    for loss, reduction, expected in (
+        ("all", "sum", first + 3 * other),
+        ("all", "mean", (first + 3 * other) / 4),
+        ("masked", "sum", (first + 2 * other) / 2),
+        ("masked", "mean", ((first + other) / 2 + other) / 2),
+    ):
+        told = model.clone(mask_loss=loss, mask_reduction=reduction)
+        term = mmhmr.mask_term(told, logits, labels, masked, known)
+        np.testing.assert_allclose(term, expected, rtol=1e-6)
+
+
+# --- Inference -------------------------------------------------------------------
+
+
+def test_one_step_takes_the_best_code_of_each_token_and_poses_its_hand():
+    model, batch, init = built(steps=1, decoded="codes")
+    variables = drawn(init())
+
+    @quick
+    def both(variables, image):
+        output = model.apply(variables, image)
+        seen = model.apply(variables, image, predicts=True, method="see")
+        hidden = jnp.ones((4, 16), bool)
+        logits = model.apply(variables, seen, 0 * hidden, hidden, method="score")
+        mean = model.clone(decoded="expectation").apply(variables, image)
+        third = model.clone(nth=3).apply(variables, image)
+        expected = model.apply(variables, logits, method="expected")
+        return output, seen, logits, mean, third, expected
+
+    output, seen, logits, mean, third, expected = both(variables, batch.image)
+    np.testing.assert_allclose(output.logits, logits, atol=1e-4)
+    np.testing.assert_array_equal(output.indices, jnp.argmax(output.logits, -1))
+    order = jnp.argsort(-output.logits, axis=-1)
+    np.testing.assert_array_equal(third.indices, order[:, :, 2])
+    sure = jnp.max(jax.nn.softmax(output.logits, axis=-1), axis=-1)
+    np.testing.assert_allclose(output.confidence, sure.mean(1), rtol=1e-4)
+    decode = functools.partial(model.apply, variables)
+    posed = decode(output.indices, seen.betas, method="decode")
+    np.testing.assert_allclose(output.vertices, posed.vertices, atol=1e-5)
+    posed = decode(expected, seen.betas, method="decode_codes")
+    np.testing.assert_allclose(mean.vertices, posed.vertices, atol=1e-5)
+    assert np.abs(mean.vertices - output.vertices).max() > 1e-5
+
+
+def test_hypotheses_differ_and_the_answer_does_not():
+    model, batch, init = built(steps=2)
+    variables = drawn(init())
+    draw = quick(
+        functools.partial(model.apply, variables, method="hypotheses", count=3)
+    )
+    hands = draw(batch.image, jax.random.key(0))
+    again = draw(batch.image, jax.random.key(0))
+    others = draw(batch.image, jax.random.key(1))
+    assert hands.vertices.shape == (4, 3, 778, 3)
+    np.testing.assert_array_equal(hands.indices, again.indices)
+    assert np.any(hands.indices != others.indices)
+    assert np.any(hands.indices[:, 0] != hands.indices[:, 1])
+    assert (np.diff(hands.confidence, axis=1) <= 0).all()
+
+
+def test_crops_are_square_and_divide_by_eight():
+    model, _, init = built()
+    for size in ((128, 96), (124, 124)):
+        image = jnp.zeros((1, *size, 3))
+        with pytest.raises(ValueError, match=rf"images of {size[0]} x {size[1]} \(he"):
+            jax.eval_shape(model.apply, init(), image)
+
+
+STRUCTURAL = ("table5_no", "table15_1_4_8", "table15_1_8", "table16_2")
+
+
+@pytest.mark.parametrize(
+    "row", [r for r in load_module().ROWS if r.startswith(STRUCTURAL)]
+)
+def test_rows_that_change_parts_build(row):
+    config = load_config(f"smoke,{row}")
+    model = checkpoints.build_model(mmhmr, config)
+    batch = posed_batch(4, crop=128)
+    shapes = jax.eval_shape(
+        lambda: model.init(jax.random.key(0), batch, tiny.hand(), method="init_all")
+    )
+    params = shapes["params"]
+    synthesizer = params["synthesizer"]
+    assert ("ggpm0" in synthesizer) == (row != "table5_no_ggpm")
+    assert ("pose" in synthesizer) == (row != "table5_no_pose")
+    assert ("head" in params["shape_camera"]) == (row != "table5_no_attention")
+    layers = sum(name.startswith("layer") for name in synthesizer)
+    assert layers == (2 if row == "table16_2" else 1)
+    levels = {name.split("_")[0] for name in params["pyramid"]}
+    assert levels == {f"level{name}" for name in model.levels}
+    assert ("detector" in params) == ("detector" in config.stages.mesh.losses)
+
+
+def test_other_rows_are_values_and_weights():
+    of = lambda row: load_config(row).model  # noqa: E731
+    assert [of(f"table6_{n}").steps for n in (1, 3, 5, 10)] == [1, 3, 5, 10]
+    tops = [of(f"table7_{n}").tau_range for n in ("03", "05", "07", "10")]
+    assert tops == [(0.0, 0.3), (0.0, 0.5), (0.0, 0.7), (0.0, 1.0)]
+    assert [of(f"table12_{n}").nth for n in (1, 3, 5, 10, 20)] == [1, 3, 5, 10, 20]
+    assert of("table14_1024_256").num_codes == 1024
+    assert of("table14_2048_128").code_dim == 128
+    assert [of(f"table16_{n}").layers for n in (2, 4, 6, 8)] == [2, 4, 6, 8]
+    assert of("table15_1_4").levels == ("1x", "4x")
+    assert of("table15_1_8_16").levels == ("1x", "8x", "16x")
+    weighed = {
+        row: {k for k, v in load_config(row).stages.mesh.losses.items() if v}
+        for row in load_module().ROWS
+        if row.startswith("table11")
+    }
+    pose = {"global_orient", "hand_pose"}
+    least = {"betas", "detector"}
+    assert weighed == {
+        "table11_mask": least | {"tokens"},
+        "table11_mask_mano": least | {"tokens"} | pose,
+        "table11_all": least | {"tokens", "joints3d", "joints2d"} | pose,
+        "table11_3d": least | {"joints3d"},
+        "table11_no_2d": least | {"tokens", "joints3d"} | pose,
+    }
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        (dict(joints2d_train="gt"), r"joints2d_train='gt' is not one of truth, predi"),
+        (dict(joints2d_test="gt"), r"joints2d_test='gt' is not one of predicted, non"),
+        (dict(mask_loss="none"), r"mask_loss='none' is not one of all, masked"),
+        (dict(mask_reduction="max"), r"mask_reduction='max' is not one of mean, sum"),
+        (dict(decoded="mean"), r"decoded='mean' is not one of codes, expectation"),
+        (dict(levels=("4x",)), r"levels=\('4x',\) has no '1x', which betas and cam"),
+        (dict(shape_head="max"), r"shape_head='max' is not one of attention, mean"),
+        (dict(head_init="zero"), r"head_init='zero' is not one of torch, xavier"),
+    ],
+)
+def test_values_of_the_mesh_stage_are_those_there_are(fields, message):
+    with pytest.raises(ValueError, match=message):
+        built(**fields)[2]()
