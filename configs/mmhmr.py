@@ -78,6 +78,14 @@ Rows of tables 6 and 12 need no other training: `python -m handjax.evaluate` tak
 values. The fifth row of table 11 is printed with the losses of the third; what its text
 compares it with leaves 2-D joints as the one that is missing.
 
+`text` makes hands from texts: the letters of the manual alphabet that the built-in data
+have, each with a learned vector, or with CLIP's text tower,
+`--config.model.text=clip_text_b32` (see handjax/conversions/clip_text.py). The paper
+reports a Hausdorff distance of 0.0221, a Chamfer distance of 9.73e-5 and a PA-MPVPE of
+12.2 mm, on letters of its own fitting; `handjax.evaluate` measures the same on the
+built-in ones, and `python -m handjax.text_to_mesh a b --workdir W --output D` makes
+hands.
+
 What the paper leaves open is listed, with reasons, in docs/mmhmr.md.
 """
 
@@ -179,7 +187,7 @@ def _paper(config: Config) -> Config:
         steps=5,
         temperature=0.0,
         gumbel=0.0,
-        top_k=0,
+        top_k=0.0,
         top_p=1.0,
         nth=1,
         remask="all",
@@ -352,6 +360,20 @@ def _no_pose(config: Config) -> None:
     del config.stages.mesh.losses["detector"]
 
 
+def _text(config: Config) -> None:
+    """Hands from texts instead of images: the paper's section D of its supplement."""
+    _no_pose(config)
+    config.model.update(
+        condition="text",
+        text="labels",
+        labels=tuple("abcdefhiklouwxy"),
+        top_k=0.05,
+    )
+    config.stages.mesh.data = "labelled_poses"
+    for name in ("betas", "joints2d"):
+        del config.stages.mesh.losses[name]
+
+
 def _nothing(config: Config) -> None:
     """The row is the model as it is."""
 
@@ -411,5 +433,6 @@ ROWS: dict[str, Callable[[Config], None]] = {
         for scales in ("1", "14", "148", ("1", "8", "16"), ("1", "4", "8", "16"))
     },
     **_rows_of("table16", "layers", (2, 4, 6, 8)),
+    "text": _text,
 }
 """Rows of the paper's tables 5 to 9, 11, 12 and 14 to 16, by name."""

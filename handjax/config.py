@@ -14,12 +14,13 @@ from typing import Any
 
 import ml_collections
 
+from handjax.stages import LABELLED_POSES
+
 PRECISIONS = ("auto", "float32", "bfloat16")
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("cosine", "step", "constant")
 DECAY_MASKS = ("no_1d", "paper", "all")
 BATCH_NORMS = ("global", "device")
-LABELLED_POSES = "labelled_poses"
 STAGE_DATA = ("images", "poses", LABELLED_POSES)
 LETTERS = "asl_letters"
 """What the labelled poses are called where a data set is named."""

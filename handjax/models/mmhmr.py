@@ -8,7 +8,8 @@ Stage "mesh" learns to name hidden tokens of the hand in an image from the other
 maps of the image in several sizes, and from 2-D joints: blocks of graph transformer,
 then layers of attention among the tokens and to the maps. Betas and camera are read
 from the map alone. At inference all tokens are hidden at first; in a few steps the
-surest are kept and the others guessed again.
+surest are kept and the others guessed again. With `condition="text"` the tokens of a
+text stand in for the maps, and nothing is known of 2-D joints, shape and camera.
 
 No code of the paper is public. What it leaves open is a field here or a value of the
 config; docs/mmhmr.md lists them with their reasons.
@@ -34,7 +35,7 @@ from handjax import (
 )
 from handjax.mano import HandModel
 from handjax.models import HandConstants
-from handjax.nn import backbones, mano_head, masked_tokens
+from handjax.nn import backbones, mano_head, masked_tokens, text_encoder
 from handjax.nn.feature_pyramid import FeaturePyramid
 from handjax.nn.image import IMAGENET_MEAN, IMAGENET_STD, normalised
 from handjax.nn.joint_codec import JointDecoder, JointEncoder
@@ -42,7 +43,7 @@ from handjax.nn.mano_head import ManoParameters, MeanParameters, Posed
 from handjax.nn.masked_synthesizer import CameraShapeHead, MaskedSynthesizer
 from handjax.nn.masked_tokens import Sampling
 from handjax.nn.vq import Quantized, VectorQuantizer, nearest_code, soft_lookup
-from handjax.stages import Stage
+from handjax.stages import LABELLED_POSES, Stage
 from handjax.types import AnyArray, Batch, HandOutput, Paper, Variables
 
 PAPER = Paper(
@@ -171,6 +172,11 @@ TOKENIZER_FIELDS = tuple(sorted(set(Tokenizer.__dataclass_fields__) - _FLAX_FIEL
 """Fields of `config.model` that a trained tokenizer fixes."""
 
 
+CONDITIONS = {
+    "image": "crops of photos",
+    "text": "what the hand shows, in words",
+}
+"""What hands are made from."""
 JOINTS2D_TRAIN = {
     "truth": "annotated joints, moved at random (`joints2d_noise`), as in the paper",
     "predicted": "those of the model's own detector, without a gradient",
@@ -202,11 +208,15 @@ Joints2D = Float[AnyArray, "batch joint 2"]
 Seen2D = Float[AnyArray, "batch joint"]
 
 
-class Seen(NamedTuple):
-    """All that is taken of an image, once for all steps of sampling."""
+Words = Int[AnyArray, "batch length"]
+"""Token ids of texts (`text_encoder.tokenizer`)."""
 
-    maps: Sequence[Float[Array, "batch _ _ channel"]]
-    """Of `config.model.levels`."""
+
+class Seen(NamedTuple):
+    """All that is taken of an image or a text, once for all steps of sampling."""
+
+    maps: Sequence[Float[Array, "batch _ _ channel"]] | None
+    """Of `config.model.levels`; None of a text."""
     joints2d: Joints2D | None
     """For the synthesizer, in 0..1 of what the maps show."""
     joints2d_seen: Seen2D | None
@@ -215,6 +225,10 @@ class Seen(NamedTuple):
     cam: Float[Array, "batch 3"]
     detected: Joints2D | None
     """What the detector says, in pixels of the crop."""
+    context: Float[Array, "batch word _"] | None = None
+    """Tokens of a text."""
+    context_valid: Bool[Array, "batch word"] | None = None
+    """False for padding of the text."""
 
 
 class Guess(NamedTuple):
@@ -227,7 +241,7 @@ class Guess(NamedTuple):
 
 
 class Model(nn.Module):
-    """Image to hand; the fields are `config.model`."""
+    """Image or text to hand; the fields are `config.model`."""
 
     tokenizes = "mano_pose"  # what `encode` takes (`codebook.of_model`)
 
@@ -247,6 +261,10 @@ class Model(nn.Module):
     commitment: str = "mean"  # over tokens and dimensions, or "sum"
     codec_reduction: str = "mean"  # of the L1 terms: REDUCTIONS
     turned: bool = True  # whether poses are turned as a whole, uniformly, in training
+    # What hands are made from, and how a text is read.
+    condition: str = "image"  # CONDITIONS
+    text: str = text_encoder.LABELS  # text_encoder.names()
+    labels: tuple[str, ...] = text_encoder.ASL_LETTERS  # that text="labels" knows
     # Image to maps, betas and camera.
     backbone: str = "vit_h"
     backbone_drop_path: float = 0.55
@@ -305,6 +323,12 @@ class Model(nn.Module):
         self.tokenizer = Tokenizer(
             **{key: getattr(self, key) for key in TOKENIZER_FIELDS}, dtype=dtype
         )
+        self._build_synthesizer(dtype)
+        if self.condition == "text":
+            self.text_encoder = text_encoder.build(
+                self.text, labels=self.labels, dtype=dtype
+            )
+            return
         options: dict[str, Any] = dict(
             drop_path_rate=self.backbone_drop_path, dtype=dtype
         )
@@ -325,6 +349,8 @@ class Model(nn.Module):
         )
         if detects(self):
             self.detector = Detector()
+
+    def _build_synthesizer(self, dtype: Any) -> None:
         self.synthesizer = MaskedSynthesizer(
             num_tokens=self.num_tokens,
             num_codes=self.num_codes,
@@ -344,14 +370,18 @@ class Model(nn.Module):
         )
 
     def __call__(
-        self, image: Image, *, joints2d: Joints2D | None = None, train: bool = False
+        self,
+        image: Image | Words,
+        *,
+        joints2d: Joints2D | None = None,
+        train: bool = False,
     ) -> HandOutput:
-        """Predict the hand in square crops of 0..255 RGB.
+        """Predict the hand in square crops of 0..255 RGB, or make that of a text.
 
         The outer eighths of the columns are not looked at.
 
         Args:
-            image: Crops.
+            image: Crops, or with `condition="text"` ids of words.
             joints2d: A detector's, pixels of the crop; without, `joints2d_test` says.
             train: Drop at random.
         """
@@ -362,13 +392,13 @@ class Model(nn.Module):
 
     def hypotheses(
         self,
-        image: Image,
+        image: Image | Words,
         key: Array,
         count: int,
         *,
         joints2d: Joints2D | None = None,
     ) -> hypotheses.Hypotheses:
-        """Several hands of each image, drawn at `hypothesis_temperature`."""
+        """Several hands of each image or text, drawn at `hypothesis_temperature`."""
         # Flax allows no modules inside of JAX's loops; a pure function it does.
         model, variables = self.unbind()
         seen = self.see(image, joints2d, predicts=self._predicts())
@@ -391,25 +421,32 @@ class Model(nn.Module):
 
     def see(
         self,
-        image: Image,
+        image: Image | Words,
         joints2d: Joints2D | None = None,
         joints2d_seen: Seen2D | None = None,
         *,
         predicts: bool = False,
         train: bool = False,
     ) -> Seen:
-        """Take all from images that the steps of sampling need.
+        """Take all from images, or texts, that the steps of sampling need.
 
         Args:
-            image: Square crops.
+            image: Square crops, or with `condition="text"` ids of words.
             joints2d: Pixels of the crop, or None.
             joints2d_seen: Their confidence, 0..1; None for 1.
             predicts: Whether the detector's stand in for missing ones.
             train: Drop at random, move statistics.
         """
+        mean = MeanParameters(**self.get_variable("constants", "mean"))
+        if self.condition == "text":
+            words = self.text_encoder(image, train=train)
+            betas, cam = (
+                jnp.broadcast_to(x[None], (len(image), *x.shape))
+                for x in (mean.betas, mean.cam)
+            )
+            return Seen(None, None, None, betas, cam, None, words.tokens, words.mask)
         maps = self.pyramid(self._features(image, train))
         coarse = maps[tuple(self.levels).index("1x")]
-        mean = MeanParameters(**self.get_variable("constants", "mean"))
         betas, cam = self.shape_camera(coarse, mean)
         stride = image.shape[1] // coarse.shape[1]
         geometry = dict(
@@ -440,6 +477,8 @@ class Model(nn.Module):
             indices,
             masked,
             maps=seen.maps,
+            context=seen.context,
+            context_valid=seen.context_valid,
             joints2d=seen.joints2d,
             joints2d_confidence=seen.joints2d_seen,
             train=train,
@@ -484,6 +523,8 @@ class Model(nn.Module):
         output = mano_head.hand_output(
             posed, root=skeleton.root_joint(self.root), size_px=size_px
         )
+        if seen.maps is None:  # no camera, no picture
+            output = output._replace(joints2d=None, cam=None)
         return output._replace(
             logits=drawn.logits,
             indices=drawn.indices,
@@ -492,7 +533,7 @@ class Model(nn.Module):
 
     def guess(
         self,
-        image: Image,
+        image: Image | Words,
         labels: Int[Array, "batch token"],
         masked: Bool[Array, "batch token"],
         joints2d: Joints2D | None,
@@ -611,7 +652,7 @@ class Model(nn.Module):
         self.put_variable("constants", "mean", mean._asdict())
         self.autoencode(batch.mano_pose)
         labels = jnp.zeros((len(batch.betas), self.num_tokens), jnp.int32)
-        seen = self.see(batch.image)
+        seen = self.see(batch.text if self.condition == "text" else batch.image)
         self.score(seen, labels, labels == 0)
         # Sampling must find all parameters made, for it has a loop.
         return self.output(
@@ -651,7 +692,7 @@ they are means."""
 
 
 def detects(model: Model) -> bool:
-    """Whether the model has a detector of 2-D joints."""
+    """Whether a model of images has a detector of 2-D joints."""
     return "predicted" in (model.joints2d_train, model.joints2d_test)
 
 
@@ -731,6 +772,7 @@ def crop_pixels(
 def _check_fields(model: Model) -> None:
     """Refuse values that are none of those there are."""
     for key, allowed in (
+        ("condition", CONDITIONS),
         ("rotation", REPRESENTATIONS),
         ("commitment", ("mean", "sum")),
         ("codec_reduction", REDUCTIONS),
@@ -768,10 +810,27 @@ def stages(config: Any) -> tuple[Stage, ...]:
             f"{config.data.root!r}; predictions and annotations have to be relative to "
             "the same joint."
         )
+    tokenizer = Stage("tokenizer", tokenizer_loss, predict_pose, "^tokenizer/", False)
+    if config.model.get("condition", Model.condition) == "text":
+        return tokenizer, _text_stage(config)
+    rest = "^(?!tokenizer/)"
     return (
-        Stage("tokenizer", tokenizer_loss, predict_pose, "^tokenizer/", False),
-        Stage("mesh", mesh_loss, predict_image, "^(?!tokenizer/)", True, check_mesh),
+        tokenizer,
+        Stage("mesh", mesh_loss, predict_image, rest, True, check_mesh),
     )
+
+
+def _text_stage(config: Any) -> Stage:
+    """Stage "mesh" of texts; CLIP's tower stays as it was trained."""
+    data = config.stages.mesh.data
+    if data != LABELLED_POSES:
+        raise ValueError(
+            f"config.stages.mesh.data={data!r} has no texts, which config.model."
+            f"condition='text' reads; use {LABELLED_POSES!r} (configs/mmhmr.py:text)."
+        )
+    learned = config.model.get("text", Model.text) == text_encoder.LABELS
+    trained = "^(synthesizer|text_encoder)/" if learned else "^synthesizer/"
+    return Stage("mesh", text_loss, predict_text, trained, False, check_mesh)
 
 
 def tokenizer_loss(
@@ -942,6 +1001,65 @@ def mesh_loss(
     return terms, metrics, dict(updates)
 
 
+TEXT_TERMS = ("global_orient", "hand_pose", "joints3d")
+"""Of `hmr_losses.KEYS`, those that a text can be asked for."""
+
+
+def text_loss(
+    model: Model, variables: Variables, batch: Batch, rngs: dict[str, Array]
+) -> tuple[dict[str, Array], dict[str, Array], dict[str, Any]]:
+    """Masked tokens of a text's hand, and the pose that they expect.
+
+    Poses are compared in the true shape, of which a text says nothing.
+    """
+    labels = model.apply(variables, batch.mano_pose, method="encode")
+    known = jnp.asarray(batch.mano_valid)
+    masked = masked_tokens.training_mask(
+        rngs["mask"], *labels.shape, tau_range=model.tau_range, schedule=model.schedule
+    )
+    masked = masked | ~known[:, None]
+    found = model.apply(
+        variables,
+        batch.text,
+        labels,
+        masked,
+        None,
+        None,
+        train=True,
+        method="guess",
+        rngs=rngs,
+    )
+    parameters = found.parameters._replace(betas=jnp.asarray(batch.betas))
+    terms = hmr_losses.terms(
+        parameters,
+        model.apply(variables, parameters, method="_posed"),
+        batch,
+        crop_size=1,  # of a term that is left out
+        reduction=model.reduction,
+        per_device=model.per_device,
+    )
+    terms = {name: terms[name] for name in TEXT_TERMS}
+    terms["tokens"] = mask_term(model, found.logits, labels, masked, known)
+    right = jnp.argmax(found.logits, axis=-1) == labels
+    metrics = {
+        "token_accuracy": jnp.sum(right & masked) / jnp.maximum(jnp.sum(masked), 1),
+        "masked": jnp.mean(masked.astype(jnp.float32)),
+    }
+    return terms, metrics, {}
+
+
+def predict_text(model: Model, variables: Variables, batch: Batch) -> HandOutput:
+    """One hand drawn for each text, other ones in each batch of a split."""
+    key = jax.random.fold_in(jax.random.key(0), jnp.asarray(batch.index)[0])
+    drawn = model.apply(variables, batch.text, key, 1, method="hypotheses")
+    return HandOutput(
+        vertices=drawn.vertices[:, 0],
+        joints3d=drawn.joints3d[:, 0],
+        indices=drawn.indices[:, 0],
+        confidence=drawn.confidence[:, 0],
+    )
+
+
 def told_joints(
     model: Model, batch: Batch, key: Array
 ) -> tuple[Joints2D | None, Seen2D | None]:
@@ -1006,6 +1124,7 @@ _PARTS = {
     "tokenizer/decoder": "decoder",
     "codebook": "codebook",
     "image_encoder": "backbone",
+    "text_encoder": "text encoder",
     "pyramid": "pyramid",
     "shape_camera": "x-attention head",
     "detector": "detector",
