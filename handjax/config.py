@@ -78,7 +78,9 @@ def _data() -> dict[str, Any]:
         crop_size=224,  # side of what the network sees, pixels
         root="middle_mcp",
         box_scale=1.25,  # of the box around the joints, in evaluation
-        poses="",  # for discriminators: an npz (data_pipelines.pose_files); "": prior
+        # Of stages with data="poses", and a discriminator's: an npz
+        # (data_pipelines.pose_files); "": drawn from the built-in prior.
+        poses="",
         mix=dict(),  # further datasets: directory -> weight (this one weighs 1)
         threads=2,
         max_corrupt=10,  # unreadable records that are skipped before training stops

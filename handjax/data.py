@@ -186,7 +186,7 @@ class OpenData:
         return PoseFile(self.data.poses, bones=len(self.hand_file.parents))
 
     def describe_poses(self) -> str:
-        """Where the real poses of discriminators come from."""
+        """Where poses come from that belong to no picture."""
         if self.poses is None:
             return "drawn from the built-in prior"
         return f"{len(self.poses):,} of {self.poses.path}"
@@ -237,6 +237,7 @@ class OpenData:
                 start_step=start_step,
                 root=self.root,
                 crop_size=self.data.crop_size,
+                file=self.poses,
                 process=process,
                 threads=self.data.threads,
             )

@@ -1,8 +1,8 @@
 """Batches of meshes without pictures, posed on the fly: what a tokenizer trains on.
 
-Poses come from the pose prior of the synthetic data (endless, drawn from a seed), the
-mesh from whatever hand model the run uses. Poses alone go with the batches of stages
-that have a discriminator (`with_real_poses`).
+Poses come from the pose prior of the synthetic data (endless, drawn from a seed) or
+from a file, the mesh from whatever hand model the run uses. Poses alone go with the
+batches of stages that have a discriminator (`with_real_poses`).
 """
 
 from collections.abc import Iterator
@@ -31,6 +31,7 @@ def pose_batches(
     start_step: int,
     root: int,
     crop_size: int,
+    file: PoseFile | None = None,
     process: tuple[int, int] = (0, 1),
     threads: int = 2,
 ) -> Iterator[Batch]:
@@ -43,6 +44,8 @@ def pose_batches(
         start_step: number of batches to skip.
         root: joint that is subtracted.
         crop_size: side of the nominal crop, pixels.
+        file: where poses come from, all of them once before any comes again; None for
+            the prior.
         process: (index, count); each process draws other poses.
         threads: that draw poses ahead of time.
     """
@@ -59,7 +62,7 @@ def pose_batches(
         )
 
     yield from (
-        grain.MapDataset.source(PosePriorSource(seed))[index::count]
+        _drawn(file, seed, poses.POSED)[index::count]
         .batch(batch_size, drop_remainder=True)[start_step:]
         .map(batch)
         .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4))
@@ -69,6 +72,12 @@ def pose_batches(
 @jax.jit
 def _posed(hand, mano_pose, betas):
     return hand.with_shape(betas).with_pose(mano_pose[:, 0], mano_pose[:, 1:])
+
+
+def _drawn(file: PoseFile | None, seed: int, stream: int) -> grain.MapDataset:
+    if file is None:
+        return grain.MapDataset.source(PosePriorSource(seed, stream=stream))
+    return grain.MapDataset.source(file).seed(seed).shuffle().repeat()
 
 
 def with_real_poses(
@@ -96,10 +105,7 @@ def with_real_poses(
         threads: that draw poses ahead of time.
     """
     index, count = process
-    if file is None:
-        drawn = grain.MapDataset.source(PosePriorSource(seed, stream=poses.REAL))
-    else:
-        drawn = grain.MapDataset.source(file).seed(seed).shuffle().repeat()
+    drawn = _drawn(file, seed, poses.REAL)
     of_examples = drawn.batch(per_example, drop_remainder=True)[index::count]
     of_batches = of_examples.batch(batch_size, drop_remainder=True)[start_step:]
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import fake_family
 import jax
+import numpy as np
 import pytest
 
 from handjax import (
@@ -123,16 +124,26 @@ def test_programs_in_turn_are_warmed_up_and_run_three_times():
         (op_timings.convolutions, ["lax", "cpu"]),
         (op_timings.scans, ["sequential", "associative", "fused"]),
         (op_timings.token_mixers, ["SS2D"]),
+        (op_timings.samplers, ["gather", "products"]),
     ],
 )
 def test_operations_are_timed_in_every_form_and_direction(monkeypatch, cases, forms):
     monkeypatch.setattr(op_timings, "MAPS", ((3, 1),))
+    monkeypatch.setattr(op_timings, "PYRAMID", ((3, 1), (6, 2)))
     sizes = {"batch": 1} if cases is op_timings.convolutions else {"dim": 16}
-    case = next(c for c in cases(**sizes) if "192@8" in c.name or "3 tokens" in c.name)
+    small = ("192@8", "3 tokens", "queries of 16, batch 1")
+    case = next(c for c in cases(**sizes) if any(name in c.name for name in small))
     timings = list(op_timings.measure(0.0, [case]))
     found = [(t.form, t.metric) for t in timings]
     assert found == [(f, m) for f in forms for m in ("forward", "gradient")]
     assert all(t.milliseconds > 0 for t in timings)
+
+
+def test_both_forms_of_deformable_attention_find_the_same(monkeypatch):
+    monkeypatch.setattr(op_timings, "PYRAMID", ((3, 2), (6, 4)))
+    case = op_timings.samplers(dim=16)[0]
+    gather, products = (case.function(*case.arguments(), form) for form in case.forms)
+    np.testing.assert_allclose(gather, products, atol=1e-5)
 
 
 def test_unknown_measures_are_named_with_the_known_ones(capsys):

@@ -103,6 +103,22 @@ def test_all_poses_of_a_file_come_before_any_comes_again(file):
         np.testing.assert_array_equal(batch.real_betas, np.full((1, 10), -number))
 
 
+def test_batches_pose_the_hands_of_a_file_all_before_any_comes_again(file):
+    batches = _batches(0, 7, file=file, batch_size=2)
+    numbers = np.concatenate([-batch.betas[:, 0] for batch in batches])
+    for half in (numbers[:7], numbers[7:]):
+        assert sorted(half.tolist()) == list(range(7))
+    np.testing.assert_array_equal(
+        _batches(3, 1, file=file, batch_size=2)[0].mano_pose, batches[3].mano_pose
+    )
+    joints = np.einsum(
+        "jv,bvx->bjx",
+        mano_files.joint_regressor(mano_files.load()),
+        batches[0].vertices,
+    )
+    np.testing.assert_allclose(batches[0].joints3d, joints, atol=1e-4)
+
+
 def test_real_poses_of_the_prior_are_not_those_to_train_on():
     (batch,) = _real(1, per_example=1)
     fingers, real = batch.mano_pose[:, 1:], batch.real_pose[:, 1:]

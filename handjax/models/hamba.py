@@ -286,7 +286,7 @@ class Model(nn.Module):
             self.sampling,
             features.shape[1:3],
             crop_px=crop_px,
-            padding_px=patch_padding(self.backbone),
+            padding_px=backbones.patch_padding(self.backbone),
         )
         return self.sampler(sample_pixels(features, pixels), train=train)
 
@@ -419,7 +419,7 @@ def map_pixels(
         grid: Rows and columns of the map.
         crop_px: Side of the crop.
         padding_px: Zeros on each side of the image before it was cut into patches; see
-            `patch_padding`.
+            `backbones.patch_padding`.
     """
     rows, columns = grid
     size = jnp.array([columns, rows])[None, None]
@@ -450,12 +450,6 @@ def joints_in_order(model: Model) -> tuple[int, ...]:
             "which takes joints as they come."
         )
     return SCAN_ORDERS[model.scan_order]
-
-
-def patch_padding(backbone: str) -> int:
-    """Pixels by which a backbone pads the image before it cuts patches."""
-    variant = backbones.family(backbone).VARIANTS[backbone]
-    return getattr(variant, "padding", 0)
 
 
 def _mean(x: Float[Array, "batch *rest"], axis: Any) -> Float[Array, "batch dim"]:

@@ -134,6 +134,8 @@ def training_mask(
 ) -> Bool[Array, "batch token"]:
     """Hide ceil(gamma(tau) x tokens) random tokens of each example, one at least.
 
+    This is the paper's masking (MMHMR Eq. masking).
+
     Args:
         key: For tau, uniform, and which tokens; other ones for each example.
         batch: Examples.
@@ -173,7 +175,8 @@ def sample(
     """Fill tokens step by step, the most certain first; one loop, inside jit or vmap.
 
     At step t all hidden tokens are drawn, then the ceil(gamma((t + 1) / steps) x
-    tokens) least certain are hidden for the next; the last step hides none.
+    tokens) least certain are hidden for the next (MMHMR Eq. sampling); the last step
+    hides none.
 
     Args:
         key: For the draws; not used where chance has no part in `options`.

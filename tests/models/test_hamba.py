@@ -21,7 +21,7 @@ from handjax import (
 )
 from handjax.mano import HandModel
 from handjax.models import hamba
-from handjax.nn import mano_head
+from handjax.nn import backbones, mano_head
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -145,9 +145,9 @@ def test_released_geometries_are_the_published_formulae():
 
 
 def test_padding_is_that_of_the_backbones_patches():
-    assert hamba.patch_padding("vit_h") == 2
-    assert hamba.patch_padding("vit_large_patch16_224") == 0
-    assert hamba.patch_padding("fastvit_t8") == 0
+    assert backbones.patch_padding("vit_h") == 2
+    assert backbones.patch_padding("vit_large_patch16_224") == 0
+    assert backbones.patch_padding("fastvit_t8") == 0
 
 
 def outputs_of(model, variables, image, *parts):

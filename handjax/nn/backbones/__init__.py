@@ -41,6 +41,11 @@ def num_features(name: str) -> int:
     return family(name).NUM_FEATURES[name]
 
 
+def patch_padding(name: str) -> int:
+    """Pixels by which a backbone pads the image before it cuts patches."""
+    return getattr(family(name).VARIANTS[name], "padding", 0)
+
+
 def fuse(name: str, variables: Variables) -> Variables | None:
     """Variables of a backbone built with `fused=True`; None if it has no such form."""
     module = family(name)
