@@ -68,7 +68,7 @@ def make(
         BadRecordError: if a record or its picture makes no sense.
     """
     hands = right_hands(records, counts)
-    inside = hands.annotated & _strictly_inside(hands.joints2d, hands.last_px[:, None])
+    inside = hands.annotated & strictly_inside(hands.joints2d, hands.last_px[:, None])
     center, extent = tight_boxes(hands, inside)
     angle, flip = np.zeros(len(records)), np.zeros(len(records), bool)
     colours = None
@@ -144,7 +144,7 @@ def _labels(
     root3d = joints3d[:, root]
     # The mesh in float32: most of the numbers, and rounding it costs nanometres.
     vertices = hands.vertices - hands.joints3d[:, None, root, :3].astype(np.float32)
-    seen = inside & _strictly_inside(joints2d, np.full(2, float(size)))
+    seen = inside & strictly_inside(joints2d, np.full(2, float(size)))
     # As released: 3-D counts unless both the middle knuckle and the wrist are unseen.
     anchored = seen[:, list(anchors)].any(axis=1)
     known = (hands.joints3d[..., 3] > 0).all(axis=1)
@@ -198,5 +198,6 @@ def _flipped(view: crop.View, flip: np.ndarray, config: CropConfig) -> crop.View
     return crop.View(intrinsics, R, H)
 
 
-def _strictly_inside(points: np.ndarray, last: np.ndarray) -> np.ndarray:
+def strictly_inside(points: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """Whether pixels (batch, joint, 2) are before the border, `last` the last pixel."""
     return np.all((points > 0) & (points < last), axis=-1)

@@ -5,6 +5,7 @@ r"""Measure a model on this machine: compilation, speed, memory, work.
     python -m handjax.benchmark --config configs/tokenhand.py:small --what ops
     python -m handjax.benchmark --config configs/simplehand.py --what peer
     python -m handjax.benchmark --config configs/hamba.py --what tokens
+    python -m handjax.benchmark --config configs/mmhmr.py --what sampling
 
 Weights are random and pictures black, which changes no timing. Standard output gets one
 JSON object a line (name, metric, value, unit, method, device, versions), standard
@@ -28,10 +29,11 @@ MEASURES = {
     "flops": "floating-point operations for one image and one update",
     "ops": "each formulation of the operations that platforms differ in",
     "parts": "milliseconds for each part of a model, one image",
+    "sampling": "milliseconds for one image in 1, 3, 5 and 10 steps of sampling",
     "tokens": "attention and scans on 192 and 22 tokens: size, work, time, memory",
     "peer": "the same network here and in PyTorch (eager, fused, compiled), in turn",
 }
-ON_REQUEST = ("ops", "parts", "tokens", "peer")
+ON_REQUEST = ("ops", "parts", "sampling", "tokens", "peer")
 DEFAULT = [name for name in MEASURES if name not in ON_REQUEST]
 
 VALUES = flags.FlagValues()

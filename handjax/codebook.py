@@ -1,8 +1,9 @@
 """Look into a codebook of hand tokens: use, effect of codes, swaps, neighbours, maps.
 
-Works for any family whose tokenizer turns a mesh into indices and codes into a mesh;
-`Codebook` holds the two functions. Distances on meshes are millimetres. The notebook
-`explore_codebook.ipynb` shows what is here and holds no logic of its own.
+Works for any family whose tokenizer turns meshes or poses into indices, and codes into
+meshes: `Codebook` holds the two functions, `Hands` are both meshes and poses. Distances
+on meshes are millimetres. The notebook `explore_codebook.ipynb` shows what is here and
+holds no logic of its own.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,29 +17,53 @@ from handjax import render
 Decode = Callable[[np.ndarray], np.ndarray]
 
 
+class Hands(NamedTuple):
+    """Hands as meshes and as poses; a tokenizer takes the one that it reads."""
+
+    vertices: Float[np.ndarray, "hand 778 3"]
+    """Metres, relative to the root joint."""
+    mano_pose: Float[np.ndarray, "hand 16 3"]
+    """Absolute axis-angle in radians, wrist first."""
+
+
 class Codebook(NamedTuple):
     """A trained tokenizer, seen from its codes."""
 
     embedding: Float[np.ndarray, "code dim"]
-    encode: Callable[[Any], np.ndarray]
-    """Vertices (hand 778 3), metres, root-relative -> indices (hand token)."""
+    encode: Callable[[Hands], np.ndarray]
+    """Hands -> indices (hand token)."""
     decode: Decode
     """Codes (hand token dim) -> vertices (hand 778 3), metres."""
     faces: Int[np.ndarray, "1538 3"]
 
 
 def of_model(model: Any, variables: Any) -> Codebook:
-    """The codebook of a token family: one with `encode` and `decode_codes` methods."""
+    """The codebook of a token family.
+
+    Args:
+        model: With methods `encode` and `decode_codes`. Its attribute `tokenizes` names
+            the field of `Hands` that `encode` takes; without one, it is "vertices".
+        variables: Of that model.
+    """
     import jax
+
+    read = tokenized(model)
 
     encode = jax.jit(lambda v, x: model.apply(v, x, method="encode"))
     decode = jax.jit(lambda v, x: model.apply(v, x, method="decode_codes").vertices)
     return Codebook(
         embedding=np.asarray(_leaf(variables["codebook"], "embedding")),
-        encode=lambda x: _in_chunks(lambda part: encode(variables, part), x),
+        encode=lambda hands: _in_chunks(
+            lambda part: encode(variables, part), getattr(hands, read)
+        ),
         decode=lambda x: _in_chunks(lambda part: decode(variables, part), x),
         faces=np.asarray(variables["constants"]["faces"]),
     )
+
+
+def tokenized(model: Any) -> str:
+    """What a model (or its class) makes tokens of: a field of `Hands`."""
+    return getattr(model, "tokenizes", "vertices")
 
 
 def _in_chunks(function: Callable, x: Any, size: int = 32) -> np.ndarray:
@@ -118,25 +143,37 @@ def _trained(steps: int) -> str:
     return workdir
 
 
-def sample_hands(
-    config: Any, num: int, *, seed: int = 10_000
-) -> Float[np.ndarray, "hand 778 3"]:
-    """Root-relative meshes of random poses that training has not seen, metres."""
-    from handjax import mano_files, skeleton
+def sample_hands(config: Any, num: int, *, seed: int = 10_000) -> Hands:
+    """Random hands that training has not seen.
+
+    Where tokens say nothing of the shape, because poses are what is tokenized, all
+    hands are of mean shape, as decoded ones are.
+    """
+    import jax
+
+    from handjax import mano, mano_files, models, skeleton
     from handjax.pose_batches import pose_batches
 
     hand_file = mano_files.load(
         config.hand.source, side=config.hand.side, tips=config.hand.tips or None
     )
+    root = skeleton.ROOTS[config.data.root]
     batches = pose_batches(
         hand_file,
         batch_size=num,
         seed=seed,
         start_step=0,
-        root=skeleton.ROOTS[config.data.root],
+        root=root,
         crop_size=config.data.crop_size,
     )
-    return next(batches).vertices
+    batch = next(batches)
+    vertices = batch.vertices
+    if tokenized(models.load(config.family).Model) == "mano_pose":
+        hand = mano.HandModel.from_file(hand_file)
+        vertices, _ = jax.jit(mano.skin)(hand, batch.mano_pose, 0 * batch.betas)
+        joints = models.joints_from_vertices(hand.joint_regressor, vertices)
+        vertices = np.asarray(vertices - joints[:, root][:, None])
+    return Hands(vertices, batch.mano_pose)
 
 
 # --- what codes do ------------------------------------------------------------------

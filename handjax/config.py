@@ -14,12 +14,16 @@ from typing import Any
 
 import ml_collections
 
+from handjax.stages import LABELLED_POSES
+
 PRECISIONS = ("auto", "float32", "bfloat16")
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("cosine", "step", "constant")
 DECAY_MASKS = ("no_1d", "paper", "all")
 BATCH_NORMS = ("global", "device")
-STAGE_DATA = ("images", "poses")
+STAGE_DATA = ("images", "poses", LABELLED_POSES)
+LETTERS = "asl_letters"
+"""What the labelled poses are called where a data set is named."""
 
 NEUTRAL_KEYS = (
     "data.threads",
@@ -78,7 +82,11 @@ def _data() -> dict[str, Any]:
         crop_size=224,  # side of what the network sees, pixels
         root="middle_mcp",
         box_scale=1.25,  # of the box around the joints, in evaluation
-        poses="",  # for discriminators: an npz (data_pipelines.pose_files); "": prior
+        # Of stages with data="poses", and a discriminator's: an npz
+        # (data_pipelines.pose_files); "": drawn from the built-in prior.
+        poses="",
+        label_turn=30.0,  # as max_turn, of labelled poses (synthetic.letters)
+        vocabulary="",  # CLIP's file for encoders of any text (byte_pairs)
         mix=dict(),  # further datasets: directory -> weight (this one weighs 1)
         threads=2,
         max_corrupt=10,  # unreadable records that are skipped before training stops
@@ -139,7 +147,8 @@ def stage(
         steps: number of updates; `batch_size` is over all devices and hosts.
         batch_size: examples in one update.
         losses: weight of each loss that the stage's `loss_fn` returns.
-        data: "images" (decoded crops) or "poses" (the geometry alone).
+        data: "images" (decoded crops), "poses" (the geometry alone) or
+            "labelled_poses" (hands that show letters, and the letter as a text).
         optimizer: changes to `name, lr, b1, b2, eps, momentum, weight_decay,
             decay_mask`.
         schedule: changes to `name, warmup_steps, warmup_factor, end_factor,
@@ -298,6 +307,12 @@ def difference(old: Config, new: Config) -> list[str]:
 
 def _shown(leaves: dict[str, Any], key: str) -> str:
     return json.dumps(leaves[key]) if key in leaves else "(absent)"
+
+
+def evaluated_on(config: ml_collections.ConfigDict, stage: str) -> str:
+    """Name of the data set that a stage is evaluated on."""
+    labelled = config.stages[stage].data == LABELLED_POSES
+    return LETTERS if labelled else config.data.name
 
 
 # --- Checking ----------------------------------------------------------------

@@ -1,11 +1,13 @@
 r"""Convert published weights to handjax's.
 
     python -m handjax.convert model.safetensors --from timm --to weights/fastvit_ma36
+    python -m handjax.convert model.safetensors --from clip_text --to weights/clip
     python -m handjax.convert epoch_200_rerun1 --from simplehand --to runs/simplehand \
         --hand MANO_RIGHT.pkl
 
-A backbone is then given to training as --config.init_from=DIR; a whole model is a
-workdir for handjax.predict and handjax.evaluate, and can be given to training, too.
+A backbone or an encoder of texts is then given to training as --config.init_from=DIR;
+a whole model is a workdir for handjax.predict and handjax.evaluate, and can be given to
+training, too.
 Files of torch.save are read without PyTorch, and nothing in them is run. Every entry is
 used or skipped by a rule that is printed; otherwise nothing is written.
 """
@@ -131,6 +133,12 @@ def summary(record: dict[str, Any], target: str) -> str:
 def _next(record: dict[str, Any], target: str) -> str:
     if record["kind"] == "model":
         return f"python -m handjax.predict photo.jpg --workdir {target} --output out"
+    if record["part"] == "text_encoder":
+        return (
+            "python -m handjax.train --config configs/mmhmr.py:text --workdir "
+            f"runs/mine --config.model.text={record['backbone']} "
+            f"--config.data.vocabulary=VOCABULARY --config.init_from={target}"
+        )
     return (
         "python -m handjax.train --config configs/simplehand.py --workdir runs/mine "
         f"--config.model.backbone={record['backbone']} --config.init_from={target}"

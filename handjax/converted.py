@@ -107,6 +107,7 @@ def _description(converted: Converted) -> dict[str, Any]:
     return {
         "kind": "backbone" if converted.config is None else "model",
         "backbone": converted.backbone,
+        "part": converted.part,
         "family": "" if converted.config is None else converted.config.family,
         "stage": converted.stage,
         "step": converted.step,

@@ -15,11 +15,19 @@ import numpy as np
 
 from data_pipelines import augment, loader, schema, shards
 from data_pipelines.pose_files import PoseFile
+from data_pipelines.synthetic import letters
 from handjax import config as configs
 from handjax import mano_files
 from handjax.crop import CropConfig
 from handjax.mano_files import ManoFile, joint_regressor
-from handjax.pose_batches import from_meshes, pose_batches, with_real_poses
+from handjax.nn import text_encoder
+from handjax.pose_batches import (
+    Letters,
+    from_meshes,
+    letters_in_order,
+    pose_batches,
+    with_real_poses,
+)
 from handjax.stages import Stage
 from handjax.types import Batch
 
@@ -186,7 +194,7 @@ class OpenData:
         return PoseFile(self.data.poses, bones=len(self.hand_file.parents))
 
     def describe_poses(self) -> str:
-        """Where the real poses of discriminators come from."""
+        """Where poses come from that belong to no picture."""
         if self.poses is None:
             return "drawn from the built-in prior"
         return f"{len(self.poses):,} of {self.poses.path}"
@@ -219,16 +227,15 @@ class OpenData:
         process = jax.process_index(), jax.process_count()
         options = self.config.stages[stage.name]
         seed = self.config.seed
-        if options.data == "poses":
+        if options.data != "images":
+            given = f"config.stages.{stage.name}.data={options.data!r}"
             if stage.needs_image:
                 raise ValueError(
-                    f"config.stages.{stage.name}.data='poses' has no pictures, which "
-                    "this stage needs; use 'images'."
+                    f"{given} has no pictures, which this stage needs; use 'images'."
                 )
             if not self.hand_file.is_hand:
                 raise ValueError(
-                    f"config.stages.{stage.name}.data='poses' draws poses of hands; "
-                    "for a body use 'images'."
+                    f"{given} draws poses of hands; for a body use 'images'."
                 )
             return pose_batches(
                 self.hand_file,
@@ -237,8 +244,10 @@ class OpenData:
                 start_step=start_step,
                 root=self.root,
                 crop_size=self.data.crop_size,
+                file=self.poses,
                 process=process,
                 threads=self.data.threads,
+                letters_as=self.letters if self._is_labelled(stage) else None,
             )
         return loader.train_batches(
             [
@@ -260,12 +269,48 @@ class OpenData:
         )
 
     def evaluation(self, stage: Stage, split: str = "test") -> Iterator[Batch]:
-        """A split once, in order; every process gets all of it."""
+        """A split once, in order; every process gets all of it.
+
+        Stages that train on labelled poses are evaluated on others: as many as the data
+        set has test pictures.
+        """
+        if self._is_labelled(stage):
+            return self._letters_in_order(split, self.config.eval.num)
         return self._in_order(split, self.config.eval.num, stage.needs_image)
 
-    def train_split(self) -> Iterator[Batch]:
-        """The training split once, in order, without pictures or augmentation."""
+    def train_split(self, stage: Stage) -> Iterator[Batch]:
+        """What a stage trains on, once, in order, without pictures or augmentation."""
+        if self._is_labelled(stage):
+            return self._letters_in_order("train", self.data.num_train)
         return self._in_order("train", 0, False)
+
+    @functools.cached_property
+    def letters(self) -> Letters:
+        """Letters as the model of this run reads them."""
+        return Letters(_letter_ids(self.config), self.data.label_turn)
+
+    def describe_letters(self) -> str:
+        """What labelled poses are, and how they are read."""
+        how = self.config.model.get("text", text_encoder.LABELS)
+        return (
+            f"hands that show {' '.join(letters.names())}, within "
+            f"{self.data.label_turn:g} degrees of palm to camera, read by {how}"
+        )
+
+    def _is_labelled(self, stage: Stage) -> bool:
+        return self.config.stages[stage.name].data == configs.LABELLED_POSES
+
+    def _letters_in_order(self, split: str, num: int) -> Iterator[Batch]:
+        return letters_in_order(
+            self.hand_file,
+            split=split,
+            num=num or self.data.num_test,
+            batch_size=self.config.eval.batch_size,
+            seed=self.config.seed,
+            root=self.root,
+            crop_size=self.data.crop_size,
+            letters_as=self.letters,
+        )
 
     def _in_order(self, split: str, num: int, load_image: bool) -> Iterator[Batch]:
         return loader.eval_batches(
@@ -295,7 +340,20 @@ def example_batch(
         crop_size=crop_size,
         bones=len(hand_file.parents),
     )
-    return batch._replace(image=np.zeros((size, crop_size, crop_size, 3), np.uint8))
+    batch = batch._replace(image=np.zeros((size, crop_size, crop_size, 3), np.uint8))
+    if any(s.data == configs.LABELLED_POSES for s in config.stages.values()):
+        batch = batch._replace(text=_letter_ids(config)[np.zeros(size, int)])
+    return batch
+
+
+def _letter_ids(config: ml_collections.ConfigDict) -> np.ndarray:
+    """Token ids of the letters, by the encoder of texts of `config.model`."""
+    name = config.model.get("text", text_encoder.LABELS)
+    labels = config.model.get("labels", text_encoder.ASL_LETTERS)
+    encode = text_encoder.tokenizer(
+        name, labels=labels, vocabulary=config.data.vocabulary
+    )
+    return encode(letters.names())
 
 
 def for_stage(batch: Batch, stage: Stage) -> Batch:

@@ -36,6 +36,7 @@ def evaluate_stage(
     predict: "Callable[[Any, Batch], HandOutput] | None" = None,
     tta_mode: str | None = None,
     on_batch: "Callable[[int], None] | None" = None,
+    generated: bool = False,
 ) -> dict[str, Any]:
     """Run one stage's prediction over a split and average its errors.
 
@@ -51,10 +52,12 @@ def evaluate_stage(
             evaluate more than once; None compiles `stage.predict_fn`.
         tta_mode: Test-time augmentation, a key of `tta.MODES`; None looks once.
         on_batch: Called with the number of hands done so far.
+        generated: Whether hands are made of texts, which adds `generation`.
 
     Returns:
         `count` (hands), `metrics` (keys of `metrics.METRICS`; None where the split has
-        no such annotation) and `baseline` ({"mean_hand": the same keys} or {}).
+        no such annotation), `baseline` ({"mean_hand": the same keys} or {}) and, of
+        generated hands, `generation` (keys of `metrics.GENERATION_METRICS`).
     """
     import functools
 
@@ -62,7 +65,7 @@ def evaluate_stage(
 
     from handjax import tta
     from handjax.mean_hand import MeanHandSums
-    from handjax.metrics import MetricSums
+    from handjax.metrics import GenerationSums, MetricSums
 
     if predict is None:
         function = tta.augmented(stage.predict_fn, tta_mode)
@@ -72,10 +75,14 @@ def evaluate_stage(
     baseline = (
         MeanHandSums(mean_hand, root=root, procrustes=procrustes) if mean_hand else None
     )
+    generation = GenerationSums(root=root, procrustes=procrustes) if generated else None
     for batch in eval_batches:
         # Errors need two fields; fetching logits as well would cost more than they do.
         output = predict(variables, batch)._replace(logits=None)
-        sums.add(_repeated(batch, answers), jax.device_get(output))
+        output = jax.device_get(output)
+        sums.add(_repeated(batch, answers), output)
+        if generation:
+            generation.add(batch, output)
         if baseline:
             baseline.add(batch)
         if on_batch:
@@ -84,6 +91,8 @@ def evaluate_stage(
         "count": sums.count // answers,
         "metrics": sums.means(),
         "baseline": {"mean_hand": baseline.means()} if baseline else {},
+        **({"generation": generation.means()} if generation else {}),
+        "confidence": sums.by_confidence(),
     }
 
 
@@ -175,6 +184,7 @@ def run(
         models,
         tta,
     )
+    from handjax.config import LABELLED_POSES
     from handjax.metrics import PROTOCOLS
 
     # Orbax tells absl's log about every default it takes.
@@ -207,7 +217,7 @@ def run(
     options = dict(
         root=hand_file.skeleton.roots[config.data.root], procrustes=arguments.procrustes
     )
-    mean = mean_hand.fit(opened.train_split())
+    mean = mean_hand.fit(opened.train_split(stage))
     result = evaluate_stage(
         model,
         variables,
@@ -216,6 +226,7 @@ def run(
         mean_hand=mean,
         tta_mode=arguments.tta,
         on_batch=_Progress(),
+        generated=config.stages[name].data == LABELLED_POSES,
         **options,
     )
     if stage.needs_image:
@@ -249,7 +260,9 @@ def run(
 
 def benchmark_name(config: Any, stage: "Stage", stages, arguments) -> str:
     """Data set and split; earlier stages, the other protocol and TTA are told apart."""
-    parts = [config.data.name, arguments.split]
+    from handjax.config import evaluated_on
+
+    parts = [evaluated_on(config, stage.name), arguments.split]
     if stage.name != stages[-1].name:
         parts.append(stage.name)
     if arguments.procrustes != "freihand":
@@ -266,10 +279,14 @@ def _definitions(config: Any, mean: "MeanHand | None") -> dict[str, str]:
         "pa": "joints and vertices aligned separately by a similarity transform",
         "root": f"mpjpe and mpvpe: after subtracting the {config.data.root} joint",
         "f": "aligned vertices, nearest neighbours both ways, under 5 and 15 mm",
+        "generation": "Hausdorff in metres and squared Chamfer in square metres (sum "
+        "of both directions), of vertices after subtracting the root",
         "auc": "aligned points, 0 to 50 mm, 100 thresholds, trapezoids",
         "mean_hand": f"of {used}: root-relative average (mpjpe, mpvpe), generalised "
         "Procrustes mean (others)",
         "floor": "reconstruction of the true mesh by the stages that see no image",
+        "confidence": "mean errors of the tenth of the hands that the model is surest "
+        "of (HandOutput.confidence), and of the tenth that it is least sure of",
     }
 
 
@@ -292,6 +309,8 @@ def table(report: dict[str, Any]) -> str:
     """Model, floor and baseline under each other."""
     rows = [("mean hand", m) for m in report["baseline"].values()]
     rows.append((f"{report['family']} {report['stage']}", report["metrics"]))
+    for tenth, metrics in (report.get("confidence") or {}).items():
+        rows.append((f"{tenth.replace('_', ' ')} tenth", metrics))
     rows += [(f"floor: {k}", m) for k, m in report.get("floor", {}).items()]
     width = max(len(name) for name, _ in rows) + 2
     names = list(report["metrics"])
@@ -301,8 +320,13 @@ def table(report: dict[str, Any]) -> str:
         " " * width + "".join(f"{name:>14}" for name in names),
     ]
     for name, metrics in rows:
-        cells = (_cell(key, metrics[key]) for key in names)
+        cells = (_cell(key, metrics.get(key)) for key in names)
         lines.append(f"{name:<{width}}" + "".join(f"{cell:>14}" for cell in cells))
+    lines += [
+        f"generated hands, {key}: {value['mean']:.4g} +- {value['std']:.4g}"
+        for key, value in report.get("generation", {}).items()
+        if value
+    ]
     return "\n".join(lines)
 
 

@@ -2,8 +2,9 @@
 
 That is one of: a workdir of an earlier run, whose finished stages are taken over (of a
 family with one stage, the whole model); a backbone of handjax.convert, which becomes
-the model's `image_encoder`; a whole model of handjax.convert, of which another family
-takes the backbone alone (Hamba begins from HaMeR's).
+the model's `image_encoder`, or an encoder of texts, its `text_encoder`; a whole model
+of handjax.convert, of which another family takes the backbone alone (Hamba begins from
+HaMeR's).
 """
 
 import re
@@ -16,7 +17,8 @@ import numpy as np
 from handjax import checkpoints, converted, train_state
 from handjax.run import Run
 
-_ENCODER = "image_encoder/"
+_FIELDS = {"image_encoder": "backbone", "text_encoder": "text"}
+"""Part of a model that converted weights may be -> field of the model that names it."""
 _SHOWN = 5
 
 
@@ -83,7 +85,7 @@ def take_over(run: Run, index: int, variables: Any) -> tuple[Any, dict[str, Any]
     record = converted.read_record(source)
     if record["kind"] == "backbone":
         encoder = {
-            f"{collection}/{_ENCODER}{path}": value
+            f"{collection}/{_part(record)}/{path}": value
             for collection, tree in converted.read_backbone(source).items()
             for path, value in train_state.flat(tree).items()
         }
@@ -91,20 +93,21 @@ def take_over(run: Run, index: int, variables: Any) -> tuple[Any, dict[str, Any]
     theirs, info, step = _checkpoint(source, record["stage"])
     if record["family"] == run.config.family:
         return _whole(run, variables, record, theirs, step), info
-    encoder = {name: value for name, value in theirs.items() if _in_encoder(name)}
+    encoder = {name: value for name, value in theirs.items() if _is_in(name, record)}
     return _backbone(run, variables, record, encoder), {}
 
 
 def _check_record(run: Run, record: dict[str, Any]) -> None:
     """Refuse weights of another backbone, before anything is computed."""
     source, family = run.config.init_from, record["family"]
-    name = run.config.model.get("backbone", "")
+    field = _FIELDS[_part(record)]
+    name = run.config.model.get(field, "")
     if name != record["backbone"]:
         with_what = f"{family} with {record['backbone']}" if family else ""
         raise ValueError(
             f"config.init_from={source!r} is a {with_what or record['backbone']}, but "
-            f"config.model.backbone={name!r}. Convert weights of that backbone, or "
-            f"pass --config.model.backbone={record['backbone']}."
+            f"config.model.{field}={name!r}. Convert weights of that one, or pass "
+            f"--config.model.{field}={record['backbone']}."
         )
 
 
@@ -113,18 +116,24 @@ def _backbone(
 ) -> Any:
     source, family = run.config.init_from, record["family"]
     mine = _named(variables)
-    wanted = {name for name in mine if _in_encoder(name)}
+    wanted = {name for name in mine if _is_in(name, record)}
     merged = _merged(mine, wanted, theirs, f"{source} ({record['backbone']})")
+    what = "the encoder" if _part(record) == "text_encoder" else "the backbone"
     whose = f" of a whole {family}, and nothing else," if family else ""
     run.say(
-        f"took the backbone {record['backbone']}{whose} ({len(theirs)} arrays of "
+        f"took {what} {record['backbone']}{whose} ({len(theirs)} arrays of "
         f"{record['source']['file']}) from {source}; licence: {record['licence']}"
     )
     return merged
 
 
-def _in_encoder(name: str) -> bool:
-    return name.split("/", 1)[1].startswith(_ENCODER)
+def _part(record: dict[str, Any]) -> str:
+    """Submodule that it becomes; conversions of earlier versions are backbones."""
+    return record.get("part", "image_encoder")
+
+
+def _is_in(name: str, record: dict[str, Any]) -> bool:
+    return name.split("/", 1)[1].startswith(f"{_part(record)}/")
 
 
 def _whole(

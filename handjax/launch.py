@@ -155,6 +155,10 @@ def _introduce(run: Run, stages: tuple, dtype: str) -> None:
     )
     run.say(f"hand model: {run.hand_info['name']} ({run.hand_info['sha256'][:12]})")
     run.say(f"data: {run.data.describe()}")
+    if any(config.stages[stage.name].data == "poses" for stage in stages):
+        run.say(f"poses without pictures: {run.data.describe_poses()}")
+    if any(config.stages[s.name].data == configs.LABELLED_POSES for s in stages):
+        run.say(f"labelled poses: {run.data.describe_letters()}")
     if any(stage.real_poses for stage in stages):
         run.say(f"real poses: {run.data.describe_poses()}")
     run.say(parameters.table(run, stages))

@@ -36,6 +36,9 @@ from handjax import (
 )
 from handjax.stages import Stage
 
+SAMPLING_STEPS = (1, 3, 5, 10)
+"""Of MMHMR's Table 6."""
+
 
 class Measurement(NamedTuple):
     """One line of the report."""
@@ -143,7 +146,7 @@ def _measure(
         options["max_batch"] = max_batch
     if name == "peer":
         options["batch_sizes"] = batch_sizes
-    if name in ("latency", "throughput", "train_step", "parts", "peer"):
+    if name in ("latency", "throughput", "train_step", "parts", "sampling", "peer"):
         options["seconds"] = seconds
     yield from measure(subject, **options)
 
@@ -309,6 +312,29 @@ def _parts(subject, seconds):
         value = round(median - before, 3)
         yield Measurement(f"{family}/{name}", "latency", value, "ms", method)
         before = median
+
+
+def _sampling(subject, seconds):
+    """Time of an image by how many steps its tokens are drawn in."""
+    family = subject.config.family
+    model, variables = subject.served
+    if not hasattr(model, "steps"):
+        raise ValueError(
+            f"--what=sampling: {family!r} draws no tokens step by step; measure a "
+            "family whose model has a field `steps`, such as mmhmr."
+        )
+    image = jax.device_put(subject.example(1).image)
+
+    def program(steps):
+        run = jax.jit(model.clone(steps=steps).apply)
+        return lambda: jax.block_until_ready(run(variables, image))
+
+    programs = {f"{steps}": program(steps) for steps in SAMPLING_STEPS}
+    for steps, times in timing.in_turn(programs, seconds).items():
+        method = f"batch 1, steps of sampling: {steps}, {len(times)} rounds in turn"
+        value = round(1e3 * statistics.median(times), 3)
+        name = f"{family}/predict/steps{steps}"
+        yield Measurement(name, "latency", value, "ms", method)
 
 
 def _ops(seconds):

@@ -37,6 +37,9 @@ METRICS: tuple[str, ...] = (
 )
 """Keys of an evaluation. F-scores and areas under the curve are of aligned points."""
 
+GENERATION_METRICS: tuple[str, ...] = ("hausdorff_m", "chamfer_m2", "pa_mpvpe_mm")
+"""Keys of the evaluation of generated hands, as the paper of MMHMR reports them."""
+
 AUC_THRESHOLDS_MM = np.linspace(0.0, 50.0, 100)
 F_THRESHOLDS_MM = (5.0, 15.0)
 
@@ -128,15 +131,71 @@ def f_scores(
     """
     if not (np.isfinite(target).all() and np.isfinite(prediction).all()):
         return np.zeros(2)
-    to_prediction = 1e3 * cKDTree(prediction).query(target)[0]
-    to_target = 1e3 * cKDTree(target).query(prediction)[0]
+    to_prediction, to_target = nearest_distances(target, prediction)
     scores = []
     for threshold in F_THRESHOLDS_MM:
-        recall = np.mean(to_prediction < threshold)
-        precision = np.mean(to_target < threshold)
+        recall = np.mean(1e3 * to_prediction < threshold)
+        precision = np.mean(1e3 * to_target < threshold)
         total = precision + recall
         scores.append(2 * precision * recall / total if total > 0 else 0.0)
     return np.array(scores)
+
+
+def nearest_distances(
+    target: Float[np.ndarray, "point 3"], prediction: Float[np.ndarray, "other 3"]
+) -> tuple[Float[np.ndarray, "point"], Float[np.ndarray, "other"]]:
+    """Metres from each point to the nearest one of the other cloud."""
+    to_prediction, _ = cKDTree(prediction).query(target)
+    to_target, _ = cKDTree(target).query(prediction)
+    return to_prediction, to_target
+
+
+def hausdorff(
+    target: Float[np.ndarray, "point 3"], prediction: Float[np.ndarray, "other 3"]
+) -> float:
+    """Symmetric Hausdorff distance of two point clouds, metres.
+
+    The largest distance from a point of either to the nearest of the other. Of meshes
+    it is that of their vertices, not of the surfaces between them.
+    """
+    return float(max(map(np.max, nearest_distances(target, prediction))))
+
+
+def chamfer(
+    target: Float[np.ndarray, "point 3"], prediction: Float[np.ndarray, "other 3"]
+) -> float:
+    """Symmetric squared Chamfer distance of two point clouds, square metres.
+
+    Mean over the points of one of the squared distance to the nearest of the other,
+    plus the same the other way (the sum of both, not their mean).
+    """
+    return float(sum(np.mean(d**2) for d in nearest_distances(target, prediction)))
+
+
+def errors_by_confidence(
+    confidence: Float[np.ndarray, "hand"],
+    errors_mm: Float[np.ndarray, "hand"],
+    *,
+    share: float = 0.1,
+) -> tuple[float, float]:
+    """Mean errors of the most and of the least confident hands.
+
+    A confidence that says something gives a first number below the second.
+
+    Args:
+        confidence: Of each hand; of equal ones the first count as surer.
+        errors_mm: Of each hand.
+        share: Of the hands on each side, rounded down, one hand at least.
+
+    Raises:
+        ValueError: No hand.
+    """
+    if not len(confidence):
+        raise ValueError("errors by confidence take one hand at least.")
+    order = np.argsort(-np.asarray(confidence), kind="stable")
+    count = max(1, int(share * len(order) + 1e-9))
+    sorted_mm = np.asarray(errors_mm)[order]
+    return float(sorted_mm[:count].mean()), float(sorted_mm[-count:].mean())
 
 
 # --- errors of a split --------------------------------------------------------------
@@ -152,6 +211,7 @@ class MetricSums:
         self.count = 0
         self._sums = dict.fromkeys(METRICS, 0.0)
         self._counts = dict.fromkeys(METRICS, 0)
+        self._with_confidence: dict[str, list[np.ndarray]] = {}
 
     def add(self, batch: Batch, output: HandOutput) -> None:
         """Count the annotated hands of a batch; padding is left out."""
@@ -166,18 +226,28 @@ class MetricSums:
         ]
         for part, valid in (("joints", joints_valid), ("vertices", vertices_valid)):
             k = 0 if part == "joints" else 1
-            self._add_part(
+            errors_mm = self._add_part(
                 part,
                 (hands[k] - roots[0])[valid],
                 (guesses[k] - roots[1])[valid],
             )
+            if output.confidence is not None:
+                sure = _float64(output.confidence)[valid]
+                for name, values in errors_mm.items():
+                    rows = self._with_confidence.setdefault(name, [])
+                    rows.append(np.stack([sure, values]))
 
-    def _add_part(self, part, target, prediction) -> None:
+    def _add_part(self, part, target, prediction) -> dict[str, np.ndarray]:
+        """Returns the mean errors of each hand, by name."""
         letter = "j" if part == "joints" else "v"
         aligned = procrustes_align(target, prediction, procrustes=self.procrustes)
         aligned_mm = point_errors_mm(target, aligned)
-        self._put(f"mp{letter}pe_mm", point_errors_mm(target, prediction).mean(axis=-1))
-        self._put(f"pa_mp{letter}pe_mm", aligned_mm.mean(axis=-1))
+        errors_mm = {
+            f"mp{letter}pe_mm": point_errors_mm(target, prediction).mean(axis=-1),
+            f"pa_mp{letter}pe_mm": aligned_mm.mean(axis=-1),
+        }
+        for name, values in errors_mm.items():
+            self._put(name, values)
         self._put(f"auc_{part}", auc(aligned_mm))
         if part == "vertices" and len(target):
             scores = np.stack(
@@ -185,6 +255,7 @@ class MetricSums:
             )
             self._put("f5", scores[:, 0])
             self._put("f15", scores[:, 1])
+        return errors_mm
 
     def _put(self, name: str, values: np.ndarray) -> None:
         self._sums[name] += float(np.sum(values))
@@ -195,6 +266,55 @@ class MetricSums:
         return {
             name: self._sums[name] / self._counts[name] if self._counts[name] else None
             for name in METRICS
+        }
+
+    def by_confidence(self, share: float = 0.1) -> dict[str, dict[str, float]] | None:
+        """Errors of the surest and of the least sure hands; None without confidences.
+
+        Returns:
+            "most_confident" and "least_confident", each metric in millimetres -> mean
+            over `share` of the annotated hands.
+        """
+        found = {"most_confident": {}, "least_confident": {}}
+        for name, rows in self._with_confidence.items():
+            confidence, errors_mm = np.concatenate(rows, axis=1)
+            if len(confidence):
+                most, least = errors_by_confidence(confidence, errors_mm, share=share)
+                found["most_confident"][name] = most
+                found["least_confident"][name] = least
+        return found if found["most_confident"] else None
+
+
+class GenerationSums:
+    """Errors of hands made of a text: mean and standard deviation over hands.
+
+    Hausdorff and Chamfer distance are of vertices relative to the root joint, neither
+    turned nor scaled; which alignment the paper measures under is not known.
+    """
+
+    def __init__(self, *, root: int, procrustes: str = "freihand"):
+        self.root, self.procrustes = root, procrustes
+        self._values: dict[str, list[float]] = {k: [] for k in GENERATION_METRICS}
+
+    def add(self, batch: Batch, output: HandOutput) -> None:
+        """Count the annotated hands of a batch; padding is left out."""
+        valid = np.asarray(batch.example_valid) & np.asarray(batch.vertices_valid)
+        target, prediction = (
+            (_float64(h.vertices) - _float64(h.joints3d)[:, self.root, None])[valid]
+            for h in (batch, output)
+        )
+        aligned = procrustes_align(target, prediction, procrustes=self.procrustes)
+        errors = point_errors_mm(target, aligned).mean(axis=-1)
+        self._values["pa_mpvpe_mm"] += errors.tolist()
+        for one, other in zip(target, prediction, strict=True):
+            self._values["hausdorff_m"].append(hausdorff(one, other))
+            self._values["chamfer_m2"].append(chamfer(one, other))
+
+    def means(self) -> dict[str, dict[str, float] | None]:
+        """`mean` and `std` of each metric; None where no hand was annotated."""
+        return {
+            name: {"mean": float(np.mean(x)), "std": float(np.std(x))} if x else None
+            for name, x in self._values.items()
         }
 
 

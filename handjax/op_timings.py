@@ -1,7 +1,7 @@
 """Time of each formulation of an operation, forward and backward.
 
-Convolutions of `nn.ops`, the paths of `nn.ssm`'s scan, and the layer made of it beside
-self-attention on the same tokens.
+Convolutions of `nn.ops`, the paths of `nn.ssm`'s scan, the layer made of it beside
+self-attention on the same tokens, and deformable attention by gathers and by products.
 """
 
 import functools
@@ -15,7 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from handjax.nn import ops, ssm
+from handjax.nn.deformable_attention import deformable_sample
 from handjax.nn.metaformer import SelfAttention
+from handjax.nn.token_sampler import sample_pixels
 
 
 class Case(NamedTuple):
@@ -41,7 +43,7 @@ class Timing(NamedTuple):
 
 def cases() -> list[Case]:
     """Everything that is timed."""
-    return [*convolutions(), *scans(), *token_mixers()]
+    return [*convolutions(), *scans(), *token_mixers(), *samplers()]
 
 
 def convolutions(batch: int = 8) -> list[Case]:
@@ -151,6 +153,50 @@ def token_mixers(dim: int = 512) -> list[Case]:
         for batch in BATCHES
         for form in ("SS2D", "attention")
     ]
+
+
+PYRAMID = ((16, 12), (64, 48))
+"""The maps of MMHMR."""
+
+
+def samplers(dim: int = 256, heads: int = 8, points: int = 4) -> list[Case]:
+    """What MMHMR's 85 queries find on its maps, by gathers and over whole maps."""
+    queries = 85
+
+    def sample(maps, places, weights, form):
+        places = jax.nn.sigmoid(places)
+        if form == "gather":
+            return deformable_sample(maps, places, weights)
+        return _by_products(maps, places, weights)
+
+    def arguments(batch):
+        maps = _normal(*((batch, h, w, heads, dim // heads) for h, w in PYRAMID))
+        shape = (batch, queries, heads, len(PYRAMID), points)
+        return maps, *_normal((*shape, 2), shape)
+
+    return [
+        Case(
+            f"deformable attention, {queries} queries of {dim}, batch {batch}",
+            sample,
+            functools.partial(arguments, batch),
+            ("gather", "products"),
+        )
+        for batch in BATCHES
+    ]
+
+
+def _by_products(maps, places, weights):
+    """As `deformable_sample`: every head is an example of `sample_pixels`."""
+    batch, queries, heads, _, points, _ = places.shape
+    out = 0.0
+    for level, x in enumerate(maps):
+        size = jnp.array(x.shape[2:0:-1]).reshape(1, 1, 1, 1, 2)
+        pixels = (places[:, :, :, level] * size - 0.5).swapaxes(1, 2)
+        pixels = pixels.reshape(batch * heads, queries * points, 2)
+        x = jnp.moveaxis(x, 3, 1).reshape(batch * heads, *x.shape[1:3], -1)
+        found = sample_pixels(x, pixels).reshape(batch, heads, queries, points, -1)
+        out = out + jnp.einsum("bqhp,bhqpd->bqhd", weights[:, :, :, level], found)
+    return out
 
 
 def _normal(*shapes):

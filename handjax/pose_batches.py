@@ -1,18 +1,21 @@
 """Batches of meshes without pictures, posed on the fly: what a tokenizer trains on.
 
-Poses come from the pose prior of the synthetic data (endless, drawn from a seed), the
-mesh from whatever hand model the run uses. Poses alone go with the batches of stages
-that have a discriminator (`with_real_poses`).
+Poses come from the pose prior of the synthetic data (endless, drawn from a seed), from
+a file, or show letters, the mesh from whatever hand model the run uses. Poses alone go
+with the batches of stages that have a discriminator (`with_real_poses`).
 """
 
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import grain
 import jax
 import numpy as np
+from jaxtyping import Int
 
 from data_pipelines.pose_files import PoseFile
-from data_pipelines.synthetic import poses
+from data_pipelines.synthetic import letters, poses
+from data_pipelines.synthetic.letters import LetterSource
 from data_pipelines.synthetic.poses import PosePriorSource
 from handjax import mano
 from handjax.mano_files import ManoFile
@@ -23,6 +26,15 @@ DEPTH = 0.5
 """Metres from the camera to the root: a nominal place, for nothing is photographed."""
 
 
+class Letters(NamedTuple):
+    """What turns letters into texts and views."""
+
+    text: Int[np.ndarray, "letter length"]
+    """Token ids of each of `letters.names()`."""
+    max_turn: float
+    """Of the hands, degrees; see `LetterSource`."""
+
+
 def pose_batches(
     hand_file: ManoFile,
     *,
@@ -31,8 +43,10 @@ def pose_batches(
     start_step: int,
     root: int,
     crop_size: int,
+    file: PoseFile | None = None,
     process: tuple[int, int] = (0, 1),
     threads: int = 2,
+    letters_as: Letters | None = None,
 ) -> Iterator[Batch]:
     """Endless batches; update n is the same wherever the run was resumed.
 
@@ -43,32 +57,104 @@ def pose_batches(
         start_step: number of batches to skip.
         root: joint that is subtracted.
         crop_size: side of the nominal crop, pixels.
+        file: where poses come from, all of them once before any comes again; None for
+            the prior.
         process: (index, count); each process draws other poses.
         threads: that draw poses ahead of time.
+        letters_as: draw hands that show letters instead, with `Batch.text`.
     """
     index, count = process
+    if letters_as is None:
+        drawn = _drawn(file, seed, poses.POSED)
+    else:
+        drawn = grain.MapDataset.source(_letters(seed, letters_as, letters.TRAIN))
+    make = _maker(hand_file, letters_as, root=root, crop_size=crop_size)
+    yield from (
+        drawn[index::count]
+        .batch(batch_size, drop_remainder=True)[start_step:]
+        .map(make)
+        .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4))
+    )
+
+
+def letters_in_order(
+    hand_file: ManoFile,
+    *,
+    split: str,
+    num: int,
+    batch_size: int,
+    seed: int,
+    root: int,
+    crop_size: int,
+    letters_as: Letters,
+) -> Iterator[Batch]:
+    """A number of hands that show letters, once; the last batch is padded.
+
+    Args:
+        hand_file: whose mesh is posed.
+        split: "test": none of them is trained on; "train": the first that are.
+        num: number of hands.
+        batch_size: of every batch; padding has `example_valid` False.
+        seed: of the poses.
+        root: joint that is subtracted.
+        crop_size: side of the nominal crop, pixels.
+        letters_as: texts and views.
+
+    Raises:
+        ValueError: There is no such split.
+    """
+    streams = {"train": letters.TRAIN, "test": letters.TEST}
+    if split not in streams:
+        raise ValueError(f"Labelled poses have the splits train and test, not {split}.")
+    source = _letters(seed, letters_as, streams[split])
+    make = _maker(hand_file, letters_as, root=root, crop_size=crop_size)
+    for start in range(0, num, batch_size):
+        index = np.arange(start, start + batch_size)
+        items = [source[i] for i in np.minimum(index, num - 1).tolist()]
+        drawn = {key: np.stack([item[key] for item in items]) for key in items[0]}
+        yield make(drawn)._replace(index=index, example_valid=index < num)
+
+
+def _letters(seed: int, letters_as: Letters, stream: int) -> LetterSource:
+    return LetterSource(seed, max_turn=letters_as.max_turn, stream=stream)
+
+
+def _maker(
+    hand_file: ManoFile, letters_as: Letters | None, *, root: int, crop_size: int
+) -> Any:
+    """From rows of a source to a batch."""
     # On the host and in the loader's threads, so that no accelerator (and no step in
     # its queue) is waited for.
     cpu = jax.local_devices(backend="cpu")[0]
     hand = jax.device_put(mano.HandModel.from_file(hand_file), cpu)
 
     def batch(drawn: dict[str, np.ndarray]) -> Batch:
-        posed = jax.device_get(_posed(hand, drawn["mano_pose"], drawn["betas"]))
-        return from_meshes(
-            posed.vertices, posed.joints3d, root=root, crop_size=crop_size, **drawn
+        pose, betas = drawn["mano_pose"], drawn["betas"]
+        posed = jax.device_get(_posed(hand, pose, betas))
+        made = from_meshes(
+            posed.vertices,
+            posed.joints3d,
+            root=root,
+            crop_size=crop_size,
+            mano_pose=pose,
+            betas=betas,
         )
+        if letters_as is None:
+            return made
+        return made._replace(text=letters_as.text[drawn["label"]])
 
-    yield from (
-        grain.MapDataset.source(PosePriorSource(seed))[index::count]
-        .batch(batch_size, drop_remainder=True)[start_step:]
-        .map(batch)
-        .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4))
-    )
+    return batch
 
 
 @jax.jit
 def _posed(hand, mano_pose, betas):
     return hand.with_shape(betas).with_pose(mano_pose[:, 0], mano_pose[:, 1:])
+
+
+def _drawn(file: PoseFile | None, seed: int, stream: int) -> grain.MapDataset:
+    if file is None:
+        return grain.MapDataset.source(PosePriorSource(seed, stream=stream))
+    return grain.MapDataset.source(file).seed(seed).shuffle().repeat()
 
 
 def with_real_poses(
@@ -96,10 +182,7 @@ def with_real_poses(
         threads: that draw poses ahead of time.
     """
     index, count = process
-    if file is None:
-        drawn = grain.MapDataset.source(PosePriorSource(seed, stream=poses.REAL))
-    else:
-        drawn = grain.MapDataset.source(file).seed(seed).shuffle().repeat()
+    drawn = _drawn(file, seed, poses.REAL)
     of_examples = drawn.batch(per_example, drop_remainder=True)[index::count]
     of_batches = of_examples.batch(batch_size, drop_remainder=True)[start_step:]
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)

@@ -71,6 +71,15 @@ def _parser() -> argparse.ArgumentParser:
         help="test-time augmentation: 95 views of each crop, fused as in Hamba's "
         "release or averaged; places of joints in the photo stay those of one view",
     )
+    add(
+        "--hypotheses",
+        type=int,
+        default=0,
+        metavar="N",
+        help="N hands drawn for each box besides the answer, with confidences, and how "
+        "far they are apart; for families that sample, such as mmhmr",
+    )
+    add("--seed", type=int, default=0, help="of the hypotheses; default: 0")
     return parser
 
 
@@ -129,6 +138,8 @@ def _load(arguments: argparse.Namespace, batch_size: int) -> "HandPredictor":
         step=arguments.step,
         batch_size=arguments.batch_size or batch_size,
         tta_mode=arguments.tta,
+        num_hypotheses=arguments.hypotheses,
+        seed=arguments.seed,
     )
 
 
@@ -212,11 +223,24 @@ def _write(predictor, stem: str, hands, wanted, output: str) -> int:
         return 1
     shown = ", ".join(
         f"{prediction_files.side(hand.box.is_right)} hand ({hand.box.source} box"
-        + (f", confidence {hand.confidence:.2f})" if hand.confidence else ")")
+        + (f", confidence {hand.confidence:.2f}" if hand.confidence else "")
+        + _spread(hand)
+        + ")"
         for hand in hands
     )
     print(f"{opened.path.name}: {shown}; camera {intrinsics.source} -> {stem}.json")
     return 0
+
+
+def _spread(hand) -> str:
+    """Words for how far a hand's hypotheses are apart."""
+    if hand.hypotheses is None:
+        return ""
+    number, apart = len(hand.hypotheses.hands), hand.hypotheses.joint_uncertainty_mm
+    return (
+        f", {number} hypotheses, joints uncertain by {apart.mean():.1f} mm (at most "
+        f"{apart.max():.1f})"
+    )
 
 
 def _stems(paths: list[Path]) -> dict[Path, str]:

@@ -32,11 +32,17 @@ FRAMES = {
     "down, centre of the first pixel (0, 0)",
     "meshes": "GLB and OBJ: metres, x right, y up, z towards the viewer (camera axes "
     "turned 180 degrees about x), translation included",
+    "hypotheses": "hands drawn from the model besides the answer, the most confident "
+    "first, in the answer's frames; weight: confidence / sum of confidences",
+    "joint_uncertainty_mm": "weighted standard deviation of the hypotheses' joints, "
+    "relative to the root joint, over three axes: 1000 sqrt(sum w |p - mean p|^2)",
 }
 UNITS = {"3d": "metres", "2d": "pixels"}
 
 _PANEL_PX = 448
 _MAX_PANEL_WIDTH_PX = 1024
+_UNCERTAIN_MM = 20.0
+"""Spread from which a joint's ring is red."""
 _SIDE_COLORS = {True: render.PREDICTION_COLOR, False: (0.70, 0.78, 0.96)}
 
 
@@ -99,7 +105,32 @@ def _hand_json(hand: "HandPrediction", mesh_files: Sequence[str]) -> dict[str, A
         "confidence": None if hand.confidence is None else round(hand.confidence, 5),
         "token_indices": hand.indices.tolist() if hand.indices is not None else None,
         "token_confidence": _rounded(hand.token_confidence, 5) if tokens else None,
+        "hypotheses": _hypotheses_json(hand),
         "files": list(mesh_files),
+    }
+
+
+def _hypotheses_json(hand: "HandPrediction") -> dict[str, Any] | None:
+    drawn = hand.hypotheses
+    if drawn is None:
+        return None
+    return {
+        "joint_uncertainty_mm": _rounded(drawn.joint_uncertainty_mm, 3),
+        "hands": [
+            {
+                "confidence": _rounded(other.confidence, 5),
+                "weight": _rounded(weight, 5),
+                "translation": _rounded(other.translation, 6),
+                "translation_source": other.translation_source,
+                "joints3d": _rounded(other.joints3d, 6),
+                "joints2d": _rounded(other.joints2d, 3),
+                "vertices": _rounded(other.vertices, 6),
+                "token_indices": None
+                if other.indices is None
+                else other.indices.tolist(),
+            }
+            for other, weight in zip(drawn.hands, drawn.weights, strict=True)
+        ],
     }
 
 
@@ -112,6 +143,8 @@ def _rounded(values, digits: int):
 
 def overlay(photo: Photo, hands: "Sequence[HandPrediction]") -> np.ndarray:
     """The photo with boxes, the photo with meshes and skeletons, and two turned views.
+
+    Where hypotheses were drawn, a panel shows them (`spread_panel`).
 
     Panels are about 448 pixels high whatever the photo's size, so that small crops can
     be looked at and large photos stay small files.
@@ -143,6 +176,9 @@ def overlay(photo: Photo, hands: "Sequence[HandPrediction]") -> np.ndarray:
         box = (np.reshape(hand.box.box_px, (2, 2)) + 0.5) * ratio - 0.5
         first = render.draw_box(first, box.ravel().tolist())
     panels = [first, second]
+    if any(hand.hypotheses for hand in hands):
+        resized = cv2.resize(photo.image, size, interpolation=smooth)
+        panels.append(spread_panel(resized, hands, ratio))
     for hand in hands:
         panels += [
             render.turned_view(
@@ -155,6 +191,47 @@ def overlay(photo: Photo, hands: "Sequence[HandPrediction]") -> np.ndarray:
             for yaw in (-90.0, 90.0)
         ]
     return render.side_by_side(panels)
+
+
+def spread_panel(
+    image: np.ndarray, hands: "Sequence[HandPrediction]", ratio: np.ndarray
+) -> np.ndarray:
+    """Hypotheses as thin skeletons, the answer's joints ringed by their uncertainty.
+
+    A ring's radius is `joint_uncertainty_mm` at the joint's distance, true to scale and
+    two pixels at least; its colour goes from green (0) over yellow to red (20 mm).
+
+    Args:
+        image: The photo, resized.
+        hands: With hypotheses or without.
+        ratio: Its size in x and y over the photo's.
+    """
+    # Faded, so that thin lines are seen on any photo.
+    panel = (image * 0.5 + 60).astype(np.uint8)
+    lines = []
+    for hand in hands:
+        if hand.hypotheses is None:
+            continue
+        for other in hand.hypotheses.hands:
+            joints2d = (other.joints2d + 0.5) * ratio - 0.5
+            panel = render.draw_skeleton(
+                panel, joints2d, skeleton=hand.skeleton, thin=True
+            )
+        apart_mm = hand.hypotheses.joint_uncertainty_mm
+        depth = np.maximum((hand.joints3d + hand.translation)[:, 2], 1e-3)
+        focal_px = float(hand.intrinsics.matrix[0, 0] * ratio[0])
+        radius_px = np.maximum(1e-3 * apart_mm * focal_px / depth, 2.0)
+        panel = render.draw_rings(
+            panel,
+            (hand.joints2d + 0.5) * ratio - 0.5,
+            radius_px,
+            render.warning_colors(apart_mm, _UNCERTAIN_MM),
+        )
+        lines.append(
+            f"{side(hand.box.is_right)}: {len(hand.hypotheses.hands)} hypotheses, "
+            f"uncertain by {apart_mm.mean():.1f} mm, at most {apart_mm.max():.1f}"
+        )
+    return render.draw_text(panel, lines)
 
 
 # --- all or nothing -----------------------------------------------------------------

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from handjax import camera, checkpoints, crop, models, photo, tta
+from handjax import camera, checkpoints, crop, hypotheses, models, photo, tta
 from handjax.mesh_export import outward_faces
 from handjax.photo import HandBox, Intrinsics, Photo
 from handjax.skeleton import HAND, Skeleton
@@ -52,13 +52,31 @@ class HandPrediction(NamedTuple):
     """Probability of each chosen code."""
     skeleton: Skeleton = HAND
     """Names and bones of the joints."""
+    hypotheses: "HandHypotheses | None" = None
+    """Other hands that the model thinks possible, if they were asked for."""
+    stated_confidence: float | None = None
+    """`HandOutput.confidence`, of families that state one."""
 
     @property
     def confidence(self) -> float | None:
         """Mean probability of the chosen codes; None for families without tokens."""
+        if self.stated_confidence is not None:
+            return self.stated_confidence
         if self.token_confidence is None:
             return None
         return float(self.token_confidence.mean())
+
+
+class HandHypotheses(NamedTuple):
+    """Hands drawn for one box, the most confident first."""
+
+    hands: tuple[HandPrediction, ...]
+    """Each placed in the photo by itself."""
+    weights: Float[np.ndarray, "hypothesis"]
+    """Shares of the sum of their confidences."""
+    joint_uncertainty_mm: Float[np.ndarray, "joint"]
+    """Spread of each joint, relative to the root, as `hypotheses.joint_uncertainty_mm`
+    defines it."""
 
 
 class Request(NamedTuple):
@@ -81,7 +99,10 @@ class HandPredictor:
         batch_size: int = 1,
         name: str = "",
         tta_mode: str | None = None,
+        num_hypotheses: int = 0,
+        seed: int = 0,
     ):
+        _check_hypotheses(config, model, num_hypotheses, tta_mode)
         if tta_mode and tta.answers_per_hand(tta_mode) > 1:
             raise ValueError(
                 f"tta={tta_mode!r} averages errors, which takes the truth; predict "
@@ -94,6 +115,14 @@ class HandPredictor:
         self.skeleton = models.skeleton_of(variables)
         self._variables = variables
         self._apply = jax.jit(functools.partial(_predict, model, tta_mode))
+        self._draw = None
+        if num_hypotheses:
+            self._draw = jax.jit(
+                functools.partial(
+                    model.apply, method="hypotheses", count=num_hypotheses
+                )
+            )
+        self._key = jax.random.key(seed)
 
     @classmethod
     def from_workdir(
@@ -104,6 +133,8 @@ class HandPredictor:
         step: int | None = None,
         batch_size: int = 1,
         tta_mode: str | None = None,
+        num_hypotheses: int = 0,
+        seed: int = 0,
     ) -> "HandPredictor":
         """Load the newest checkpoint of the last stage.
 
@@ -113,10 +144,13 @@ class HandPredictor:
             step: Another checkpoint than the newest.
             batch_size: Hands at a time.
             tta_mode: "released" or "mean": look 95 times (see `tta`).
+            num_hypotheses: Hands to draw for each box besides the answer.
+            seed: Of the draws.
 
         Raises:
             FileNotFoundError: The workdir has no such checkpoint.
-            ValueError: The stage reconstructs meshes and sees no image.
+            ValueError: The stage reconstructs meshes and sees no image, or hypotheses
+                are asked of a family that has none.
         """
         config, model, variables, found, step = checkpoints.load_for_inference(
             workdir, stage, step
@@ -136,6 +170,8 @@ class HandPredictor:
             batch_size=batch_size,
             name=name,
             tta_mode=tta_mode,
+            num_hypotheses=num_hypotheses,
+            seed=seed,
         )
 
     def __call__(
@@ -176,13 +212,21 @@ class HandPredictor:
             images = np.stack([view.image for view in views])
             # Always the same shape, so that one compiled program serves all.
             padding = np.repeat(images[-1:], self.batch_size - len(images), axis=0)
-            output, confidence = jax.device_get(
-                self._apply(self._variables, np.concatenate([images, padding]))
-            )
+            images = np.concatenate([images, padding])
+            output, confidence = jax.device_get(self._apply(self._variables, images))
+            drawn = None
+            if self._draw is not None:
+                # One key for all groups: a photo alone and the first of many agree.
+                drawn = self._draw(self._variables, images, key=self._key)
+                drawn = jax.device_get(drawn)
             for i, (request, view) in enumerate(zip(group, views, strict=True)):
-                one = jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), output)
+                one = _row(output, i)
                 sure = None if confidence is None else np.asarray(confidence[i])
-                predictions.append(self._placed(request, view, one, sure))
+                hand = self._placed(request, view, one, sure)
+                if drawn is not None:
+                    others = self._others(request, view, _row(drawn, i))
+                    hand = hand._replace(hypotheses=others)
+                predictions.append(hand)
         return predictions
 
     # --- one hand -------------------------------------------------------------------
@@ -255,7 +299,27 @@ class HandPredictor:
             indices=None if output.indices is None else np.asarray(output.indices),
             token_confidence=confidence,
             skeleton=self.skeleton,
+            stated_confidence=(
+                None if output.confidence is None else float(output.confidence)
+            ),
         )
+
+    def _others(
+        self, request: Request, view: "_View", drawn: hypotheses.Hypotheses
+    ) -> HandHypotheses:
+        """Place the hypotheses of one hand in the photo, each by itself."""
+        fields = ("vertices", "joints3d", "joints2d", "indices", "confidence")
+        outputs = HandOutput(**{name: getattr(drawn, name) for name in fields})
+        number = len(drawn.confidence)
+        hands = tuple(
+            self._placed(request, view, _row(outputs, k), None) for k in range(number)
+        )
+        spread_mm = hypotheses.joint_uncertainty_mm(
+            np.asarray(drawn.joints3d, np.float64),
+            np.asarray(drawn.weights, np.float64),
+            root=self.skeleton.roots[self.config.data.root],
+        )
+        return HandHypotheses(hands, np.asarray(drawn.weights), spread_mm)
 
 
 class _View(NamedTuple):
@@ -286,6 +350,31 @@ def requests(
     ]
 
 
+def _check_hypotheses(
+    config: Any, model: Any, number: int, tta_mode: str | None
+) -> None:
+    """Refuse hypotheses of families that have none, and of fused views."""
+    if number < 0:
+        raise ValueError(f"hypotheses={number!r} must be 0 (none) or more.")
+    if number and not hasattr(model, "hypotheses"):
+        family = config.get("family", type(model).__name__)
+        raise ValueError(
+            f"hypotheses={number}: {family!r} gives one answer to an image; leave "
+            "hypotheses out, or take a family that samples (one whose Model has a "
+            "method `hypotheses`, such as mmhmr)."
+        )
+    if number and tta_mode:
+        raise ValueError(
+            f"hypotheses={number} are of one view of the hand, and tta={tta_mode!r} "
+            "fuses 95; ask for one of the two."
+        )
+
+
+def _row(tree: Any, i: int) -> Any:
+    """One example of a batch."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf[i]), tree)
+
+
 def _predict(
     model: Any, tta_mode: str | None, variables: Any, images: Any
 ) -> tuple[HandOutput, Any]:
@@ -294,8 +383,12 @@ def _predict(
     output = tta.predict(look, images, mode=tta_mode) if tta_mode else look(images)
     if output.logits is None:
         return output, None
-    best = jax.numpy.max(jax.nn.softmax(output.logits, axis=-1), axis=-1)
-    return output._replace(logits=None), best
+    probs = jax.nn.softmax(output.logits, axis=-1)
+    chosen = output.indices
+    if chosen is None:
+        chosen = jax.numpy.argmax(output.logits, axis=-1)
+    sure = jax.numpy.take_along_axis(probs, chosen[..., None], axis=-1)[..., 0]
+    return output._replace(logits=None), sure
 
 
 def _at_depth(

@@ -175,27 +175,85 @@ def draw_skeleton(
     joints2d: Float[np.ndarray, "joint 2"],
     *,
     skeleton: Skeleton = HAND,
+    thin: bool = False,
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Bones coloured by finger (limb), joints as dots; those not finite are skipped."""
+    """Bones coloured by finger (limb), joints as dots; those not finite are skipped.
+
+    Args:
+        image: The picture.
+        joints2d: Its pixels.
+        skeleton: Whose bones.
+        thin: Lines of one pixel and no dots, for skeletons that stand behind others.
+    """
     out = image.copy()
     scale = max(image.shape[:2]) / 224
     thickness, radius = max(1, round(1.5 * scale)), max(1, round(2 * scale))
-    # cv2 takes fixed-point coordinates; far-off points would overflow them.
-    limit = 8 * max(image.shape[:2])
-    joints = np.where(np.abs(joints2d) < limit, joints2d, np.nan)
-    points = [
-        tuple(int(v) for v in np.rint(16 * p)) if np.isfinite(p).all() else None
-        for p in np.asarray(joints, np.float64)
-    ]
+    points = _fixed_points(joints2d, image)
     colors = {0: (255, 255, 255)}
     for (a, b), limb in zip(skeleton.bones, limbs(skeleton), strict=True):
         color = colors[b] = LIMB_COLORS[limb % len(LIMB_COLORS)]
         if points[a] is not None and points[b] is not None:
-            cv2.line(out, points[a], points[b], color, thickness, cv2.LINE_AA, shift=4)
+            width = 1 if thin else thickness
+            cv2.line(out, points[a], points[b], color, width, cv2.LINE_AA, shift=4)
     for i, point in enumerate(points):
-        if point is not None:
+        if point is not None and not thin:
             cv2.circle(out, point, radius * 16, colors[i], -1, cv2.LINE_AA, shift=4)
     return out
+
+
+def draw_rings(
+    image: UInt8[np.ndarray, "height width 3"],
+    joints2d: Float[np.ndarray, "joint 2"],
+    radius_px: Float[np.ndarray, "joint"],
+    colors: Float[np.ndarray, "joint 3"],
+) -> UInt8[np.ndarray, "height width 3"]:
+    """A circle about each joint, of its own radius and colour (0..1)."""
+    out = image.copy()
+    width = max(1, round(max(image.shape[:2]) / 336))
+    for i, point in enumerate(_fixed_points(joints2d, image)):
+        if point is not None and np.isfinite(radius_px[i]):
+            radius = round(16 * min(float(radius_px[i]), 2.0 * max(image.shape[:2])))
+            color = tuple(int(v) for v in np.rint(255 * colors[i]))
+            cv2.circle(out, point, radius, color, width, cv2.LINE_AA, shift=4)
+    return out
+
+
+def warning_colors(
+    values: Float[np.ndarray, "n"], top: float
+) -> Float[np.ndarray, "n 3"]:
+    """Green at 0, yellow at half of `top`, red from `top` on."""
+    t = np.clip(np.asarray(values, np.float64) / top, 0, 1)[:, None]
+    green, yellow, red = np.array([[0.2, 0.8, 0.3], [1, 0.85, 0.1], [0.9, 0.1, 0.1]])
+    up = green + (yellow - green) * np.minimum(2 * t, 1)
+    return up + (red - yellow) * np.maximum(2 * t - 1, 0)
+
+
+def draw_text(
+    image: UInt8[np.ndarray, "height width 3"], lines: Sequence[str]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """White lines on a darkened strip along the lower edge."""
+    out = image.copy()
+    size = max(image.shape[:2]) / 896
+    strip = out[max(0, image.shape[0] - round((34 * len(lines) + 8) * size)) :]
+    strip[:] = strip // 3
+    for i, line in enumerate(reversed(lines)):
+        place = (round(12 * size), round(image.shape[0] - (14 + 34 * i) * size))
+        font, width = cv2.FONT_HERSHEY_SIMPLEX, max(1, round(2 * size))
+        white = (255, 255, 255)
+        cv2.putText(out, line, place, font, 0.9 * size, white, width, cv2.LINE_AA)
+    return out
+
+
+def _fixed_points(joints2d, image) -> list[tuple[int, int] | None]:
+    """Sixteenths of pixels, as cv2 takes them; None for those too far to be counted."""
+    limit = 8 * max(image.shape[:2])
+    joints = np.where(np.abs(joints2d) < limit, joints2d, np.nan)
+    return [
+        (int(np.rint(16 * x)), int(np.rint(16 * y)))
+        if np.isfinite([x, y]).all()
+        else None
+        for x, y in np.asarray(joints, np.float64)
+    ]
 
 
 def limbs(skeleton: Skeleton) -> list[int]:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from handjax import checkpoints, files
+from handjax import config as configs
 from handjax.run import Run
 from handjax.stages import Stage
 from handjax.types import Batch, HandOutput
@@ -22,8 +23,8 @@ class Reports:
 
     def __init__(self) -> None:
         self._predict: dict[str, Any] = {}
-        self._mean_hand: Any = None
-        self._sample: dict[bool, Batch] = {}
+        self._mean_hands: dict[str, Any] = {}
+        self._sample: dict[tuple[str, bool], Batch] = {}
 
     # --- Evaluation ----------------------------------------------------------
 
@@ -34,15 +35,16 @@ class Reports:
         from handjax import mean_hand
         from handjax.evaluate import evaluate_stage
 
-        if self._mean_hand is None:
-            self._mean_hand = mean_hand.fit(run.data.train_split())
+        where = configs.evaluated_on(run.config, stage.name)
+        if where not in self._mean_hands:
+            self._mean_hands[where] = mean_hand.fit(run.data.train_split(stage))
         result = evaluate_stage(
             run.model,
             variables,
             stage,
             run.data.evaluation(stage),
             root=run.skeleton.roots[run.config.data.root],
-            mean_hand=self._mean_hand,
+            mean_hand=self._mean_hands[where],
             predict=self._compiled(run, stage),
         )
         name = benchmark_name(run, stage)
@@ -108,9 +110,10 @@ class Reports:
         )
 
     def _drawn(self, run: Run, stage: Stage) -> Batch:
-        if stage.needs_image not in self._sample:
-            self._sample[stage.needs_image] = next(iter(run.data.evaluation(stage)))
-        return self._sample[stage.needs_image]
+        which = configs.evaluated_on(run.config, stage.name), stage.needs_image
+        if which not in self._sample:
+            self._sample[which] = next(iter(run.data.evaluation(stage)))
+        return self._sample[which]
 
 
 def benchmark_name(run: Run, stage: Stage) -> str:
@@ -119,7 +122,7 @@ def benchmark_name(run: Run, stage: Stage) -> str:
     An earlier stage answers another question (a tokenizer sees the true mesh), so that
     its numbers must not be taken for the model's.
     """
-    name = f"{run.config.data.name}_test"
+    name = f"{configs.evaluated_on(run.config, stage.name)}_test"
     last = run.family.stages(run.config)[-1]
     return name if stage.name == last.name else f"{name}_{stage.name}"
 

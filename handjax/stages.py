@@ -7,6 +7,9 @@ nothing else about a family.
 from collections.abc import Callable
 from typing import NamedTuple
 
+LABELLED_POSES = "labelled_poses"
+"""A value of `config.stages.<name>.data`, of which families of texts have to know."""
+
 
 class Stage(NamedTuple):
     """One training stage of a family: data, not a class to override."""

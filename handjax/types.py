@@ -72,6 +72,20 @@ class Batch(NamedTuple):
     wrist first; `Stage.real_poses` for each example, None where a stage wants none."""
     real_betas: Float[AnyArray, "real beta"] | None = None
     """Their shape coefficients."""
+    text: Int[AnyArray, "batch length"] | None = None
+    """Token ids of what the hand shows in words (`nn.text_encoder`); None in stages
+    that read none."""
+
+
+class TextFeatures(NamedTuple):
+    """What an encoder of texts makes of token ids."""
+
+    tokens: Float[Array, "batch length dim"]
+    """A feature of each token, for cross-attention."""
+    mask: Bool[Array, "batch length"]
+    """Whether the token belongs to the text; False behind its end."""
+    pooled: Float[Array, "batch dim_pooled"]
+    """One feature of the text."""
 
 
 class HandOutput(NamedTuple):
@@ -92,6 +106,10 @@ class HandOutput(NamedTuple):
     root_gamma: Float[AnyArray, "batch"] | None = None
     """Depth of the root joint, free of scale: metres by `camera.root_depth_from_gamma`
     (families that predict one)."""
+    confidence: Float[AnyArray, "batch"] | None = None
+    """How sure the model is of the hand, 0..1: the mean probability of the codes it
+    chose (families that sample). No probability of being right: it compares hands of
+    one model only."""
 
 
 Variables = dict[str, Any]

@@ -16,7 +16,7 @@ models.hand_constants = lambda file: types.SimpleNamespace(faces=file.faces)
 
 
 class Data(fake_family.Data):
-    def train_split(self):
+    def train_split(self, stage):
         yield fake_family.batch(8, (1, 2))
 
 

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import fake_family
+import jax
+import numpy as np
 import pytest
 
 from handjax import (
@@ -77,6 +79,37 @@ def test_parts_add_up_to_the_whole(monkeypatch):
     assert (more.name, more.value) == ("fake/nothing more", 2000)
 
 
+class StepByStep(fake_family.Model):
+    """A model that looks at its image again and again."""
+
+    steps: int = 5
+
+    def __call__(self, image, *, train=False):
+        for _ in range(self.steps):
+            output = super().__call__(image, train=train)
+        jax.debug.callback(lambda: asked.append(self.steps))
+        return output
+
+
+asked = []
+
+
+def test_sampling_is_timed_by_its_steps(monkeypatch):
+    monkeypatch.setattr(models, "load", lambda name: fake_family)
+    config = fake_family.get_config()
+    with pytest.raises(ValueError, match="--what=sampling: 'fake' draws no tokens"):
+        measurements.run(config, ("sampling",))
+    monkeypatch.setattr(fake_family, "Model", StepByStep)
+    monkeypatch.setattr(measurements, "SAMPLING_STEPS", (1, 2))
+    asked.clear()
+    found = measurements.run(config, ("sampling",), seconds=0.0)
+    jax.effects_barrier()
+    assert [r.name for r in found] == ["fake/predict/steps1", "fake/predict/steps2"]
+    assert all(r.value > 0 and r.unit == "ms" for r in found)
+    # Twice to warm up and three rounds; `init_all` took the steps of the config.
+    assert sorted(asked) == 5 * [1] + 5 * [2] + [5]
+
+
 def test_programs_in_turn_are_warmed_up_and_run_three_times():
     calls = []
     programs = {name: functools.partial(calls.append, name) for name in "ab"}
@@ -91,16 +124,26 @@ def test_programs_in_turn_are_warmed_up_and_run_three_times():
         (op_timings.convolutions, ["lax", "cpu"]),
         (op_timings.scans, ["sequential", "associative", "fused"]),
         (op_timings.token_mixers, ["SS2D"]),
+        (op_timings.samplers, ["gather", "products"]),
     ],
 )
 def test_operations_are_timed_in_every_form_and_direction(monkeypatch, cases, forms):
     monkeypatch.setattr(op_timings, "MAPS", ((3, 1),))
+    monkeypatch.setattr(op_timings, "PYRAMID", ((3, 1), (6, 2)))
     sizes = {"batch": 1} if cases is op_timings.convolutions else {"dim": 16}
-    case = next(c for c in cases(**sizes) if "192@8" in c.name or "3 tokens" in c.name)
+    small = ("192@8", "3 tokens", "queries of 16, batch 1")
+    case = next(c for c in cases(**sizes) if any(name in c.name for name in small))
     timings = list(op_timings.measure(0.0, [case]))
     found = [(t.form, t.metric) for t in timings]
     assert found == [(f, m) for f in forms for m in ("forward", "gradient")]
     assert all(t.milliseconds > 0 for t in timings)
+
+
+def test_both_forms_of_deformable_attention_find_the_same(monkeypatch):
+    monkeypatch.setattr(op_timings, "PYRAMID", ((3, 2), (6, 4)))
+    case = op_timings.samplers(dim=16)[0]
+    gather, products = (case.function(*case.arguments(), form) for form in case.forms)
+    np.testing.assert_allclose(gather, products, atol=1e-5)
 
 
 def test_unknown_measures_are_named_with_the_known_ones(capsys):

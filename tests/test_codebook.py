@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from handjax import codebook as cb
-from handjax import mano_files
+from handjax import mano_files, models
+from handjax.config import base
 
 FACES = np.asarray(mano_files.load("open").faces)
 TEMPLATE = np.asarray(mano_files.load("open").v_template, np.float64)
@@ -22,6 +23,27 @@ def toy(num_codes=6):
 
 
 INDICES = np.array([[0, 1, 2, 3], [1, 1, 3, 0], [2, 1, 0, 4], [0, 1, 2, 3]])
+
+
+def test_a_tokenizer_is_given_what_it_reads():
+    """Meshes unless it says otherwise; hands of mean shape where it reads poses."""
+    hands = cb.Hands(np.zeros((2, 778, 3)), np.ones((2, 16, 3)))
+    for family, field in (("tokenhand", "vertices"), ("mmhmr", "mano_pose")):
+        assert cb.tokenized(models.load(family).Model) == field
+        assert getattr(hands, field).shape[0] == 2
+    config = base()
+    spread = {}
+    for config.family in ("tokenhand", "mmhmr"):
+        made = cb.sample_hands(config, 3)
+        file = mano_files.load()
+        assert made.mano_pose.shape == (3, 16, 3)
+        joints = np.einsum(
+            "jv,hvx->hjx", mano_files.joint_regressor(file), made.vertices
+        )
+        np.testing.assert_allclose(joints[:, 9], 0, atol=1e-6)
+        bone = np.linalg.norm(joints[:, 9] - joints[:, 0], axis=-1)
+        spread[config.family] = np.ptp(bone)
+    assert spread["mmhmr"] < 0.2 * spread["tokenhand"]
 
 
 def test_usage_counts_and_perplexity():

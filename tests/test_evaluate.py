@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from handjax import evaluate, mean_hand, tta
+from handjax import evaluate, mean_hand, models, tta
 from handjax.metrics import METRICS
 from handjax.stages import Stage
 from handjax.types import Batch, HandOutput
@@ -51,7 +51,7 @@ def test_evaluate_stage_counts_hands_and_measures_both():
     assert report["metrics"]["mpvpe_mm"] == pytest.approx(10, rel=1e-5)
     assert report["metrics"]["pa_mpvpe_mm"] == pytest.approx(0, abs=1e-3)
     assert report["metrics"]["mpjpe_mm"] == pytest.approx(0, abs=1e-4)
-    assert report["metrics"]["f5"] == 1
+    assert report["metrics"]["f5"] == 1 and report["confidence"] is None
     assert report["baseline"]["mean_hand"]["pa_mpvpe_mm"] > 10
 
 
@@ -108,11 +108,12 @@ def test_augmentation_averages_predictions_or_their_errors():
 @pytest.fixture
 def workdir(monkeypatch, tmp_path):
     """A stand-in for a trained workdir of a family with a tokenizer."""
-    from handjax import checkpoints, data, models
+    from handjax import checkpoints, data
     from handjax.config import base
 
     config = base()
     config.family, config.data.name = "fake", "synthetic"
+    config.stages = dict(tokenizer=dict(data="poses"), mesh=dict(data="images"))
     asked = []
 
     class Opened:
@@ -122,7 +123,7 @@ def workdir(monkeypatch, tmp_path):
         def describe(self):
             return "made up"
 
-        def train_split(self):
+        def train_split(self, stage):
             return batches()
 
         def evaluation(self, stage, split="test"):
@@ -168,6 +169,34 @@ def test_command_writes_a_report_with_baseline_and_floor(workdir, capsys):
     assert row.split()[5] == "10.00"
     assert any(x.startswith("mean hand") for x in lines)
     assert any(x.startswith("floor: tokenizer") for x in lines)
+
+
+def test_confidences_are_reported_and_shown(workdir, monkeypatch, capsys):
+    path, _ = workdir
+
+    def unsure(model, variables, batch):
+        size = len(batch.vertices)
+        sure = np.linspace(0.2, 0.8, size, dtype=np.float32)
+        off = np.float32([0.01, 0, 0]) * (1 - sure)[:, None, None]
+        return HandOutput(batch.vertices + off, batch.joints3d, confidence=sure)
+
+    monkeypatch.setattr(models, "load", lambda name: family(unsure))
+    assert evaluate.main([f"--workdir={path}"]) == 0
+    report = json.loads((path / "eval" / "7" / "synthetic_test.json").read_text())
+    most, least = (report["confidence"][k + "_confident"] for k in ("most", "least"))
+    # Nine hands: one on each side.
+    assert most["mpvpe_mm"] == pytest.approx(2, rel=1e-3)
+    assert least["mpvpe_mm"] == pytest.approx(8, rel=1e-3)
+    assert "tenth of the hands" in report["definitions"]["confidence"]
+    lines = capsys.readouterr().out.splitlines()
+    (row,) = [x for x in lines if x.startswith("most confident tenth")]
+    assert row.split()[3:8] == ["0.00", "0.00", "0.00", "2.00", "-"]
+    assert any(x.startswith("least confident tenth") for x in lines)
+
+
+def family(predict_fn):
+    stage = Stage("mesh", None, predict_fn, ".*", needs_image=True)
+    return types.SimpleNamespace(stages=lambda config: (stage,))
 
 
 def test_stages_splits_and_protocols_have_files_of_their_own(workdir):

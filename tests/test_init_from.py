@@ -161,6 +161,24 @@ def test_a_backbone_with_other_entries_is_refused(tmp_path, encoder):
         training.fit(run)
 
 
+def test_a_converted_encoder_of_texts_becomes_the_models_own(tmp_path, capsys):
+    theirs = {"params": {"embed": {"embedding": np.ones((3, 2), np.float32)}}}
+    result = conversions.Converted(theirs, "words", "free", {}, part="text_encoder")
+    converted.write(tmp_path / "out", result, RECORD, overwrite=False)
+    run = _run(tmp_path / "w", tmp_path / "out")
+    with pytest.raises(ValueError, match=r"is a words, but config\.model\.text="):
+        init_from.first_stage(run)
+    run.config.model.text = "words"
+    assert init_from.first_stage(run) == 0
+    mine = {"text_encoder": {"embed": {"embedding": np.zeros((3, 2))}}, "head": {}}
+    mine["head"]["kernel"] = np.zeros(3)
+    fresh = jax.tree.map(jnp.asarray, {"params": mine})
+    found, _ = init_from.take_over(run, 0, fresh)
+    assert float(found["params"]["text_encoder"]["embed"]["embedding"].min()) == 1
+    assert float(found["params"]["head"]["kernel"].max()) == 0
+    assert "took the encoder words (1 arrays of x.pth) from" in capsys.readouterr().out
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A converted model of `_OneStage`."""

@@ -2,8 +2,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from scipy.linalg import orthogonal_procrustes
 from scipy.spatial import cKDTree
+from scipy.spatial.distance import directed_hausdorff
 from scipy.spatial.transform import Rotation
 
 from handjax import metrics
@@ -193,3 +195,99 @@ def test_training_errors_agree_with_the_report():
     )(jax.tree.map(jnp.asarray, batch), jax.tree.map(jnp.asarray, output))
     for name, value in errors.items():
         assert float(value) == pytest.approx(sums.means()[name], rel=1e-4)
+
+
+# --- clouds without correspondence --------------------------------------------------
+
+
+def clouds(count=3):
+    rng = np.random.default_rng(0)
+    return [(rng.normal(size=(40, 3)), rng.normal(size=(55, 3))) for _ in range(count)]
+
+
+def test_hausdorff_is_scipys_both_ways():
+    for a, b in clouds():
+        one, other = directed_hausdorff(a, b)[0], directed_hausdorff(b, a)[0]
+        assert metrics.hausdorff(a, b) == pytest.approx(max(one, other))
+        assert metrics.hausdorff(b, a) == metrics.hausdorff(a, b)
+
+
+def test_chamfer_is_the_sum_of_both_mean_squares():
+    for a, b in clouds():
+        squares = np.sum((a[:, None] - b[None]) ** 2, axis=-1)
+        expected = squares.min(axis=1).mean() + squares.min(axis=0).mean()
+        assert metrics.chamfer(a, b) == pytest.approx(expected)
+        assert metrics.chamfer(b, a) == pytest.approx(expected)
+
+
+def test_distances_of_a_shifted_point_are_known():
+    a = np.array([[0.0, 0, 0], [1, 0, 0]])
+    b = a + [[0, 0.01, 0], [0, 0, 0]]
+    assert metrics.hausdorff(a, b) == pytest.approx(0.01)
+    assert metrics.chamfer(a, b) == pytest.approx(2 * 0.01**2 / 2)
+
+
+def test_generated_hands_have_mean_and_spread():
+    batch = tiny.batch(4)
+    batch = batch._replace(example_valid=np.array([True, True, True, False]))
+    shift = np.array([0.0, 0.002, 0.004, 9.0])[:, None, None] * [[[1.0, 0, 0]]]
+    moved = HandOutput(batch.vertices + shift, batch.joints3d)
+    sums = metrics.GenerationSums(root=9)
+    assert set(sums.means().values()) == {None}
+    sums.add(batch, moved)
+    found = sums.means()
+    assert tuple(found) == metrics.GENERATION_METRICS
+    expected = [
+        metrics.hausdorff(*pair)
+        for pair in zip(np.float64(batch.vertices[:3]), moved.vertices[:3], strict=True)
+    ]
+    assert found["hausdorff_m"]["mean"] == pytest.approx(np.mean(expected), abs=1e-6)
+    assert found["hausdorff_m"]["std"] == pytest.approx(np.std(expected), abs=1e-6)
+    assert found["pa_mpvpe_mm"]["mean"] == pytest.approx(0, abs=1e-3)
+    assert 0 < found["chamfer_m2"]["mean"] < 2 * 0.004**2
+
+
+def test_errors_are_told_apart_by_confidence():
+    confidence = np.random.default_rng(0).permutation(40) / 40
+    errors_mm = 50 - 40 * confidence
+    most, least = metrics.errors_by_confidence(confidence, errors_mm)
+    best = np.sort(confidence)[-4:]
+    assert most == pytest.approx((50 - 40 * best).mean())
+    assert least == pytest.approx((50 - 40 * np.sort(confidence)[:4]).mean())
+    # Fewer than ten hands: the one on each side. A share is not lost to rounding.
+    few = metrics.errors_by_confidence(confidence[:7], errors_mm[:7])
+    assert few == (errors_mm[:7].min(), errors_mm[:7].max())
+    tens = metrics.errors_by_confidence(
+        np.arange(10.0), np.append(np.zeros(7), [3.0, 6, 9]), share=0.3
+    )
+    assert tens == (6, 0)
+    with pytest.raises(ValueError, match="one hand at least"):
+        metrics.errors_by_confidence(np.zeros(0), np.zeros(0))
+
+
+def test_a_split_with_confidences_reports_both_tenths():
+    vertices, joints3d, _ = hands(8, batch=12)
+    off_mm = np.arange(12.0)[::-1] + 1
+    guess = vertices.copy()
+    guess[:, 100:, 0] += off_mm[:, None] * 1e-3
+    confidence = np.linspace(0.1, 0.9, 12)
+    sums = metrics.MetricSums(root=9)
+    for part, valid in ((slice(0, 7), 7), (slice(7, 12), 3)):
+        size = part.stop - part.start
+        batch = as_batch(
+            vertices[part], joints3d[part], example_valid=np.arange(size) < valid
+        )
+        sums.add(
+            batch,
+            HandOutput(guess[part], joints3d[part], confidence=confidence[part]),
+        )
+    found = sums.by_confidence()
+    # The ten valid hands: the surest is the last of them, 3 mm off, of 12 to 3.
+    share = 678 / 778
+    assert found["most_confident"]["mpvpe_mm"] == pytest.approx(3 * share, rel=1e-4)
+    assert found["least_confident"]["mpvpe_mm"] == pytest.approx(12 * share, rel=1e-4)
+    assert found["most_confident"]["mpjpe_mm"] == pytest.approx(0, abs=1e-4)
+    assert set(found["least_confident"]) == {m for m in sums.means() if "mm" in m}
+    without = metrics.MetricSums(root=9)
+    without.add(as_batch(vertices, joints3d), HandOutput(guess, joints3d))
+    assert without.by_confidence() is None

@@ -7,9 +7,16 @@ import numpy as np
 import pytest
 
 from data_pipelines.pose_files import PoseFile
+from data_pipelines.synthetic.letters import LetterSource
 from data_pipelines.synthetic.poses import PosePriorSource
+from handjax import config as configs
 from handjax import data, mano_files, sharding
-from handjax.pose_batches import pose_batches, with_real_poses
+from handjax.pose_batches import (
+    Letters,
+    letters_in_order,
+    pose_batches,
+    with_real_poses,
+)
 
 
 def _batches(start, num, **changes):
@@ -103,6 +110,22 @@ def test_all_poses_of_a_file_come_before_any_comes_again(file):
         np.testing.assert_array_equal(batch.real_betas, np.full((1, 10), -number))
 
 
+def test_batches_pose_the_hands_of_a_file_all_before_any_comes_again(file):
+    batches = _batches(0, 7, file=file, batch_size=2)
+    numbers = np.concatenate([-batch.betas[:, 0] for batch in batches])
+    for half in (numbers[:7], numbers[7:]):
+        assert sorted(half.tolist()) == list(range(7))
+    np.testing.assert_array_equal(
+        _batches(3, 1, file=file, batch_size=2)[0].mano_pose, batches[3].mano_pose
+    )
+    joints = np.einsum(
+        "jv,bvx->bjx",
+        mano_files.joint_regressor(mano_files.load()),
+        batches[0].vertices,
+    )
+    np.testing.assert_allclose(batches[0].joints3d, joints, atol=1e-4)
+
+
 def test_real_poses_of_the_prior_are_not_those_to_train_on():
     (batch,) = _real(1, per_example=1)
     fingers, real = batch.mano_pose[:, 1:], batch.real_pose[:, 1:]
@@ -155,3 +178,62 @@ def test_files_that_are_missing_or_cut_off_are_refused(tmp_path):
     (tmp_path / "poses.npz").write_bytes(data[: len(data) // 2])
     with pytest.raises(ValueError, match="not a complete npz"):
         PoseFile(tmp_path / "poses.npz")
+
+
+# --- letters ------------------------------------------------------------------------
+
+IDS = np.arange(15, dtype=np.int32)[:, None] + 100
+
+
+def _letters(start=0, num=1, **changes):
+    return _batches(start, num, letters_as=Letters(IDS, 20.0), **changes)
+
+
+def test_letters_come_with_their_ids_and_resume_exactly():
+    whole, late = _letters(0, 3), _letters(2, 1)
+    for a, b in zip(whole[2], late[0], strict=True):
+        np.testing.assert_array_equal(a, b)
+    source = LetterSource(4, max_turn=20.0)
+    drawn = [source[i] for i in range(6, 9)]
+    np.testing.assert_array_equal(whole[2].text, [IDS[row["label"]] for row in drawn])
+    poses = [row["mano_pose"] for row in drawn]
+    np.testing.assert_array_equal(whole[2].mano_pose, poses)
+    assert _batches(0, 1)[0].text is None
+
+
+def test_letters_are_evaluated_in_order_on_others_than_are_trained_on():
+    options = dict(batch_size=4, seed=4, root=9, crop_size=64)
+    options["letters_as"] = Letters(IDS, 20.0)
+    test = list(letters_in_order(mano_files.load(), split="test", num=6, **options))
+    assert [batch.example_valid.sum() for batch in test] == [4, 2]
+    np.testing.assert_array_equal(test[1].index, [4, 5, 6, 7])
+    for array in (test[1].mano_pose, test[1].text):
+        np.testing.assert_array_equal(array[2], array[1])  # padding repeats
+    (train,) = letters_in_order(mano_files.load(), split="train", num=4, **options)
+    np.testing.assert_array_equal(train.mano_pose[:3], _letters()[0].mano_pose)
+    assert np.abs(train.betas - test[0].betas).max() > 0
+    with pytest.raises(ValueError, match="splits train and test, not val"):
+        next(letters_in_order(mano_files.load(), split="val", num=4, **options))
+
+
+def test_a_stage_on_labelled_poses_is_fed_evaluated_and_begun_with_texts():
+    config = fake_family.get_config()
+    config.stages.mesh.data = "labelled_poses"
+    config.eval.batch_size, config.eval.num = 4, 6
+    opened = data.OpenData(config, {}, mano_files.load())
+    tokenizer, mesh = fake_family.stages(config)
+    with pytest.raises(ValueError, match="data='labelled_poses' has no pictures, whic"):
+        opened.train(mesh, 8, 0)
+    mesh = mesh._replace(needs_image=False)
+    batch = next(opened.train(mesh, 8, 0))
+    assert batch.text.shape == (8, 1) and batch.image is None
+    assert [b.text.shape for b in opened.evaluation(mesh)] == [(4, 1)] * 2
+    assert next(opened.train_split(mesh)).text.shape == (4, 1)
+    assert next(opened.train(tokenizer, 8, 0)).text is None
+    example = data.example_batch(config, mano_files.load())
+    np.testing.assert_array_equal(example.text, [[0], [0]])
+    config.model = dict(labels=("a", "b"))
+    with pytest.raises(ValueError, match=r"'c' is not one of the labels .*: a, b"):
+        _ = data.OpenData(config, {}, mano_files.load()).letters
+    assert configs.evaluated_on(config, "mesh") == "asl_letters"
+    assert configs.evaluated_on(config, "tokenizer") == config.data.name

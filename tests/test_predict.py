@@ -3,6 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import trimesh
 from PIL import Image
 
-from handjax import mano_files, predict, prediction_files
+from handjax import hypotheses, mano_files, predict, prediction_files
 from handjax.predictor import HandPredictor
 from handjax.types import HandOutput
 
@@ -34,6 +35,26 @@ class FlatHand:
         return HandOutput(vertices, joints3d, joints2d, logits, indices)
 
 
+class ManyHands(FlatHand):
+    """The flat hand, and by its other method hands that are more or less bent."""
+
+    hypotheses = None
+
+    def apply(self, variables, images, *, method="__call__", key=None, count=0):
+        flat = super().apply(variables, images)
+        if method == "__call__":
+            return flat._replace(confidence=jnp.full(len(images), 0.75))
+
+        def one(key):
+            bend = jax.random.normal(key, (len(images), 1, 1)) * flat.joints3d[..., :1]
+            return flat._replace(
+                joints3d=flat.joints3d + 0.2 * bend * jnp.array([[[0.0, 0, 1]]]),
+                confidence=jax.random.uniform(key, (len(images),)),
+            )
+
+        return hypotheses.draw(one, key, count)
+
+
 @pytest.fixture
 def command(monkeypatch, tmp_path):
     """Run the command on a stand-in for the trained model; returns the exit code."""
@@ -41,10 +62,12 @@ def command(monkeypatch, tmp_path):
     def load(arguments, batch_size):
         return HandPredictor(
             CONFIG,
-            FlatHand(),
+            ManyHands() if arguments.seed == 5 else FlatHand(),
             {"constants": {"faces": np.asarray(FILE.faces)}},
             batch_size=batch_size,
             name="fake",
+            num_hypotheses=arguments.hypotheses,
+            seed=arguments.seed,
         )
 
     monkeypatch.setattr(predict, "_load", load)
@@ -92,6 +115,43 @@ def test_one_photo_gives_json_overlay_and_meshes(command, photo, tmp_path, capsy
     with Image.open(out / "hand_overlay.png") as picture:
         assert picture.size[1] > 400
     assert "left hand (given box, confidence 0.8" in capsys.readouterr().out
+
+
+def test_hypotheses_are_written_drawn_and_said(command, photo, tmp_path, capsys):
+    assert command(photo, "--box=20,10,100,80", "--hypotheses=3", "--seed=5") == 0
+    out = tmp_path / "out"
+    said = json.loads((out / "hand.json").read_text())
+    assert "1000 sqrt(sum w |p - mean p|^2)" in said["frames"]["joint_uncertainty_mm"]
+    (hand,) = said["hands"]
+    assert hand["confidence"] == 0.75  # as the model states it
+    drawn = hand["hypotheses"]
+    sure = [other["confidence"] for other in drawn["hands"]]
+    assert len(sure) == 3 and sure == sorted(sure, reverse=True)
+    weights = [other["weight"] for other in drawn["hands"]]
+    assert sum(weights) == pytest.approx(1, abs=1e-4)
+    joints3d = np.array([other["joints3d"] for other in drawn["hands"]])
+    rooted = joints3d - joints3d[:, 9:10]
+    mean = np.average(rooted, axis=0, weights=weights)
+    far = np.average(((rooted - mean) ** 2).sum(axis=-1), axis=0, weights=weights)
+    np.testing.assert_allclose(
+        drawn["joint_uncertainty_mm"], 1e3 * np.sqrt(far), atol=0.02
+    )
+    assert max(drawn["joint_uncertainty_mm"]) > 1
+    assert np.shape(drawn["hands"][0]["vertices"]) == (778, 3)
+    assert "3 hypotheses, joints uncertain by " in capsys.readouterr().out
+    with Image.open(out / "hand_overlay.png") as picture:
+        with_panel = picture.size[0]
+    assert command(photo, "--box=20,10,100,80", "--seed=5") == 0
+    said = json.loads((out / "hand.json").read_text())
+    assert said["hands"][0]["hypotheses"] is None
+    with Image.open(out / "hand_overlay.png") as picture:
+        assert picture.size[0] < with_panel
+
+
+def test_hypotheses_of_a_family_without_any_are_refused(command, photo, capsys):
+    assert command(photo, "--hypotheses=3") == 2
+    said = capsys.readouterr().err
+    assert "hypotheses=3: 'FlatHand' gives one answer to an image" in said
 
 
 def test_without_box_the_middle_square_is_used_and_said(

@@ -73,6 +73,44 @@ def test_skeleton_skips_joints_it_cannot_place():
     assert drawn[20, 20] and drawn[30, 40] and not drawn[:, 90:].any()
 
 
+def test_thin_skeletons_are_thinner_and_have_no_dots():
+    joints2d = np.full((21, 2), np.nan)
+    joints2d[0], joints2d[1] = (100, 100), (300, 300)
+    gray = np.full((480, 640, 3), 100, np.uint8)
+    thick, thin = (
+        (render.draw_skeleton(gray, joints2d, thin=thin) != gray).any(axis=-1).sum()
+        for thin in (False, True)
+    )
+    assert 200 < thin < 0.7 * thick
+
+
+def test_rings_have_the_radius_and_colour_asked_for():
+    joints2d = np.full((21, 2), np.nan)
+    joints2d[3], joints2d[5], joints2d[7] = (40, 60), (110, 60), (1e12, 0)
+    radius_px = np.full(21, 12.0)
+    radius_px[5] = 20
+    colors = render.warning_colors(np.arange(21.0) * 4, top=20.0)
+    picture = render.draw_rings(GRAY, joints2d, radius_px, colors)
+    drawn = changed(picture)
+    for (x, y), radius in ((joints2d[3], 12), (joints2d[5], 20)):
+        at = np.argwhere(drawn) - [y, x]
+        far = np.linalg.norm(at[np.abs(at[:, 1]) < 30], axis=1)
+        assert abs(np.median(far) - radius) < 1.5 and far.min() > radius - 3
+    red = picture[60, 130].astype(int)  # at 20 mm and more
+    assert red[0] > 150 > 80 > red[1]
+    np.testing.assert_allclose(
+        render.warning_colors(np.array([0.0, 10, 20, 90]), 20.0),
+        [[0.2, 0.8, 0.3], [1, 0.85, 0.1], [0.9, 0.1, 0.1], [0.9, 0.1, 0.1]],
+    )
+
+
+def test_text_stands_on_a_strip_along_the_lower_edge():
+    picture = render.draw_text(GRAY, ["12.3 mm", "4.5 mm"])
+    drawn = changed(picture)
+    assert drawn[-10:].all() and not drawn[:80].any()
+    assert (picture[80:] > 180).any()
+
+
 def test_side_by_side_keeps_every_picture():
     pictures = [np.full((10, 10 + i, 3), 40 * i, np.uint8) for i in range(5)]
     sheet = render.side_by_side(pictures, columns=2)

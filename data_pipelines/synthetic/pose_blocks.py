@@ -43,6 +43,18 @@ def propose(
         [first, blend, mixed],
         synergies(rng, count),
     )
+    return varied(prior, rng, angles)
+
+
+def varied(
+    prior: PosePrior, rng: np.random.Generator, angles: Float[np.ndarray, "count 15 3"]
+) -> Float[np.ndarray, "count 15 3"]:
+    """Poses around given ones, within the limits of the joints; they may collide.
+
+    Some hands keep to the pose and some are loose: the spread of the angles is drawn
+    for each, about 6 degrees of flexion, half of that sideways.
+    """
+    count = len(angles)
     spread = np.radians(np.abs(rng.normal(0, 6, (count, 1, 1)))) * (1.0, 0.5, 0.3)
     noise = rng.normal(0, 1, (count, 15, 3)) * spread
     noise[:, _HINGES, 1:] *= 0.1

@@ -1,5 +1,6 @@
 """Hand poses and shapes without pictures: what a mesh tokenizer trains on."""
 
+import abc
 import collections
 import threading
 
@@ -16,20 +17,21 @@ POSED, REAL = 0x705E, 0x4EA1
 draws with the same seed apart, those of pictures included."""
 
 
+FACING = np.array([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]])
+"""From the hand to the camera: fingers up, palm to the camera."""
+
 BLOCK = 256
 """Poses that are drawn together: item i comes from block i // BLOCK."""
 _KEPT = 16
 
 
-class PosePriorSource:
+class BlockSource(abc.ABC):
     """Endless random-access source; item i depends on (seed, stream, i) alone.
 
-    An item is a dict of `mano_pose` (16, 3), absolute axis-angle in radians, wrist
-    first, with the global orientation uniform over all rotations; `betas` (10,).
     Reading in order is fast, for a block is kept until others are read.
     """
 
-    def __init__(self, seed: int, length: int = 2**31, *, stream: int = POSED):
+    def __init__(self, seed: int, length: int, stream: int):
         self.seed, self.length, self.stream = seed, length, stream
         self._start()
 
@@ -37,16 +39,22 @@ class PosePriorSource:
         self._lock, self._blocks = threading.Lock(), collections.OrderedDict()
         self._prior: PosePrior | None = None  # read when needed, in each process
 
+    @abc.abstractmethod
+    def draw(self, prior: PosePrior, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Arrays with a row for each of the `BLOCK` items of a block."""
+
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         if not 0 <= index < self.length:
             raise IndexError(
-                f"PosePriorSource has items 0 to {self.length - 1}; asked for {index}."
+                f"{type(self).__name__} has items 0 to {self.length - 1}; asked for "
+                f"{index}."
             )
         number, row = divmod(int(index), BLOCK)
-        return {name: values[row] for name, values in self._block(number).items()}
+        block = self._block(number)
+        return {name: np.asarray(values[row]) for name, values in block.items()}
 
     def _block(self, number: int) -> dict[str, np.ndarray]:
         with self._lock:  # two threads would draw the same block twice
@@ -60,20 +68,44 @@ class PosePriorSource:
         if self._prior is None:
             self._prior = PosePrior(hands.load())
         rng = np.random.default_rng([self.seed, self.stream, number])
-        angles = pose_blocks.sample(self._prior, rng, BLOCK)
-        fingers = pose_blocks.rotations(self._prior, angles).reshape(-1, 3, 3)
-        pose = np.empty((BLOCK, 16, 3), np.float32)
-        pose[:, 0] = Rotation.from_quat(rng.normal(size=(BLOCK, 4))).as_rotvec()
-        pose[:, 1:] = Rotation.from_matrix(fingers).as_rotvec().reshape(BLOCK, 15, 3)
-        betas = np.clip(rng.normal(0, 1, (BLOCK, 10)), -BETA_LIMIT, BETA_LIMIT)
-        return {"mano_pose": pose, "betas": betas.astype(np.float32)}
+        return self.draw(self._prior, rng)
 
     def __getstate__(self):
-        return {"seed": self.seed, "length": self.length, "stream": self.stream}
+        return {k: v for k, v in self.__dict__.items() if not k.startswith("_")}
 
     def __setstate__(self, state):
         self.__dict__.update(state)
         self._start()
+
+
+class PosePriorSource(BlockSource):
+    """Hands of the prior, seen from anywhere.
+
+    An item is a dict of `mano_pose` (16, 3), absolute axis-angle in radians, wrist
+    first, with the global orientation uniform over all rotations; `betas` (10,).
+    """
+
+    def __init__(self, seed: int, length: int = 2**31, *, stream: int = POSED):
+        super().__init__(seed, length, stream)
+
+    def draw(self, prior: PosePrior, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Poses and shapes."""
+        angles = pose_blocks.sample(prior, rng, BLOCK)
+        turn = Rotation.from_quat(rng.normal(size=(BLOCK, 4)))
+        return hands_of(prior, rng, angles, turn)
+
+
+def hands_of(
+    prior: PosePrior, rng: np.random.Generator, angles: np.ndarray, turn: Rotation
+) -> dict[str, np.ndarray]:
+    """`mano_pose` of joint angles and global orientations, with drawn `betas`."""
+    count = len(angles)
+    fingers = pose_blocks.rotations(prior, angles).reshape(-1, 3, 3)
+    pose = np.empty((count, 16, 3), np.float32)
+    pose[:, 0] = turn.as_rotvec()
+    pose[:, 1:] = Rotation.from_matrix(fingers).as_rotvec().reshape(count, 15, 3)
+    betas = np.clip(rng.normal(0, 1, (count, 10)), -BETA_LIMIT, BETA_LIMIT)
+    return {"mano_pose": pose, "betas": betas.astype(np.float32)}
 
 
 def random_rotation(rng: np.random.Generator) -> Rotation:

@@ -8,12 +8,10 @@ from scipy.spatial.transform import Rotation
 
 from data_pipelines.synthetic import hand as hands
 from data_pipelines.synthetic import holding, lens, meshes, surroundings
-from data_pipelines.synthetic.poses import random_rotation, sample_betas
+from data_pipelines.synthetic.poses import FACING, random_rotation, sample_betas
 from data_pipelines.synthetic.prior import PosePrior
 
 _HOLD, _IN_THE_WAY, _SLEEVE, _GROUND = 0.35, 0.15, 0.5, 0.3
-_FACING = np.array([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]])
-"""From the hand to the camera: fingers up, palm to the camera."""
 
 
 class Scene(NamedTuple):
@@ -100,12 +98,12 @@ class Sampler:
 def _view(rng: np.random.Generator, max_turn: int | float) -> np.ndarray:
     """Rotation from the hand to the camera: any, more often with the arm below.
 
-    Under 180 degrees, `max_turn` keeps to rotations that are no further from `_FACING`.
+    Under 180 degrees, `max_turn` keeps to rotations that are no further from `FACING`.
     """
     if max_turn < 180:
         while (turn := random_rotation(rng)).magnitude() > np.radians(max_turn):
             pass
-        return turn.as_matrix() @ _FACING
+        return turn.as_matrix() @ FACING
     root = random_rotation(rng).as_matrix()
     if rng.random() < 0.6:
         for _ in range(3):

@@ -42,7 +42,7 @@ class Workers:
         self.count, self._settings = count, settings
 
     def __enter__(self):
-        with _single_threaded():
+        with single_threaded():
             self._pool = ProcessPoolExecutor(
                 self.count, get_context("spawn"), _start, (self._settings,)
             )
@@ -72,7 +72,7 @@ class Workers:
 
 
 @contextlib.contextmanager
-def _single_threaded():
+def single_threaded():
     """Environment of the workers: one thread each, the cores are shared out already."""
     before = {name: os.environ.get(name) for name in _ONE_THREAD}
     os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))

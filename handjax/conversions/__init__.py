@@ -34,7 +34,7 @@ class Converted(NamedTuple):
 
     variables: Variables
     backbone: str
-    """Name of the backbone that they are or contain."""
+    """Name of the backbone that they are or contain, or of the encoder of texts."""
     licence: str
     """One line."""
     skipped: Mapping[str, list[str]]
@@ -44,6 +44,8 @@ class Converted(NamedTuple):
     """Of a whole model (`ml_collections.ConfigDict`); None for a backbone."""
     stage: str = ""
     step: int = 0
+    part: str = "image_encoder"
+    """Submodule of a model that weights which are no whole model become."""
     hand_info: Mapping[str, str] = {}
     """Name and sha256 of the hand model of a whole model."""
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from handjax import losses, mano_files
+from handjax import frozen_tokenizer, losses
 from handjax.models import HandConstants, joints_from_vertices
 from handjax.nn import backbones
 from handjax.nn.image import IMAGENET_MEAN, IMAGENET_STD, normalised
@@ -452,42 +452,7 @@ def check_mesh(
     config: Any, model: Model, variables: Variables, info: dict[str, Any]
 ) -> None:
     """Refuse to start stage "mesh" on a tokenizer that does not fit the config."""
-    problems = []
-    if not bool(variables["codebook"]["tokenizer"]["vq"]["initialized"]):
-        problems.append("it was never trained (its codebook is empty)")
-    shape = tuple(variables["codebook"]["tokenizer"]["vq"]["embedding"].shape)
-    if shape != (model.num_codes, model.code_dim):
-        problems.append(
-            f"its codebook is {shape[0]} x {shape[1]}, the config's is "
-            f"{model.num_codes} x {model.code_dim}"
-        )
-    trained = info.get("config", {}).get("model", {})
-    for key in TOKENIZER_FIELDS:
-        old, new = trained.get(key, getattr(model, key)), getattr(model, key)
-        if _plain(old) != _plain(new):
-            problems.append(
-                f"it was trained with {key}={old!r}, the config has {new!r}"
-            )
-    if "hand" in info:
-        hand = config.hand
-        file = mano_files.load(hand.source, side=hand.side, tips=hand.tips or None)
-        if info["hand"].get("sha256") != file.sha256:
-            problems.append(
-                f"its hand model was {info['hand'].get('name')!r} "
-                f"({str(info['hand'].get('sha256'))[:12]}), the config's is "
-                f"{file.name!r} ({file.sha256[:12]})"
-            )
-    if problems:
-        raise ValueError(
-            "Stage 'mesh' cannot use this tokenizer: "
-            + "; ".join(problems)
-            + ". Train stage 'tokenizer' with this config, or set the config's values "
-            "to the tokenizer's."
-        )
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    frozen_tokenizer.check(config, model, variables, info, fields=TOKENIZER_FIELDS)
 
 
 def parameter_table(variables: Variables) -> list[tuple[str, int]]:

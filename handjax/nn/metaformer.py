@@ -9,7 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from handjax.nn.ops import gelu
 from handjax.skeleton import NUM_VERTICES
@@ -47,9 +47,13 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch token dim"], *, train: bool
+        self,
+        x: Float[Array, "batch token dim"],
+        *,
+        train: bool,
+        bias: Float[Array, "head token token"] | None = None,
     ) -> Float[Array, "batch token dim"]:
-        """Softmax(q k / sqrt(d)) v in each head, then a linear map."""
+        """Softmax(q k / sqrt(d) + bias) v in each head, then a linear map."""
         batch, token, dim = x.shape
         qkv_init = nn.initializers.xavier_uniform()
         qkv = nn.Dense(3 * dim, dtype=self.dtype, kernel_init=qkv_init, name="qkv")(x)
@@ -57,12 +61,57 @@ class SelfAttention(nn.Module):
             qkv.reshape(batch, token, 3, self.num_heads, dim // self.num_heads), 2, 0
         )
         scores = jnp.einsum("bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k)
-        probs = jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(self.dtype)
+        scores = scores.astype(jnp.float32)
+        if bias is not None:
+            scores = scores + bias.astype(jnp.float32)[None]
+        probs = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
         probs = nn.Dropout(self.dropout, deterministic=not train)(probs)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", probs, v).reshape(batch, token, dim)
         return nn.Dense(
             dim, dtype=self.dtype, kernel_init=torch_linear_init, name="out"
         )(mixed)
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of queries to a context of any width."""
+
+    num_heads: int = 4
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch query dim"],
+        context: Float[Array, "batch token context_dim"],
+        valid: Bool[Array, "batch token"] | None = None,
+        *,
+        train: bool,
+    ) -> Float[Array, "batch query dim"]:
+        """Softmax(q k / sqrt(d)) v in each head, then a linear map.
+
+        Args:
+            x: What the queries are made of.
+            context: What keys and values are made of.
+            valid: False for tokens that are not looked at; None for no such tokens.
+            train: Drop probabilities.
+        """
+        (batch, query, dim), tokens = x.shape, context.shape[1]
+        init = nn.initializers.xavier_uniform()
+        options: dict[str, Any] = dict(dtype=self.dtype, kernel_init=init)
+        q = nn.Dense(dim, **options, name="q")(x)
+        q = q.reshape(batch, query, self.num_heads, -1)
+        kv = nn.Dense(2 * dim, **options, name="kv")(context)
+        kv = kv.reshape(batch, tokens, 2, self.num_heads, -1)
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, kv[:, :, 0])
+        scores = scores.astype(jnp.float32)
+        if valid is not None:
+            # Not infinite: an example may have nothing to look at.
+            scores = jnp.where(valid[:, None, None], scores, -1e9)
+        probs = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
+        probs = nn.Dropout(self.dropout, deterministic=not train)(probs)
+        mixed = jnp.einsum("bhqk,bkhd->bqhd", probs, kv[:, :, 1])
+        return linear(dim, self.dtype, "out")(mixed.reshape(x.shape))
 
 
 class SeparableConv(nn.Module):

@@ -1,0 +1,323 @@
+"""Compare made pictures with real ones by their features: FID and KID.
+
+    python -m handjax.fid --real real.npy --made made.npy
+    python -m handjax.fid --real real.npz --made made.safetensors --kid_size 500
+
+The files hold features of some image network, one row a picture; which network is up to
+the user, for it decides the numbers (papers use Inception-v3's 2,048 pooled features).
+pytorch-fid and clean-fid compute such features: save their array with `numpy.save`.
+pytorch-fid's `--save-stats` files, an npz of `mu` and `sigma`, do for FID alone.
+
+Standard output gets one JSON object a line (metric, value, std, ...), standard error
+what to be careful about. The functions are NumPy in float64. FID-H and KID-H of MMHMR's
+paper (its Table 13) are these numbers on crops of hands.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+KID_SUBSETS = 100
+KID_SIZE = 1000
+"""Rows of each subset, and how many subsets: as the KID paper's released code does
+(Binkowski et al., ICLR 2018)."""
+
+Matrix = Float[np.ndarray, "_ _"]
+"""Features, one row a picture; the functions compare sizes and say what is wrong."""
+
+
+class Statistics(NamedTuple):
+    """Mean and covariance of features."""
+
+    mean: Float[np.ndarray, "dim"]
+    covariance: Float[np.ndarray, "dim dim"]
+
+
+class Kid(NamedTuple):
+    """Kernel distance over random subsets."""
+
+    mean: float
+    std: float
+    """Over the subsets (population), as papers report it."""
+    size: int
+    """Rows of each subset."""
+
+
+# --- FID ----------------------------------------------------------------------------
+
+
+def statistics(features: Matrix) -> Statistics:
+    """Mean and unbiased covariance, in float64.
+
+    Raises:
+        ValueError: There are fewer than two rows.
+    """
+    features = np.asarray(features, np.float64)
+    if len(features) < 2:
+        raise ValueError(
+            f"{len(features)} row of features has no covariance; FID needs two or "
+            "more, and some thousands to mean much."
+        )
+    mean = features.mean(axis=0)
+    centred = features - mean
+    return Statistics(mean, centred.T @ centred / (len(features) - 1))
+
+
+def frechet_distance(a: Statistics, b: Statistics) -> float:
+    """Squared Frechet distance of two Gaussians: the FID (Heusel et al. 2017).
+
+        |m_a - m_b|^2 + tr(C_a) + tr(C_b) - 2 tr((C_a^1/2 C_b C_a^1/2)^1/2)
+
+    The matrix under the last root is symmetric without negative eigenvalues, unlike
+    C_a C_b, so that no root is ever complex and singular covariances need no help.
+
+    Raises:
+        ValueError: The dimensions differ.
+    """
+    if a.mean.shape != b.mean.shape:
+        raise ValueError(
+            f"features have {a.mean.size} and {b.mean.size} dimensions; both must come "
+            "from the same network."
+        )
+    root = _square_root(np.asarray(a.covariance, np.float64))
+    inner = root @ np.asarray(b.covariance, np.float64) @ root
+    eigenvalues = np.linalg.eigvalsh((inner + inner.T) / 2)
+    # Negative ones are rounding.
+    cross = np.sqrt(np.clip(eigenvalues, 0, None)).sum()
+    shift = np.asarray(a.mean, np.float64) - np.asarray(b.mean, np.float64)
+    traces = np.trace(a.covariance) + np.trace(b.covariance)
+    return max(float(shift @ shift + traces - 2 * cross), 0.0)
+
+
+def _square_root(matrix: np.ndarray) -> np.ndarray:
+    """Symmetric root of a covariance."""
+    values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
+    return (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+
+
+def fid(real: Matrix, made: Matrix) -> float:
+    """FID of two sets of features; see `frechet_distance` for the formula."""
+    return frechet_distance(statistics(real), statistics(made))
+
+
+# --- KID ----------------------------------------------------------------------------
+
+
+def squared_mmd(x: Matrix, y: Matrix) -> float:
+    """Unbiased squared maximum mean discrepancy (Gretton et al. 2012, Eq. 3).
+
+        k(a, b) = (a.b / dim + 1)^3
+        sum_{i != j} k(x_i, x_j) / (n (n - 1)) + the same of y - 2 mean k(x_i, y_j)
+
+    Being unbiased, it may come out a little below zero.
+
+    Raises:
+        ValueError: The dimensions differ, or a set has fewer than two rows.
+    """
+    _check_pairs(x, y)
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    return float(_within(x) + _within(y) - 2 * _kernel(x, y).mean())
+
+
+def _check_pairs(x: np.ndarray, y: np.ndarray) -> None:
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(
+            f"features have {x.shape[1]} and {y.shape[1]} dimensions; both must come "
+            "from the same network."
+        )
+    if min(len(x), len(y)) < 2:
+        raise ValueError(
+            f"sets of {len(x)} and {len(y)} rows; KID compares pairs, so each needs "
+            "two or more."
+        )
+
+
+def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a @ b.T / a.shape[1] + 1) ** 3
+
+
+def _within(x: np.ndarray) -> float:
+    """Mean kernel of two different rows."""
+    values = _kernel(x, x)
+    return (values.sum() - np.trace(values)) / (len(x) * (len(x) - 1))
+
+
+def kid(
+    real: Matrix,
+    made: Matrix,
+    *,
+    subsets: int = KID_SUBSETS,
+    size: int = KID_SIZE,
+    seed: int = 0,
+) -> Kid:
+    """KID: the mean of `squared_mmd` over random subsets of both sets.
+
+    Args:
+        real: Features of real pictures.
+        made: Features of made ones.
+        subsets: How many are drawn, each without repetition.
+        size: Rows of each; fewer where a set has fewer.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: As `squared_mmd`, or a number that is not positive.
+    """
+    if subsets < 1 or size < 2:
+        raise ValueError(
+            f"{subsets} subsets of {size} rows; KID needs one or more of two or more."
+        )
+    _check_pairs(real, made)
+    size = min(size, len(real), len(made))
+    rng = np.random.default_rng(seed)
+    values = [
+        squared_mmd(
+            real[rng.choice(len(real), size, replace=False)],
+            made[rng.choice(len(made), size, replace=False)],
+        )
+        for _ in range(subsets)
+    ]
+    return Kid(float(np.mean(values)), float(np.std(values)), size)
+
+
+# --- files --------------------------------------------------------------------------
+
+
+def read(path: str | Path) -> np.ndarray | Statistics:
+    """Features of a file (row, dim) in float64, or the statistics that it holds.
+
+    `.npy` is the array itself. `.npz` and `.safetensors` have it under "features", or
+    as their only array; an npz of `mu` and `sigma` holds statistics.
+
+    Raises:
+        ValueError: It is damaged, or holds no such array, or values not finite.
+        OSError: It cannot be read.
+    """
+    path = Path(path)
+    arrays = _arrays(path)
+    if {"mu", "sigma"} <= set(arrays):
+        found = Statistics(*(_finite(path, arrays[name]) for name in ("mu", "sigma")))
+        if found.covariance.shape != (found.mean.size,) * 2:
+            raise ValueError(
+                f"{path}: mu has shape {found.mean.shape} and sigma "
+                f"{found.covariance.shape}; they must be (dim,) and (dim, dim)."
+            )
+        return found
+    name = "features" if "features" in arrays else next(iter(arrays), "")
+    if not arrays or (len(arrays) > 1 and name != "features"):
+        raise ValueError(
+            f"{path}: holds arrays {sorted(arrays)}; keep one, or call it 'features'."
+        )
+    features = _finite(path, arrays[name])
+    if features.ndim != 2 or not features.size:
+        raise ValueError(
+            f"{path}: features of shape {features.shape}; one row a picture is needed, "
+            "(row, dim). Average or flatten maps first."
+        )
+    return features
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        if path.suffix == ".safetensors":
+            from handjax import torch_files
+
+            return torch_files.read(path)
+        if path.suffix not in (".npy", ".npz"):
+            raise ValueError("allowed are .npy, .npz and .safetensors")
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return {"features": loaded}
+        with loaded:
+            return {name: loaded[name] for name in loaded.files}
+    except OSError:
+        raise
+    except Exception as error:  # a damaged archive raises what it likes
+        raise ValueError(f"{path}: no file of features: {error}") from error
+
+
+def _finite(path: Path, array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"{path}: holds {array.dtype}; features are numbers.")
+    array = array.astype(np.float64)
+    if not np.isfinite(array).all():
+        raise ValueError(
+            f"{path}: {np.count_nonzero(~np.isfinite(array)):,} values are not finite; "
+            "compute the features again."
+        )
+    return array
+
+
+# --- entry --------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m handjax.fid",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--real", required=True, help="file of features of real pictures")
+    add("--made", required=True, help="file of features of made pictures")
+    add("--kid_subsets", type=int, default=KID_SUBSETS, help="subsets of KID")
+    add("--kid_size", type=int, default=KID_SIZE, help="rows of each subset")
+    add("--seed", type=int, default=0, help="of KID's subsets, 0 or more")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 0, or 2 when nothing could be compared."""
+    arguments = _parser().parse_args(argv)
+    try:
+        results = run(arguments)
+    except (OSError, ValueError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    for result in results:
+        print(json.dumps(result))
+    return 0
+
+
+def run(arguments: argparse.Namespace) -> list[dict]:
+    """What is printed, one dict a line; KID only where both files hold features."""
+    files = {"real": arguments.real, "made": arguments.made}
+    found = {name: read(path) for name, path in files.items()}
+    known = [x if isinstance(x, Statistics) else statistics(x) for x in found.values()]
+    distance = frechet_distance(known[0], known[1])
+    context = {
+        "dim": known[0].mean.size,
+        **{f"{k}_rows": _rows(x) for k, x in found.items()},
+        **files,
+        "versions": {"numpy": np.__version__},
+    }
+    results = [{"metric": "fid", "value": distance, "std": None, **context}]
+    real, made = found.values()
+    if isinstance(real, Statistics) or isinstance(made, Statistics):
+        print("KID needs features, not mu and sigma: left out.", file=sys.stderr)
+        return results
+    if min(len(real), len(made)) <= real.shape[1]:
+        print(
+            f"{len(real):,} and {len(made):,} rows of {real.shape[1]:,} dimensions: "
+            "with so few FID comes out too high; compare only with the same numbers "
+            "of rows, or use KID, which is unbiased.",
+            file=sys.stderr,
+        )
+    options = {"subsets": arguments.kid_subsets, "seed": arguments.seed}
+    value = kid(real, made, size=arguments.kid_size, **options)
+    options["size"] = value.size
+    result = {"metric": "kid", "value": value.mean, "std": value.std}
+    return [*results, {**result, **options, **context}]
+
+
+def _rows(found: np.ndarray | Statistics) -> int | None:
+    return None if isinstance(found, Statistics) else len(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
