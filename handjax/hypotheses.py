@@ -77,8 +77,8 @@ def ranked(outputs: HandOutput) -> Hypotheses:
             x, order.reshape(*order.shape, *[1] * (x.ndim - 2)), 1
         )
 
+    confidence = sort(outputs.confidence)
     outputs = jax.tree.map(sort, outputs._replace(logits=None))
-    confidence = outputs.confidence
     return Hypotheses(
         vertices=outputs.vertices,
         joints3d=outputs.joints3d,
