@@ -73,6 +73,7 @@ Those above are of the tokenizer, these of the hand:
 | table16_4            | nothing                                | 5.7, 5.5     |
 | table16_6            | 6 layers                               | 5.7, 5.8     |
 | table16_8            | 8 layers                               | 6.0, 6.1     |
+| text                 | hands from texts; see below            | -, 12.2      |
 
 Rows of tables 6 and 12 need no other training: `python -m handjax.evaluate` takes their
 values. The fifth row of table 11 is printed with the losses of the third; what its text

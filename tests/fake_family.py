@@ -183,5 +183,8 @@ class Data:
     def describe(self) -> str:
         return "noise from memory"
 
+    def describe_poses(self) -> str:
+        return "noise from memory"
+
 
 HAND = types.SimpleNamespace(faces=np.zeros((1538, 3), np.int32))
