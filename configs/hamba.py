@@ -219,9 +219,8 @@ def _smoke(config: Config) -> Config:
 def _narrow(config: Config) -> Config:
     """Smaller crop and trunks; backbone and data of the other families' small.
 
-    A small vision transformer ("vit_t16") learned nothing of hands from random weights
-    in the first tenth of these runs, whatever its rate, warm-up and initial positions,
-    so the backbone is a convolutional one; docs/results.md has the trials.
+    A small vision transformer ("vit_t16") had learned nothing of hands from random
+    weights after 400 updates (docs/results.md), so the backbone is a convolutional one.
 
     What differs from the recipe beside sizes is what short runs from random weights
     need: milder augmentation, a tighter box, heads that begin at the mean hand, losses
