@@ -66,6 +66,7 @@ from collections.abc import Callable
 import ml_collections
 
 from handjax.config import base, stage
+from handjax.variants import every, parse, short_run_pictures
 
 VARIANTS = ("paper", "small", "demo", "smoke")
 LOSSES = dict(
@@ -92,19 +93,7 @@ Config = ml_collections.ConfigDict
 
 def get_config(variant: str = "paper") -> Config:
     """The config of one of `VARIANTS`, of one of `ROWS`, or of both: "demo,ROW"."""
-    size, _, row = (variant or "paper").partition(",")
-    if size in ROWS:
-        size, row = "paper", size
-    if size not in VARIANTS:
-        raise ValueError(
-            f"configs/hamba.py has no variant {variant!r}; it has "
-            f"{', '.join(VARIANTS)}, each with or without one of {', '.join(ROWS)} "
-            "behind a comma."
-        )
-    if row and row not in ROWS:
-        raise ValueError(
-            f"configs/hamba.py has no row {row!r}; it has {', '.join(ROWS)}."
-        )
+    size, row = parse("configs/hamba.py", variant, VARIANTS, ROWS)
     config = base()
     config.family = "hamba"
     config = globals()[f"_{size}"](config)
@@ -173,7 +162,7 @@ def _paper(config: Config) -> Config:
         groups=JUDGE,
         **recipe,
     )
-    return _every(config, log=100, evaluate=5_000)
+    return every(config, log=100, evaluate=5_000)
 
 
 def _both(losses: dict[str, float], **adversary: float) -> dict[str, float]:
@@ -191,7 +180,7 @@ def _small(config: Config) -> Config:
     config = _narrow(_paper(config))
     config.data.num_train, config.data.num_test = 20_000, 1_000
     _from_scratch(config, 1_500, 2_500, 32)
-    return _every(config, log=50, evaluate=1_000)
+    return every(config, log=50, evaluate=1_000)
 
 
 def _demo(config: Config) -> Config:
@@ -201,7 +190,7 @@ def _demo(config: Config) -> Config:
     # 2,000 pictures are too few to learn hands seen from everywhere.
     config.data.max_turn = 60.0
     _from_scratch(config, 400, 600, 32)
-    return _every(config, log=20, evaluate=0)
+    return every(config, log=20, evaluate=0)
 
 
 def _smoke(config: Config) -> Config:
@@ -213,7 +202,7 @@ def _smoke(config: Config) -> Config:
     )
     _from_scratch(config, 5, 5, 8)
     config.eval.batch_size = 8
-    return _every(config, log=1, evaluate=5)
+    return every(config, log=1, evaluate=5)
 
 
 def _narrow(config: Config) -> Config:
@@ -226,17 +215,7 @@ def _narrow(config: Config) -> Config:
     need: milder augmentation, a tighter box, heads that begin at the mean hand, losses
     of comparable size. Joints are the built-in data's, which come from the mesh.
     """
-    config.data.image_size, config.data.crop_size = 160, 128
-    config.data.box_scale = 1.5
-    config.data.augment.update(
-        recipe="simplehand",
-        center_jitter=0.05,
-        scale=(1.35, 1.65),
-        max_rotation=0.3,
-        flip=0.0,
-        channel_noise=0.1,
-        brightness=(-0.1, 0.1),
-    )
+    short_run_pictures(config, crop_size=128, box_scale=1.5)
     config.model.update(
         backbone="fastvit_t8",
         backbone_drop_path=0.0,
@@ -249,14 +228,6 @@ def _narrow(config: Config) -> Config:
         head_init="xavier",
         reduction="mean",
     )
-    return config
-
-
-def _every(config: Config, *, log: int, evaluate: int) -> Config:
-    """Log, evaluate and save after so many steps; 0 evaluates at the end only."""
-    config.train.log_every = log
-    config.train.eval_every = config.train.image_every = evaluate
-    config.train.checkpoint_every = evaluate or 500
     return config
 
 

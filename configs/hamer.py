@@ -25,6 +25,7 @@ The recipe begins from ViTPose's or HaMeR's backbone, never from nothing:
 import ml_collections
 
 from handjax.config import base, stage
+from handjax.variants import every, short_run_pictures
 
 VARIANTS = ("paper", "small", "demo", "smoke")
 ROWS = ("mix",)
@@ -115,7 +116,7 @@ def _small(config: Config) -> Config:
     config = _narrow(_paper(config))
     config.data.num_train, config.data.num_test = 20_000, 1_000
     config.stages.mesh = _from_scratch(4_000, 32)
-    return _every(config, log=50, evaluate=1_000)
+    return every(config, log=50, evaluate=1_000)
 
 
 def _demo(config: Config) -> Config:
@@ -125,7 +126,7 @@ def _demo(config: Config) -> Config:
     # 2,000 pictures are too few to learn hands seen from everywhere.
     config.data.max_turn = 60.0
     config.stages.mesh = _from_scratch(1_000, 32)
-    return _every(config, log=20, evaluate=0)
+    return every(config, log=20, evaluate=0)
 
 
 def _smoke(config: Config) -> Config:
@@ -142,7 +143,7 @@ def _smoke(config: Config) -> Config:
     )
     config.stages.mesh = _from_scratch(10, 8)
     config.eval.batch_size = 8
-    return _every(config, log=2, evaluate=10)
+    return every(config, log=2, evaluate=10)
 
 
 def _narrow(config: Config) -> Config:
@@ -152,17 +153,7 @@ def _narrow(config: Config) -> Config:
     need: milder augmentation, a tighter box, heads that begin at the mean hand, losses
     of comparable size. Joints are the built-in data's, which come from the mesh.
     """
-    config.data.image_size, config.data.crop_size = 160, 128
-    config.data.box_scale = 1.5
-    config.data.augment.update(
-        recipe="simplehand",
-        center_jitter=0.05,
-        scale=(1.35, 1.65),
-        max_rotation=0.3,
-        flip=0.0,
-        channel_noise=0.1,
-        brightness=(-0.1, 0.1),
-    )
+    short_run_pictures(config, crop_size=128, box_scale=1.5)
     config.model.update(
         backbone="fastvit_t8",
         backbone_drop_path=0.0,
@@ -174,14 +165,6 @@ def _narrow(config: Config) -> Config:
         joints="mesh",
         reduction="mean",
     )
-    return config
-
-
-def _every(config: Config, *, log: int, evaluate: int) -> Config:
-    """Log, evaluate and save after so many steps; 0 evaluates at the end only."""
-    config.train.log_every = log
-    config.train.eval_every = config.train.image_every = evaluate
-    config.train.checkpoint_every = evaluate or 500
     return config
 
 

@@ -96,6 +96,7 @@ from collections.abc import Callable
 import ml_collections
 
 from handjax.config import base, stage
+from handjax.variants import every, parse, short_run_pictures
 
 VARIANTS = ("paper", "small", "demo", "smoke")
 TOKENIZER_LOSSES = dict(rotations=1.0, vertices=0.5, joints3d=0.3, commitment=0.02)
@@ -116,19 +117,7 @@ Config = ml_collections.ConfigDict
 
 def get_config(variant: str = "paper") -> Config:
     """The config of one of `VARIANTS`, of one of `ROWS`, or of both: "demo,ROW"."""
-    size, _, row = (variant or "paper").partition(",")
-    if size in ROWS:
-        size, row = "paper", size
-    if size not in VARIANTS:
-        raise ValueError(
-            f"configs/mmhmr.py has no variant {variant!r}; it has "
-            f"{', '.join(VARIANTS)}, each with or without one of {', '.join(ROWS)} "
-            "behind a comma."
-        )
-    if row and row not in ROWS:
-        raise ValueError(
-            f"configs/mmhmr.py has no row {row!r}; it has {', '.join(ROWS)}."
-        )
+    size, row = parse("configs/mmhmr.py", variant, VARIANTS, ROWS)
     config = base()
     config.family = "mmhmr"
     config = globals()[f"_{size}"](config)
@@ -219,7 +208,7 @@ def _paper(config: Config) -> Config:
         schedule=dict(name="constant"),
         patience=20,
     )
-    return _every(config, log=100, evaluate=5_000)
+    return every(config, log=100, evaluate=5_000)
 
 
 def _small(config: Config) -> Config:
@@ -227,7 +216,7 @@ def _small(config: Config) -> Config:
     config = _narrow(_paper(config))
     config.data.num_train, config.data.num_test = 20_000, 1_000
     _from_scratch(config, (4_500, 64), (2_500, 32))
-    return _every(config, log=50, evaluate=1_000)
+    return every(config, log=50, evaluate=1_000)
 
 
 def _demo(config: Config) -> Config:
@@ -237,7 +226,7 @@ def _demo(config: Config) -> Config:
     config.data.max_turn = 60.0
     _few_codes(config)
     _from_scratch(config, (600, 32), (600, 32))
-    return _every(config, log=20, evaluate=0)
+    return every(config, log=20, evaluate=0)
 
 
 def _smoke(config: Config) -> Config:
@@ -252,7 +241,7 @@ def _smoke(config: Config) -> Config:
     _few_codes(config)
     _from_scratch(config, (20, 16), (5, 8))
     config.eval.batch_size = 8
-    return _every(config, log=2, evaluate=10)
+    return every(config, log=2, evaluate=10)
 
 
 def _narrow(config: Config) -> Config:
@@ -267,17 +256,7 @@ def _narrow(config: Config) -> Config:
     are reset when they are rarer than that. Joints are the built-in data's, which come
     from the mesh.
     """
-    config.data.image_size, config.data.crop_size = 160, 128
-    config.data.box_scale = 1.5
-    config.data.augment.update(
-        recipe="simplehand",
-        center_jitter=0.05,
-        scale=(1.35, 1.65),
-        max_rotation=0.3,
-        flip=0.0,
-        channel_noise=0.1,
-        brightness=(-0.1, 0.1),
-    )
+    short_run_pictures(config, crop_size=128, box_scale=1.5)
     config.model.update(
         codec_width=128,
         reset_below=0.1,
@@ -298,14 +277,6 @@ def _narrow(config: Config) -> Config:
 def _few_codes(config: Config) -> None:
     """As many as short runs of small batches can keep in use."""
     config.model.update(num_codes=256, code_dim=64)
-
-
-def _every(config: Config, *, log: int, evaluate: int) -> Config:
-    """Log, evaluate and save after so many steps; 0 evaluates at the end only."""
-    config.train.log_every = log
-    config.train.eval_every = config.train.image_every = evaluate
-    config.train.checkpoint_every = evaluate or 500
-    return config
 
 
 def _from_scratch(

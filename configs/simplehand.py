@@ -64,6 +64,7 @@ from collections.abc import Callable
 import ml_collections
 
 from handjax.config import base, stage
+from handjax.variants import every, parse, short_run_pictures
 
 VARIANTS = ("paper", "small", "demo", "smoke")
 LOSSES = dict(joints2d=1.0, joints3d=10.0, vertices=10.0)
@@ -76,19 +77,7 @@ Config = ml_collections.ConfigDict
 
 def get_config(variant: str = "paper") -> Config:
     """The config of one of `VARIANTS`, of one of `ROWS`, or of both: "demo,ROW"."""
-    size, _, row = (variant or "paper").partition(",")
-    if size in ROWS:
-        size, row = "paper", size
-    if size not in VARIANTS:
-        raise ValueError(
-            f"configs/simplehand.py has no variant {variant!r}; it has "
-            f"{', '.join(VARIANTS)}, each with or without one of {', '.join(ROWS)} "
-            "behind a comma."
-        )
-    if row and row not in ROWS:
-        raise ValueError(
-            f"configs/simplehand.py has no row {row!r}; it has {', '.join(ROWS)}."
-        )
+    size, row = parse("configs/simplehand.py", variant, VARIANTS, ROWS)
     config = base()
     config.family = "simplehand"
     config = globals()[f"_{size}"](config)
@@ -136,7 +125,7 @@ def _small(config: Config) -> Config:
     config = _narrow(_paper(config))
     config.data.num_train, config.data.num_test = 20_000, 1_000
     config.stages.mesh = _from_scratch(4_000, 32)
-    return _every(config, log=50, evaluate=1_000)
+    return every(config, log=50, evaluate=1_000)
 
 
 def _demo(config: Config) -> Config:
@@ -147,7 +136,7 @@ def _demo(config: Config) -> Config:
     config.data.max_turn = 60.0
     config.data.crop_size = 64
     config.stages.mesh = _from_scratch(1_400, 32)
-    return _every(config, log=20, evaluate=0)
+    return every(config, log=20, evaluate=0)
 
 
 def _smoke(config: Config) -> Config:
@@ -160,7 +149,7 @@ def _smoke(config: Config) -> Config:
     )
     config.stages.mesh = _from_scratch(10, 8)
     config.eval.batch_size = 8
-    return _every(config, log=2, evaluate=10)
+    return every(config, log=2, evaluate=10)
 
 
 def _narrow(config: Config) -> Config:
@@ -170,15 +159,7 @@ def _narrow(config: Config) -> Config:
     need: milder augmentation, 2-D joints that begin inside the crop and that the mesh
     losses leave alone.
     """
-    config.data.image_size, config.data.crop_size = 160, 96
-    config.data.augment.update(
-        center_jitter=0.05,
-        scale=(1.1, 1.4),
-        max_rotation=0.3,
-        flip=0.0,
-        channel_noise=0.1,
-        brightness=(-0.1, 0.1),
-    )
+    short_run_pictures(config, crop_size=96, box_scale=1.25)
     config.model.update(
         backbone="fastvit_t8",
         backbone_drop_path=0.0,
@@ -189,14 +170,6 @@ def _narrow(config: Config) -> Config:
         dropout=0.0,
         drop_path=0.0,
     )
-    return config
-
-
-def _every(config: Config, *, log: int, evaluate: int) -> Config:
-    """Log, evaluate and save after so many steps; 0 evaluates at the end only."""
-    config.train.log_every = log
-    config.train.eval_every = config.train.image_every = evaluate
-    config.train.checkpoint_every = evaluate or 500
     return config
 
 

@@ -27,6 +27,7 @@ The paper's ablations are values:
 import ml_collections
 
 from handjax.config import base, stage
+from handjax.variants import every, short_run_pictures
 
 VARIANTS = ("paper", "small", "demo", "smoke")
 TOKENIZER_LOSSES = dict(vertices=10.0, commitment=5.0)
@@ -90,7 +91,7 @@ def _small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.data.num_train, config.data.num_test = 20_000, 1_000
     config.stages.tokenizer = _tokenizer(4_500, 32, lr=3e-3, warmup_steps=100)
     config.stages.mesh = _from_scratch(4_000, 32)
-    return _every(config, log=50, evaluate=1_000)
+    return every(config, log=50, evaluate=1_000)
 
 
 def _demo(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -102,7 +103,7 @@ def _demo(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.data.crop_size = 64
     config.stages.tokenizer = _tokenizer(600, 32, lr=3e-3, warmup_steps=50)
     config.stages.mesh = _from_scratch(1_400, 32)
-    return _every(config, log=20, evaluate=0)
+    return every(config, log=20, evaluate=0)
 
 
 def _smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -113,7 +114,7 @@ def _smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.stages.tokenizer = _tokenizer(20, 16, lr=3e-3, warmup_steps=2)
     config.stages.mesh = _from_scratch(10, 8)
     config.eval.batch_size = 8
-    return _every(config, log=2, evaluate=10)
+    return every(config, log=2, evaluate=10)
 
 
 def _narrow(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -123,16 +124,7 @@ def _narrow(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     the wide early levels and the last decoder layer (389 tokens attending to each
     other) are what goes.
     """
-    config.data.image_size, config.data.crop_size = 160, 96
-    # Rendered hands are turned every way already, and a few passes over few pictures
-    # learn nothing from the paper's strong changes of colour and angle.
-    config.data.augment.update(
-        center_jitter=0.05,
-        scale=(1.1, 1.4),
-        max_rotation=0.3,
-        channel_noise=0.1,
-        brightness=(-0.1, 0.1),
-    )
+    short_run_pictures(config, crop_size=96, box_scale=1.25)
     config.model.update(
         encoder_widths=(8, 16, 32, 64, 128),
         encoder_k=(8, 8, 8, 8, 8),
@@ -156,16 +148,6 @@ def _narrow(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 def _two_layers(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """A decoder that is trained within three minutes."""
     config.model.update(code_dim=64, decoder_tokens=(48, 97), decoder_widths=(64, 32))
-    return config
-
-
-def _every(
-    config: ml_collections.ConfigDict, *, log: int, evaluate: int
-) -> ml_collections.ConfigDict:
-    """Log, evaluate and save after so many steps; 0 evaluates at the end only."""
-    config.train.log_every = log
-    config.train.eval_every = config.train.image_every = evaluate
-    config.train.checkpoint_every = evaluate or 500
     return config
 
 
