@@ -1,7 +1,9 @@
 """Families of models: one paper, one file, found by listing this folder."""
 
 import importlib
+import math
 import pkgutil
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -99,6 +101,50 @@ def load(name: str) -> ModuleType:
             f"handjax/models/{name}.py or fix the config."
         )
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def check_root(config: Any, model: Any) -> None:
+    """Refuse predictions and annotations that are relative to different joints.
+
+    Args:
+        config: Of the run.
+        model: The family's Model, with a field `root`.
+
+    Raises:
+        ValueError: `config.model.root` is not the root of the data.
+    """
+    root = config.model.get("root", model.root)
+    if root != config.data.root:
+        raise ValueError(
+            f"config.model.root={root!r} is not config.data.root="
+            f"{config.data.root!r}; predictions and annotations have to be relative to "
+            "the same joint."
+        )
+
+
+def parameters_by_part(
+    variables: Variables, parts: Mapping[str, str]
+) -> list[tuple[str, int]]:
+    """Count parameters, and the numbers of a tokenizer's codebook, by part.
+
+    Args:
+        variables: Of a model.
+        parts: Beginning of a parameter's path -> part; the first that fits counts. The
+            codebook's path is "codebook".
+
+    Returns:
+        Rows (part, number), sorted.
+    """
+    from flax.traverse_util import flatten_dict
+
+    leaves = flatten_dict(variables["params"], sep="/")
+    if "codebook" in variables:
+        leaves["codebook"] = variables["codebook"]["tokenizer"]["vq"]["embedding"]
+    rows: dict[str, int] = {}
+    for path, leaf in leaves.items():
+        part = next(part for begin, part in parts.items() if path.startswith(begin))
+        rows[part] = rows.get(part, 0) + math.prod(leaf.shape)
+    return sorted(rows.items())
 
 
 def for_inference(model: Any, variables: Variables) -> tuple[Any, Variables]:

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,10 +22,10 @@ from jaxtyping import Array, Float, UInt8
 
 from handjax import hmr_losses, losses, skeleton
 from handjax.mano import HandModel
-from handjax.models import HandConstants
+from handjax.models import HandConstants, check_root, parameters_by_part
 from handjax.nn import backbones, joint_graph, mano_head
 from handjax.nn.batch_norm import BatchNorm
-from handjax.nn.image import IMAGENET_MEAN, IMAGENET_STD, normalised
+from handjax.nn.image import IMAGENET_MEAN, IMAGENET_STD, middle_columns, normalised
 from handjax.nn.joint_graph import JointGraphBlock
 from handjax.nn.mano_head import ManoHead, ManoParameters, MeanParameters, Posed
 from handjax.nn.metaformer import MetaFormerBlock, layer_norm, linear
@@ -210,11 +209,7 @@ class Model(nn.Module):
 
     def init_all(self, batch: Batch, hand: HandConstants) -> HandOutput:
         """Touch every submodule once and store what is kept of the hand model."""
-        arrays = {name: jnp.asarray(value) for name, value in hand.arrays().items()}
-        self.put_variable("constants", "hand", arrays)
-        self.put_variable("constants", "faces", arrays["faces"])
-        mean = mano_head.mean_parameters(HandModel(**arrays))
-        self.put_variable("constants", "mean", mean._asdict())
+        mano_head.keep_hand(self, hand.arrays())
         prediction = self.predict(batch.image)
         if self.adversarial:
             parameters = prediction.mesh.parameters
@@ -223,17 +218,12 @@ class Model(nn.Module):
 
     def _features(self, image: Any, train: bool) -> Map:
         """Map of the middle 3/4 of the columns, narrowed to `width` channels."""
-        height, width = image.shape[1:3]
-        if height != width or width % 4:
-            raise ValueError(
-                f"Hamba was given images of {height} x {width} (height x width); it "
-                "takes square crops whose side divides by 4, and looks at the middle "
-                "3/4 of the columns (config.data.crop_size=256 for the released one)."
-            )
-        middle = image[:, :, width // 8 : width - width // 8]
-        dtype = jnp.dtype(self.dtype)
         pixels = normalised(
-            middle, self.image_mean, self.image_std, self.channel_order, dtype
+            middle_columns(image, multiple=4),
+            self.image_mean,
+            self.image_std,
+            self.channel_order,
+            jnp.dtype(self.dtype),
         )
         maps = self.image_encoder(pixels, train=train)
         if self.tap not in maps:
@@ -498,13 +488,7 @@ def stages(config: Any) -> tuple[Stage, ...]:
     The backbone learns in both, unless `config.model.frozen_backbone`.
     """
     model = config.model
-    root = model.get("root", Model.root)
-    if root != config.data.root:
-        raise ValueError(
-            f"config.model.root={root!r} is not config.data.root="
-            f"{config.data.root!r}; predictions and annotations have to be relative to "
-            "the same joint."
-        )
+    check_root(config, Model)
     first, second = "^(image_encoder/|downsample/|regressor)", ""
     if model.get("frozen_backbone", Model.frozen_backbone):
         first, second = "^(downsample/|regressor)", "^(?!image_encoder/)"
@@ -609,9 +593,4 @@ _PARTS = {
 
 def parameter_table(variables: Variables) -> list[tuple[str, int]]:
     """Parameters by part, as the paper counts them: rows (part, number)."""
-    rows: dict[str, int] = {}
-    leaves = flax.traverse_util.flatten_dict(variables["params"], sep="/")
-    for path, leaf in leaves.items():
-        part = next(part for name, part in _PARTS.items() if path.startswith(name))
-        rows[part] = rows.get(part, 0) + int(np.prod(leaf.shape))
-    return sorted(rows.items())
+    return parameters_by_part(variables, _PARTS)

@@ -13,17 +13,15 @@ discriminator 1,545,211, which only training needs.
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from handjax import hmr_losses, losses
 from handjax.mano import HandModel
-from handjax.models import HandConstants
+from handjax.models import HandConstants, check_root, parameters_by_part
 from handjax.nn import backbones, mano_head
-from handjax.nn.image import IMAGENET_MEAN, IMAGENET_STD, normalised
+from handjax.nn.image import IMAGENET_MEAN, IMAGENET_STD, middle_columns, normalised
 from handjax.nn.mano_head import ManoHead, ManoParameters, MeanParameters, Posed
 from handjax.nn.metaformer import torch_linear_init
 from handjax.nn.ops import gelu
@@ -144,36 +142,10 @@ class Model(nn.Module):
 
     def init_all(self, batch: Batch, hand: HandConstants) -> HandOutput:
         """Touch every submodule once and store the hand model and its mean."""
-        arrays = jax.tree.map(jnp.asarray, hand.arrays())
-        mean = mano_head.mean_parameters(HandModel(**arrays))
-        self.put_variable("constants", "hand", arrays)
-        self.put_variable("constants", "mean", mean._asdict())
-        self.put_variable("constants", "faces", arrays["faces"])
+        mano_head.keep_hand(self, hand.arrays())
         parameters, _, output = self.predict(batch.image)
         self.discriminate(parameters.hand_pose, parameters.betas)
         return output
-
-
-def middle_columns(
-    image: UInt8[AnyArray, "batch height width 3"]
-    | Float[AnyArray, "batch height width 3"],
-) -> (
-    UInt8[AnyArray, "batch height width34 3"]
-    | Float[AnyArray, "batch height width34 3"]
-):
-    """The middle three quarters of a crop's columns, which the backbone sees.
-
-    Raises:
-        ValueError: The crop is not square, or its side does not divide by 8.
-    """
-    height, width = image.shape[1:3]
-    if height != width or width % 8:
-        raise ValueError(
-            f"HaMeR was given images of {height} x {width} (height x width); it takes "
-            "square crops whose side divides by 8 and looks at the middle 3/4 of the "
-            "columns. Released weights are for config.data.crop_size=256."
-        )
-    return image[:, :, width // 8 : width - width // 8]
 
 
 # --- Decoder -----------------------------------------------------------------
@@ -263,12 +235,7 @@ def stages(config: Any) -> tuple[Stage, ...]:
     Raises:
         ValueError: `config.model.root` is not the root of the data.
     """
-    root = config.model.get("root", Model.root)
-    if root != config.data.root:
-        raise ValueError(
-            f"config.model.root={root!r} and config.data.root={config.data.root!r} "
-            "must be the same."
-        )
+    check_root(config, Model)
     return (Stage("mesh", mesh_loss, predict_image, "", True, real_poses=2),)
 
 
@@ -322,9 +289,4 @@ _PARTS = {
 
 def parameter_table(variables: Variables) -> list[tuple[str, int]]:
     """Parameters by part: rows (part, number)."""
-    rows: dict[str, int] = {}
-    leaves = flax.traverse_util.flatten_dict(variables["params"], sep="/")
-    for path, leaf in leaves.items():
-        part = _PARTS[path.partition("/")[0]]
-        rows[part] = rows.get(part, 0) + int(np.prod(leaf.shape))
-    return sorted(rows.items())
+    return parameters_by_part(variables, _PARTS)

@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,10 +33,15 @@ from handjax import (
     skeleton,
 )
 from handjax.mano import HandModel
-from handjax.models import HandConstants
+from handjax.models import (
+    HandConstants,
+    check_root,
+    joints_from_vertices,
+    parameters_by_part,
+)
 from handjax.nn import backbones, mano_head, masked_tokens, text_encoder
 from handjax.nn.feature_pyramid import FeaturePyramid
-from handjax.nn.image import IMAGENET_MEAN, IMAGENET_STD, normalised
+from handjax.nn.image import IMAGENET_MEAN, IMAGENET_STD, middle_columns, normalised
 from handjax.nn.joint_codec import JointDecoder, JointEncoder
 from handjax.nn.mano_head import ManoParameters, MeanParameters, Posed
 from handjax.nn.masked_synthesizer import CameraShapeHead, MaskedSynthesizer
@@ -578,15 +582,8 @@ class Model(nn.Module):
 
     def _features(self, image: Image, train: bool) -> Float[Array, "batch _ _ channel"]:
         """Map of the middle 3/4 of the columns, as HaMeR's backbone sees them."""
-        height, width = image.shape[1:3]
-        if height != width or width % 8:
-            raise ValueError(
-                f"MMHMR was given images of {height} x {width} (height x width); it "
-                "takes square crops whose side divides by 8, and looks at the middle "
-                "3/4 of the columns (config.data.crop_size=256 for the paper's)."
-            )
         pixels = normalised(
-            image[:, :, width // 8 : width - width // 8],
+            middle_columns(image),
             self.image_mean,
             self.image_std,
             self.channel_order,
@@ -645,11 +642,7 @@ class Model(nn.Module):
     def init_all(self, batch: Batch, hand: HandConstants) -> HandOutput:
         """Touch every submodule once and store what is kept of the hand model."""
         hand.require_hand(PAPER.name)
-        arrays = {name: jnp.asarray(value) for name, value in hand.arrays().items()}
-        self.put_variable("constants", "hand", arrays)
-        self.put_variable("constants", "faces", arrays["faces"])
-        mean = mano_head.mean_parameters(HandModel(**arrays))
-        self.put_variable("constants", "mean", mean._asdict())
+        mano_head.keep_hand(self, hand.arrays())
         self.autoencode(batch.mano_pose)
         labels = jnp.zeros((len(batch.betas), self.num_tokens), jnp.int32)
         seen = self.see(batch.text if self.condition == "text" else batch.image)
@@ -731,12 +724,7 @@ class ShapeCamera(nn.Module):
         self, features: Float[Array, "batch height width channel"], mean: MeanParameters
     ) -> tuple[Float[Array, "batch beta"], Float[Array, "batch 3"]]:
         """Read the map."""
-        if self.initialiser not in mano_head.INITS:
-            raise ValueError(
-                f"config.model.head_init={self.initialiser!r} is not one of "
-                f"{', '.join(mano_head.INITS)}."
-            )
-        read, init = self.head(features), mano_head.INITS[self.initialiser]
+        read, init = self.head(features), mano_head.initialiser(self.initialiser)
         betas, cam = (
             to[None] + nn.Dense(to.shape[0], kernel_init=init, name=name)(read)
             for name, to in (("betas", mean.betas), ("cam", mean.cam))
@@ -803,13 +791,7 @@ def stages(config: Any) -> tuple[Stage, ...]:
     Raises:
         ValueError: `config.model.root` is not the root of the data.
     """
-    root = config.model.get("root", Model.root)
-    if root != config.data.root:
-        raise ValueError(
-            f"config.model.root={root!r} is not config.data.root="
-            f"{config.data.root!r}; predictions and annotations have to be relative to "
-            "the same joint."
-        )
+    check_root(config, Model)
     tokenizer = Stage("tokenizer", tokenizer_loss, predict_pose, "^tokenizer/", False)
     if config.model.get("condition", Model.condition) == "text":
         return tokenizer, _text_stage(config)
@@ -905,8 +887,7 @@ def reconstruction_terms(
         reduction: One of `REDUCTIONS`.
     """
     matrices, vertices = found
-    regress = jnp.asarray(joint_regressor, jnp.float32)
-    rooted = [_rooted(regress, mesh, root) for mesh in (vertices, true[1])]
+    rooted = [_rooted(joint_regressor, mesh, root) for mesh in (vertices, true[1])]
     errors = {
         "rotations": matrices - true[0],
         "vertices": rooted[0][0] - rooted[1][0],
@@ -922,11 +903,11 @@ def reconstruction_terms(
 
 
 def _rooted(
-    regress: Float[Array, "joint vertex"],
+    joint_regressor: Float[AnyArray, "joint vertex"],
     vertices: Float[Array, "batch vertex 3"],
     root: int,
 ) -> tuple[Float[Array, "batch vertex 3"], Float[Array, "batch joint 3"]]:
-    joints = jnp.einsum("jv,bvx->bjx", regress, vertices, precision="highest")
+    joints = joints_from_vertices(joint_regressor, vertices)
     place = joints[:, root][:, None]
     return vertices - place, joints - place
 
@@ -948,22 +929,13 @@ def mesh_loss(
     The hand is decoded from the mean codes of all tokens, hidden or not, and compared
     as HaMeR does: `hmr_losses`. The detector has a term of its own.
     """
-    labels = model.apply(variables, batch.mano_pose, method="encode")
     mask_key, joints_key = jax.random.split(rngs["mask"])
-    known = jnp.asarray(batch.mano_valid)
-    masked = masked_tokens.training_mask(
-        mask_key,
-        *labels.shape,
-        tau_range=model.tau_range,
-        schedule=model.schedule,
-    )
-    # What is not known must not be told.
-    masked = masked | ~known[:, None]
+    hidden = hide(model, variables, batch, mask_key)
     found, updates = model.apply(
         variables,
         batch.image,
-        labels,
-        masked,
+        hidden.labels,
+        hidden.masked,
         *told_joints(model, batch, joints_key),
         train=True,
         method="guess",
@@ -979,7 +951,7 @@ def mesh_loss(
         reduction=model.reduction,
         per_device=model.per_device,
     )
-    terms["tokens"] = mask_term(model, found.logits, labels, masked, known)
+    terms["tokens"] = mask_term(model, found.logits, hidden)
     if found.detected is not None:
         error = losses.point_l1(found.detected, batch.joints2d) / size_px
         terms["detector"] = losses.reduce_points(
@@ -991,13 +963,7 @@ def mesh_loss(
     error = losses.mean_distance(
         output.vertices, batch.vertices, example_valid=jnp.asarray(batch.vertices_valid)
     )
-    right = jnp.argmax(found.logits, axis=-1) == labels
-    hidden = jnp.maximum(jnp.sum(masked), 1)
-    metrics = {
-        "mm": 1000 * error,
-        "token_accuracy": jnp.sum(right & masked) / hidden,
-        "masked": jnp.mean(masked.astype(jnp.float32)),
-    }
+    metrics = {"mm": 1000 * error, **mask_metrics(found.logits, hidden)}
     return terms, metrics, dict(updates)
 
 
@@ -1012,17 +978,12 @@ def text_loss(
 
     Poses are compared in the true shape, of which a text says nothing.
     """
-    labels = model.apply(variables, batch.mano_pose, method="encode")
-    known = jnp.asarray(batch.mano_valid)
-    masked = masked_tokens.training_mask(
-        rngs["mask"], *labels.shape, tau_range=model.tau_range, schedule=model.schedule
-    )
-    masked = masked | ~known[:, None]
+    hidden = hide(model, variables, batch, rngs["mask"])
     found = model.apply(
         variables,
         batch.text,
-        labels,
-        masked,
+        hidden.labels,
+        hidden.masked,
         None,
         None,
         train=True,
@@ -1039,13 +1000,8 @@ def text_loss(
         per_device=model.per_device,
     )
     terms = {name: terms[name] for name in TEXT_TERMS}
-    terms["tokens"] = mask_term(model, found.logits, labels, masked, known)
-    right = jnp.argmax(found.logits, axis=-1) == labels
-    metrics = {
-        "token_accuracy": jnp.sum(right & masked) / jnp.maximum(jnp.sum(masked), 1),
-        "masked": jnp.mean(masked.astype(jnp.float32)),
-    }
-    return terms, metrics, {}
+    terms["tokens"] = mask_term(model, found.logits, hidden)
+    return terms, mask_metrics(found.logits, hidden), {}
 
 
 def predict_text(model: Model, variables: Variables, batch: Batch) -> HandOutput:
@@ -1085,21 +1041,50 @@ def told_joints(
     )
 
 
+class Hidden(NamedTuple):
+    """Tokens of true poses, and which of them the model is not told."""
+
+    labels: Int[Array, "batch token"]
+    masked: Bool[Array, "batch token"]
+    known: Bool[Array, "batch"]
+    """Whether the pose is annotated; of others all tokens are hidden."""
+
+
+def hide(model: Model, variables: Variables, batch: Batch, key: Array) -> Hidden:
+    """Hide tokens of the true poses, as many as `model.tau_range` says."""
+    labels = model.apply(variables, batch.mano_pose, method="encode")
+    known = jnp.asarray(batch.mano_valid)
+    masked = masked_tokens.training_mask(
+        key, *labels.shape, tau_range=model.tau_range, schedule=model.schedule
+    )
+    # What is not known must not be told.
+    return Hidden(labels, masked | ~known[:, None], known)
+
+
+def mask_metrics(
+    logits: Float[Array, "batch token code"], hidden: Hidden
+) -> dict[str, Float[Array, ""]]:
+    """Share of the hidden tokens that is named rightly, and share that is hidden."""
+    right = jnp.argmax(logits, axis=-1) == hidden.labels
+    count = jnp.maximum(jnp.sum(hidden.masked), 1)
+    return {
+        "token_accuracy": jnp.sum(right & hidden.masked) / count,
+        "masked": jnp.mean(hidden.masked.astype(jnp.float32)),
+    }
+
+
 def mask_term(
-    model: Model,
-    logits: Float[Array, "batch token code"],
-    labels: Int[Array, "batch token"],
-    masked: Bool[Array, "batch token"],
-    known: Bool[Array, "batch"],
+    model: Model, logits: Float[Array, "batch token code"], hidden: Hidden
 ) -> Float[Array, ""]:
     """Cross-entropy of the tokens, nats (MMHMR Eq. mask loss).
 
     The sum runs over all tokens as printed, which the code of its relative MMM does,
     too, and is divided by their number, as the codes of all relatives do.
     """
-    error = losses.cross_entropy(logits, labels)
-    counted = masked if model.mask_loss == "masked" else jnp.ones_like(masked)
-    counted = counted & known[:, None]
+    error = losses.cross_entropy(logits, hidden.labels)
+    every = jnp.ones_like(hidden.masked)
+    counted = hidden.masked if model.mask_loss == "masked" else every
+    counted = counted & hidden.known[:, None]
     total = jnp.sum(jnp.where(counted, error, 0.0), axis=1)
     if model.mask_reduction == "mean":
         total = total / jnp.maximum(jnp.sum(counted, axis=1), 1)
@@ -1135,11 +1120,4 @@ _PARTS = {
 
 def parameter_table(variables: Variables) -> list[tuple[str, int]]:
     """Parameters by part, and the numbers of the codebook: rows (part, number)."""
-    rows: dict[str, int] = {}
-    leaves = flax.traverse_util.flatten_dict(variables["params"], sep="/")
-    codebook = variables["codebook"]["tokenizer"]["vq"]["embedding"]
-    sizes = {path: int(np.prod(leaf.shape)) for path, leaf in leaves.items()}
-    for path, size in (sizes | {"codebook": int(np.prod(codebook.shape))}).items():
-        part = next(part for name, part in _PARTS.items() if path.startswith(name))
-        rows[part] = rows.get(part, 0) + size
-    return sorted(rows.items())
+    return parameters_by_part(variables, _PARTS)

@@ -16,14 +16,12 @@ BatchNorm would fit), so the released code is followed, not the number.
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
 from handjax import camera, losses
-from handjax.models import HandConstants, joints_from_vertices
+from handjax.models import HandConstants, joints_from_vertices, parameters_by_part
 from handjax.nn import backbones
 from handjax.nn.image import normalised
 from handjax.nn.metaformer import MeshRegressor, torch_linear_init
@@ -312,9 +310,4 @@ _PARTS = {
 
 def parameter_table(variables: Variables) -> list[tuple[str, int]]:
     """Parameters by part: rows (part, number)."""
-    rows: dict[str, int] = {}
-    leaves = flax.traverse_util.flatten_dict(variables["params"], sep="/")
-    for path, leaf in leaves.items():
-        part = next(part for name, part in _PARTS.items() if path.startswith(name))
-        rows[part] = rows.get(part, 0) + int(np.prod(leaf.shape))
-    return sorted(rows.items())
+    return parameters_by_part(variables, _PARTS)

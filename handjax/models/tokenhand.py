@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from handjax import frozen_tokenizer, losses
-from handjax.models import HandConstants, joints_from_vertices
+from handjax.models import HandConstants, joints_from_vertices, parameters_by_part
 from handjax.nn import backbones
 from handjax.nn.image import IMAGENET_MEAN, IMAGENET_STD, normalised
 from handjax.nn.metaformer import (
@@ -461,14 +461,12 @@ def parameter_table(variables: Variables) -> list[tuple[str, int]]:
     The paper's "3.0 M" are the parts of stage "mesh" other than backbone and
     deconvolution: `uv head`, `head`, decoder, coordinates and codebook.
     """
-    rows: dict[str, int] = {}
-    leaves = flax.traverse_util.flatten_dict(variables["params"], sep="/")
-    codebook = variables["codebook"]["tokenizer"]["vq"]["embedding"]
-    sizes = {path: int(np.prod(leaf.shape)) for path, leaf in leaves.items()}
-    for path, size in (sizes | {"codebook": int(np.prod(codebook.shape))}).items():
-        part = _part(path)
-        rows[part] = rows.get(part, 0) + size
-    return sorted(rows.items())
+    layers = {
+        f"tokenizer/decoder/{name}": f"decoder {_number(name) + 1}"
+        for name in variables["params"]["tokenizer"]["decoder"]
+        if name.startswith("layer")
+    }
+    return parameters_by_part(variables, _PARTS | layers)
 
 
 _PARTS = {
@@ -485,9 +483,6 @@ _PARTS = {
 }
 
 
-def _part(path: str) -> str:
-    for prefix, part in _PARTS.items():
-        if path.startswith(prefix):
-            return part
-    layer = path.removeprefix("tokenizer/decoder/layer").split("_")[0]
-    return f"decoder {int(layer) + 1}"
+def _number(layer: str) -> int:
+    """Of a decoder's layer: 2 of "layer2_block0"."""
+    return int(layer.removeprefix("layer").partition("_")[0])

@@ -41,3 +41,24 @@ def normalised(
         None, None, None
     ]
     return image.astype(dtype)
+
+
+def middle_columns(image: Any, *, multiple: int = 8) -> Any:
+    """The middle three quarters of a crop's columns, which HaMeR's kin look at.
+
+    Args:
+        image: (batch, height, width, 3).
+        multiple: What the side has to divide by.
+
+    Raises:
+        ValueError: The crop is not square, or its side does not divide.
+    """
+    height, width = image.shape[1:3]
+    if height != width or width % multiple:
+        raise ValueError(
+            f"The network was given images of {height} x {width} (height x width); it "
+            f"takes square crops whose side divides by {multiple}, and looks at the "
+            "middle 3/4 of the columns. Released weights are for "
+            "config.data.crop_size=256."
+        )
+    return image[:, :, width // 8 : width - width // 8]

@@ -11,7 +11,8 @@ Hand poses are absolute: the heads' numbers know no mean pose but the one in
 `MeanParameters`, to which they are added.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -39,6 +40,19 @@ INITS = {"torch": torch_linear_init, "xavier": _xavier}
 """Initialisers of the heads. "torch": PyTorch's, what HaMeR's code takes unless it is
 told otherwise; "xavier": HMR's, Xavier with a gain of 0.01, so that training begins at
 the mean hand."""
+
+
+def initialiser(name: str) -> Any:
+    """The one of `INITS`.
+
+    Raises:
+        ValueError: There is none of this name.
+    """
+    if name not in INITS:
+        raise ValueError(
+            f"config.model.head_init={name!r} is not one of {', '.join(INITS)}."
+        )
+    return INITS[name]
 
 
 class MeanParameters(NamedTuple):
@@ -83,17 +97,10 @@ class ManoHead(nn.Module):
         self, features: Float[Array, "batch dim"], mean: MeanParameters
     ) -> ManoParameters:
         """Return the hand of each feature, in float32 whatever the feature is."""
-        if self.initialiser not in INITS:
-            raise ValueError(
-                f"config.model.head_init={self.initialiser!r} is not one of "
-                f"{', '.join(INITS)}."
-            )
-        features = features.astype(jnp.float32)
+        init, features = initialiser(self.initialiser), features.astype(jnp.float32)
 
         def added(name: str, to: Array) -> Array:
-            layer = nn.Dense(
-                to.shape[0], kernel_init=INITS[self.initialiser], name=name
-            )
+            layer = nn.Dense(to.shape[0], kernel_init=init, name=name)
             return to[None] + layer(features)
 
         numbers = added("pose", mean.pose).reshape(len(features), -1, 6)
@@ -134,6 +141,20 @@ def mean_parameters(hand: HandModel, *, fill: float = 0.5) -> MeanParameters:
         betas=betas,
         cam=jnp.concatenate([scale[None], -(low + high) / 2]),
     )
+
+
+def keep_hand(module: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
+    """Store what a model poses hands with: "hand", "faces" and "mean" of "constants".
+
+    Args:
+        module: The model, while it is being initialised.
+        arrays: Of a hand model, the fields of `HandModel`.
+    """
+    kept = {name: jnp.asarray(value) for name, value in arrays.items()}
+    module.put_variable("constants", "hand", kept)
+    module.put_variable("constants", "faces", kept["faces"])
+    mean = mean_parameters(HandModel(**kept))
+    module.put_variable("constants", "mean", mean._asdict())
 
 
 def posed(

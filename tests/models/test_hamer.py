@@ -126,7 +126,9 @@ def test_the_query_can_be_the_mean_parameters():
 def test_root_of_model_and_data_must_agree():
     config = load_config("configs/hamer.py:smoke")
     config.model.root = "wrist"
-    with pytest.raises(ValueError, match=r"model\.root='wrist' and config\.data\.root"):
+    with pytest.raises(
+        ValueError, match=r"model\.root='wrist' is not config\.data\.root"
+    ):
         hamer.stages(config)
 
 

@@ -527,7 +527,9 @@ def test_tokens_of_hands_without_known_pose_are_neither_told_nor_asked(monkeypat
     assert hidden[1].all() and not hidden[known].all()
     labels, mask = jnp.ones((4, 16), int), jnp.zeros((4, 16), bool)
     logits = jnp.zeros((4, 16, 8))
-    term = mmhmr.mask_term(model, logits, labels, mask, jnp.asarray(known))
+    term = mmhmr.mask_term(
+        model, logits, mmhmr.Hidden(labels, mask, jnp.asarray(known))
+    )
     np.testing.assert_allclose(term, 3 / 4 * np.log(8), rtol=1e-6)
 
 
@@ -544,7 +546,7 @@ def test_mask_loss_counts_tokens_as_it_is_told():
         ("masked", "mean", ((first + other) / 2 + other) / 2),
     ):
         told = model.clone(mask_loss=loss, mask_reduction=reduction)
-        term = mmhmr.mask_term(told, logits, labels, masked, known)
+        term = mmhmr.mask_term(told, logits, mmhmr.Hidden(labels, masked, known))
         np.testing.assert_allclose(term, expected, rtol=1e-6)
 
 
