@@ -1,6 +1,6 @@
 """Batches for training and evaluation, as a grain graph.
 
-    indices -> shuffled, repeated -> mixed -> this process's share -> grouped
+    indices -> shuffled, repeated -> mixed -> grouped -> this process's groups
             -> batch (read, decode, crop, augment) -> from the step to resume at
 
 The graph carries indices; records are read where a whole batch is made, in one go and
@@ -63,7 +63,8 @@ def train_batches(
         batch_size: of this process.
         seed: of order, mixture and augmentation; 0 or more.
         start_step: number of batches to skip (without reading them).
-        process_index: of this process; it reads every `process_count`-th example.
+        process_index: of this process, whose batches are its rows of the global ones:
+            those of process 0, then those of process 1, and so on.
         process_count: number of processes.
         crop: what the network sees.
         augment: strengths of the augmentation.
@@ -122,9 +123,9 @@ def train_batches(
     if len(shuffled) > 1:
         mixed = grain.MapDataset.mix(shuffled, [source.weight for source in sources])
     placed = mixed.map_with_index(lambda position, item: (position, item))
-    mine = placed[process_index::process_count]
-    batches = mine.batch(batch_size, drop_remainder=True, batch_fn=list).map(make)
-    return _iterate(batches[start_step:], num_threads)
+    groups = placed.batch(batch_size, drop_remainder=True, batch_fn=list)
+    mine = groups[process_index::process_count].map(make)
+    return _iterate(mine[start_step:], num_threads)
 
 
 def eval_batches(

@@ -59,7 +59,7 @@ def pose_batches(
         crop_size: side of the nominal crop, pixels.
         file: where poses come from, all of them once before any comes again; None for
             the prior.
-        process: (index, count); each process draws other poses.
+        process: (index, count); together they draw what one process would, in order.
         threads: that draw poses ahead of time.
         letters_as: draw hands that show letters instead, with `Batch.text`.
     """
@@ -70,8 +70,7 @@ def pose_batches(
         drawn = grain.MapDataset.source(_letters(seed, letters_as, letters.TRAIN))
     make = _maker(hand_file, letters_as, root=root, crop_size=crop_size)
     yield from (
-        drawn[index::count]
-        .batch(batch_size, drop_remainder=True)[start_step:]
+        drawn.batch(batch_size, drop_remainder=True)[index::count][start_step:]
         .map(make)
         .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4))
     )
@@ -178,15 +177,16 @@ def with_real_poses(
         batch_size: of this process.
         seed: of the poses or their order.
         start_step: number of batches that were skipped.
-        process: (index, count); together they draw what one process would.
+        process: (index, count); together they draw what one process would, in order.
         threads: that draw poses ahead of time.
     """
     index, count = process
     drawn = _drawn(file, seed, poses.REAL)
-    of_examples = drawn.batch(per_example, drop_remainder=True)[index::count]
-    of_batches = of_examples.batch(batch_size, drop_remainder=True)[start_step:]
+    of_examples = drawn.batch(per_example, drop_remainder=True)
+    of_batches = of_examples.batch(batch_size, drop_remainder=True)[index::count]
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)
-    for batch, real in zip(batches, of_batches.to_iter_dataset(options), strict=False):
+    found = of_batches[start_step:].to_iter_dataset(options)
+    for batch, real in zip(batches, found, strict=False):
         yield batch._replace(
             real_pose=np.concatenate(real["mano_pose"]),
             real_betas=np.concatenate(real["betas"]),
