@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from handjax import checkpoints, files
+from handjax import checkpoints, codebook_health, files, train_state
 from handjax import config as configs
 from handjax.run import Run
 from handjax.stages import Stage
@@ -62,7 +62,12 @@ class Reports:
             f"evaluation of {stage.name} at step {step} on {result['count']} hands: "
             + ", ".join(f"{k} {metrics[k]:.2f}" for k in SHOWN[:4] if metrics[k])
         )
-        return {f"eval_{k}": v for k, v in metrics.items() if v is not None}
+        scores = {f"eval_{k}": v for k, v in metrics.items()}
+        if any(
+            k.startswith("codebook/") for k in train_state.trained(variables, stage)
+        ):
+            scores["nearest_pair"] = codebook_health.nearest_pair(variables)
+        return {k: v for k, v in scores.items() if v is not None}
 
     def _compiled(self, run: Run, stage: Stage) -> Any:
         if stage.name not in self._predict:
@@ -77,7 +82,8 @@ class Reports:
     ) -> dict[str, np.ndarray]:
         """Predictions of the first test hands, and use of the codes.
 
-        Writes `images/<stage>_<step>.png` and `codebook/usage_<stage>_<step>.png`.
+        Writes `images/<stage>_<step>.png`, `codebook/usage_<stage>_<step>.png` and, in
+        stages that train a codebook, `codebook/health_<stage>.png`.
         """
         if not run.config.train.num_images:
             return {}
@@ -96,6 +102,10 @@ class Reports:
         if usage is not None:
             pictures["codebook"] = usage
             _save(run.workdir / "codebook" / f"usage_{stage.name}_{step}.png", usage)
+        health = codebook_health.panel(run.workdir / "metrics.jsonl", stage.name)
+        if health is not None:
+            pictures["codebook_health"] = health
+            _save(run.workdir / "codebook" / f"health_{stage.name}.png", health)
         return pictures
 
     def _sheet(self, run: Run, batch: Batch, output: HandOutput) -> np.ndarray:
@@ -145,7 +155,7 @@ def usage_panel(variables: Any, size: int = 8) -> np.ndarray | None:
 
     One square a code, in rows; codes that are never chosen are red.
     """
-    counts = _ema_counts(variables.get("codebook", {}))
+    counts = codebook_health.leaf(variables, "ema_count")
     if counts is None:
         return None
     columns = int(np.ceil(np.sqrt(len(counts) * 2)))
@@ -159,15 +169,6 @@ def usage_panel(variables: Any, size: int = 8) -> np.ndarray | None:
     picture = grid.reshape(rows, columns, 3).repeat(size, 0).repeat(size, 1)
     picture[::size] = picture[:, ::size] = 255
     return picture
-
-
-def _ema_counts(codebook: Any) -> np.ndarray | None:
-    from handjax import train_state
-
-    for path, leaf in train_state.flat(dict(codebook)).items():
-        if path.split("/")[-1] == "ema_count":
-            return np.asarray(jax.device_get(leaf), np.float64)
-    return None
 
 
 def final_table(run: Run) -> str:

@@ -139,12 +139,8 @@ def progress_figure(history: History, example: int = 0) -> Any:
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "figures need matplotlib; run pip install 'handjax[notebooks]'."
-        ) from error
+    from matplotlib.figure import Figure
+
     # Figure without pyplot: no global state, no display.
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()

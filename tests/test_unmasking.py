@@ -57,7 +57,6 @@ def test_filling_is_watched_and_decoded():
 
 
 def test_figures_show_counts_and_confidences():
-    pytest.importorskip("matplotlib")
     masked = np.arange(TOKENS)[None, None] < np.array([8, 7, 3])[:, None, None]
     confidence = np.repeat(np.array([0.2, 0.5, 0.9]), TOKENS).reshape(3, 1, TOKENS)
     history = History(masked, 0 * masked.astype(int), confidence)
