@@ -215,7 +215,7 @@ def _small(config: Config) -> Config:
     """The same code at a size that two CPU cores train in under two hours."""
     config = _narrow(_paper(config))
     config.data.num_train, config.data.num_test = 20_000, 1_000
-    _from_scratch(config, (4_500, 64), (2_500, 32))
+    _from_scratch(config, (4_500, 64), (4_000, 32))
     return every(config, log=50, evaluate=1_000)
 
 
