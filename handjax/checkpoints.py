@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
 from handjax import config as configs
-from handjax import integrity
+from handjax import integrity, processes
 
 _NOT_THE_FILE = (MemoryError, TypeError, NameError, jax.errors.JaxRuntimeError)
 """What may go wrong while reading without the checkpoint being at fault."""
@@ -132,6 +132,7 @@ class Checkpoints:
         for step in reversed(steps):
             try:
                 with integrity.quiet():
+                    self._check_together(step)
                     misfit = integrity.misfit(variables, self._shapes(step))
                     if not misfit:
                         return self._restore(step, variables, train)
@@ -176,16 +177,26 @@ class Checkpoints:
         integrity.verify((found["variables"], found["train"]), meta.get("crc32", {}))
         return Restored(step, found["variables"], found["train"], meta)
 
+    def _check_together(self, step: int) -> None:
+        """Agree on whether a step can be read, before all begin to read it.
+
+        Raises:
+            OSError: on every process, if the first one says it cannot.
+        """
+        if jax.process_count() == 1:
+            return
+        first, directory = jax.process_index() == 0, self.directory / str(step)
+        wrong = integrity.unreadable(directory) if first else ""
+        if not processes.all_agree(not wrong):
+            raise OSError(wrong or "process 0 says so")
+
     def _set_aside(self, step: int, error: Exception) -> str:
-        if jax.process_count() > 1:
-            raise CheckpointError(
-                f"Checkpoint {self.directory}/{step} cannot be read: "
-                f"{first_line(error)}. Move it away and run the same command again."
-            ) from error
         target = self.directory.parent / "unreadable" / f"{self.stage}-{step}"
-        target.parent.mkdir(exist_ok=True)
-        shutil.rmtree(target, ignore_errors=True)
-        (self.directory / str(step)).rename(target)
+        if jax.process_index() == 0:
+            target.parent.mkdir(exist_ok=True)
+            shutil.rmtree(target, ignore_errors=True)
+            (self.directory / str(step)).rename(target)
+        processes.wait_for_all(f"set {step} aside")
         self._manager.reload()
         before = self.steps()
         return (

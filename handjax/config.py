@@ -36,6 +36,7 @@ NEUTRAL_KEYS = (
     "train.keep",
     "train.keep_every",
     "train.log_every",
+    "train.max_skipped",
     "train.num_images",
 )
 """Keys that may change between two runs of one workdir: they do not enter the numbers
@@ -122,6 +123,8 @@ def _train() -> dict[str, Any]:
         # Batch statistics over all devices, or "device": over each device's examples
         # (as PyTorch's DDP; SimpleHand was released so, with 32 on each of 8 GPUs).
         batch_norm="global",
+        # Updates of a stage that are left out for being inf or nan; one more stops it.
+        max_skipped=0,
         precision="auto",  # "auto": bfloat16 on accelerators, float32 on CPU
         donate=True,
         compile_cache="auto",  # "auto": ~/.cache/handjax/xla; "": no cache
@@ -329,7 +332,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     _one_of("train.batch_norm", train.batch_norm, BATCH_NORMS)
     for key in ("log_every", "checkpoint_every", "keep"):
         _at_least(f"train.{key}", train[key], 1)
-    for key in ("eval_every", "image_every", "num_images", "keep_every"):
+    for key in ("eval_every", "image_every", "num_images", "keep_every", "max_skipped"):
         _at_least(f"train.{key}", train[key], 0)
     _at_least("mesh.fsdp", mesh.fsdp, 1)
     if mesh.data != -1:

@@ -5,6 +5,7 @@ first use; a named one has to be there, and nothing is ever replaced silently.
 """
 
 import functools
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from data_pipelines import augment, loader, schema, shards
 from data_pipelines.pose_files import PoseFile
 from data_pipelines.synthetic import letters
 from handjax import config as configs
-from handjax import mano_files
+from handjax import mano_files, processes
 from handjax.crop import CropConfig
 from handjax.mano_files import ManoFile, joint_regressor
 from handjax.nn import text_encoder
@@ -129,10 +130,7 @@ def _render(data: ml_collections.ConfigDict, directory: Path) -> None:
             image_size=data.image_size,
             max_turn=data.max_turn,
         )
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices("built-in data")
+    processes.wait_for_all("built-in data")
 
 
 def _named(data: ml_collections.ConfigDict) -> Path:
@@ -185,6 +183,14 @@ class OpenData:
             share = f", weight {weight:g}" if len(self.directories) > 1 else ""
             parts.append(f"{directory} ({sizes}{share})")
         return f"{self.data.name} in " + "; ".join(parts)
+
+    def fingerprint(self) -> str:
+        """Hash of what the data sets say of themselves, wherever they are."""
+        digest = hashlib.sha256()
+        for directory in self.directories:
+            path = directory / "metadata.json"
+            digest.update(path.read_bytes() if path.is_file() else b"not there")
+        return digest.hexdigest()[:12]
 
     @functools.cached_property
     def poses(self) -> PoseFile | None:

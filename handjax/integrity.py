@@ -2,22 +2,28 @@
 
 import gc
 import hashlib
+import json
 import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 
 
 def sha256(flat: dict[str, Any]) -> str:
-    """Hash of named arrays, the same on every machine; "" for none."""
+    """Hash of named arrays, the same on every machine; "" for none.
+
+    Every process calls it, for arrays may be split over processes.
+    """
     digest = hashlib.sha256()
     for name in sorted(flat):
-        value = np.ascontiguousarray(jax.device_get(flat[name]))
+        value = np.ascontiguousarray(_whole(flat[name]))
         digest.update(f"{name} {value.dtype} {value.shape}".encode())
         digest.update(value.tobytes())
     return digest.hexdigest() if flat else ""
@@ -31,8 +37,19 @@ def checksums(tree: Any) -> dict[str, int]:
     return {
         path: zlib.crc32(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
         for path, leaf in named(tree)
-        if leaf.is_fully_addressable
+        if isinstance(leaf, np.ndarray)
+        or leaf.is_fully_addressable
+        or leaf.is_fully_replicated
     }
+
+
+def _whole(array: Any) -> np.ndarray:
+    """The array on this host, from all processes if they hold a part each."""
+    if getattr(array, "is_fully_addressable", True) or array.is_fully_replicated:
+        return jax.device_get(array)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(array, tiled=True)
 
 
 def verify(tree: Any, expected: dict[str, int]) -> None:
@@ -45,6 +62,39 @@ def verify(tree: Any, expected: dict[str, int]) -> None:
     wrong = [k for k in sorted(found) if expected.get(k, found[k]) != found[k]]
     if wrong:
         raise OSError(f"the bytes of {wrong[0]!r} are not those that were written")
+
+
+def unreadable(directory: Path) -> str:
+    """What is wrong with the files of a checkpoint; "" if nothing is.
+
+    The process that asks reads all of it on its own. Restoring is done by all processes
+    together, and would wait for ever for one that has met a broken file.
+
+    Args:
+        directory: of the step.
+    """
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(),
+        active_processes={jax.process_index()},
+        barrier_sync_key_prefix="alone",
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    try:
+        meta = json.loads((directory / "meta" / "metadata").read_text())
+        found = []
+        for item in ("variables", "train"):
+            shapes = handler.metadata(directory / item).tree
+            as_numpy = jax.tree.map(
+                lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes
+            )
+            args = ocp.args.PyTreeRestore(restore_args=as_numpy)
+            found.append(handler.restore(directory / item, args=args))
+        verify(tuple(found), meta.get("crc32", {}))
+    except (MemoryError, NameError, TypeError):
+        raise
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+    return ""
 
 
 @contextmanager

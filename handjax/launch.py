@@ -1,5 +1,6 @@
 """From a config to a finished workdir: everything around the training loop."""
 
+import hashlib
 import json
 import os
 import platform
@@ -7,18 +8,22 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
 import ml_collections
 
 from handjax import (
+    allocator,
     checkpoints,
     files,
     init_from,
     logs,
     models,
     parameters,
+    processes,
     sharding,
     training,
 )
@@ -26,45 +31,93 @@ from handjax import (
     config as configs,
 )
 from handjax.command_line import UsageError
-from handjax.recorder import NonFiniteError
+from handjax.nonfinite import NonFiniteError
 from handjax.run import Hooks, Run, Stop
 
 
 def train(
     config: ml_collections.ConfigDict,
-    workdir: str | None,
+    workdir: str,
     *,
-    dry_run: bool = False,
     force_config: bool = False,
     stop_after: int | None = None,
-    distributed: bool = False,
+    cluster: processes.Cluster | None = None,
+    profile: bool = False,
 ) -> int:
     """Train or resume; returns the exit code.
+
+    Args:
+        config: of the run.
+        workdir: of the run.
+        force_config: go on in a workdir of another config.
+        stop_after: save and stop after so many steps.
+        cluster: the other processes; None where this is the only one.
+        profile: write a trace of some updates of each stage.
 
     Raises:
         UsageError: for what the user can put right; the message says how.
     """
-    if distributed:
-        jax.distributed.initialize()
+    stop = Stop(stop_after)
+    stop.listen()
+    if cluster is not None:
+        processes.join(cluster)
+        stop.listen()  # joining takes SIGTERM for itself
     _use_compile_cache(config.train.compile_cache)
+    if jax.default_backend() == "cpu":
+        allocator.keep_freed_memory()
     try:
-        run = _prepare(config, workdir, dry_run, force_config, stop_after)
-        if dry_run:
-            return 0
-        run.stop.listen()
-        finished = training.fit(run)
-    except (ValueError, FileNotFoundError) as error:
-        if _is_ours(error):
-            raise UsageError(str(error)) from error
-        raise
+        with _explained():
+            run = prepare(config, workdir, force_config=force_config, stop=stop)
+            finished = training.fit(run._replace(profile=profile))
     except (checkpoints.CheckpointError, NonFiniteError) as error:
+        processes.leave_if_alone(error, _last_checkpoint(workdir))
         logs.say(f"error: {error}", file=sys.stderr)
         return 1
+    except jax.errors.JaxRuntimeError as error:
+        processes.leave_if_alone(error, _last_checkpoint(workdir))
+        raise
     if finished is None:
         return 130 if run.stop.reason == "SIGINT" else 0
     if run.first:
         _finish(run)
     return 0
+
+
+def dry_run(
+    config: ml_collections.ConfigDict,
+    workdir: str | None,
+    *,
+    force_config: bool = False,
+    num_processes: int = 1,
+) -> None:
+    """Say what a run would do, on the devices that are here; nothing is written.
+
+    Raises:
+        UsageError: for what the user can put right; the message says how.
+    """
+    from handjax import plan
+
+    with _explained():
+        run = prepare(config, workdir, force_config=force_config, create=False)
+        run.say(plan.describe(run, run.family.stages(config), num_processes))
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn errors with a message of ours into a `UsageError`."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        if _is_ours(error):
+            raise UsageError(str(error)) from error
+        raise
+
+
+def _last_checkpoint(workdir: str) -> str:
+    """Sentence about what the workdir holds."""
+    steps = checkpoints.stage_steps(Path(workdir))
+    saved = [f"{stage} {max(found)}" for stage, found in steps.items() if found]
+    return f"The last checkpoint: {saved[-1] if saved else 'none yet'}."
 
 
 def _is_ours(error: BaseException) -> bool:
@@ -95,14 +148,23 @@ def compute_dtype(precision: str) -> str:
 # --- Before training ---------------------------------------------------------
 
 
-def _prepare(
+def prepare(
     config: ml_collections.ConfigDict,
     workdir: str | None,
-    dry_run: bool,
-    force_config: bool,
-    stop_after: int | None,
+    *,
+    force_config: bool = False,
+    stop: Stop | None = None,
+    create: bool = True,
 ) -> Run:
-    """Build and check everything, and say what will be done."""
+    """Build and check everything, and say what will be done.
+
+    Args:
+        config: of the run.
+        workdir: of the run; "." if none is needed.
+        force_config: go on in a workdir of another config.
+        stop: what ends the run early.
+        create: whether to make what is missing: the built-in data, files of the run.
+    """
     from handjax import data, mano_files
     from handjax.reports import Reports
 
@@ -124,7 +186,7 @@ def _prepare(
     if workdir and not force_config:
         _compare_with(Path(workdir), config)
     reports = Reports()
-    opened = data.open_data(config, hand_file, create=not dry_run)
+    opened = data.open_data(config, hand_file, create=create)
     run = Run(
         config=config,
         workdir=Path(workdir or "."),
@@ -136,11 +198,21 @@ def _prepare(
         data=opened,
         mesh=mesh,
         hooks=Hooks(reports.evaluate, reports.draw),
-        stop=Stop(stop_after),
+        stop=stop or Stop(),
         skeleton=hand_file.skeleton,
     )
+    processes.compare(
+        {
+            "versions": versions(),
+            "commit": _commit(),
+            "config": hashlib.sha256(configs.to_json(config).encode()).hexdigest()[:12],
+            "hand model": hand_file.sha256[:12],
+            "data": opened.fingerprint(),
+        },
+        run.say,
+    )
     _introduce(run, stages, dtype)
-    if run.first and not dry_run:
+    if run.first and create:
         _claim(run)
     return run
 

@@ -120,6 +120,37 @@ def truncate(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     files.write_bytes(path, "".join(kept).encode())
 
 
+class Shares:
+    """Where the time between two logged steps goes: data, evaluation, checkpoint, step.
+
+    "step" is what is left: computing, and waiting for the device.
+    """
+
+    PARTS = ("data", "evaluation", "checkpoint")
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+        self._seconds = dict.fromkeys(self.PARTS, 0.0)
+
+    @contextmanager
+    def of(self, part: str) -> Iterator[None]:
+        """Count the time of a block as one of `PARTS`."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self._seconds[part] += time.monotonic() - start
+
+    def take(self) -> tuple[float, dict[str, float]]:
+        """Seconds since the last call, and the share of each part; starts anew."""
+        now = time.monotonic()
+        whole = max(now - self._since, 1e-9)
+        shares = {name: value / whole for name, value in self._seconds.items()}
+        shares["step"] = max(1.0 - sum(shares.values()), 0.0)
+        self._since, self._seconds = now, dict.fromkeys(self.PARTS, 0.0)
+        return whole, shares
+
+
 # --- The progress line -------------------------------------------------------
 
 SHOWN = {
@@ -129,6 +160,9 @@ SHOWN = {
     "images_per_s": "{:.0f} img/s",
 }
 """Metrics on the progress line and how they are written."""
+
+TIMES = {f"share_{name}": name for name in ("step", *Shares.PARTS)}
+"""Shares of the time, written behind them."""
 
 
 class Progress:
@@ -183,10 +217,16 @@ class Progress:
         for name, form in SHOWN.items():
             if name in self._values and math.isfinite(self._values[name]):
                 parts.append(form.format(self._values[name]))
+        parts += [self._times()] * any(k in self._values for k in TIMES)
         left = (self.steps - step) * self.seconds_per_step()
         if math.isfinite(left) and step < self.steps:
             parts.append(f"{duration(left)} left")
         return "  ".join(parts)
+
+    def _times(self) -> str:
+        """Where the time went: `step 97% data 2% checkpoint 1%`, zeros left out."""
+        shares = {name: self._values.get(key, 0.0) for key, name in TIMES.items()}
+        return " ".join(f"{n} {x:.0%}" for n, x in shares.items() if round(x, 2) > 0)
 
 
 def duration(seconds: float) -> str:

@@ -1,6 +1,5 @@
 """What leaves the running stage: log lines, evaluations, pictures, checkpoints."""
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -8,13 +7,10 @@ import jax
 
 from handjax import checkpoints, integrity, logs, optimizers, resume, train_state
 from handjax.early_stopping import Patience
+from handjax.nonfinite import NonFiniteError
 from handjax.run import Run
 from handjax.stages import Stage
 from handjax.train_state import TrainState
-
-
-class NonFiniteError(RuntimeError):
-    """A loss or gradient became inf or nan."""
 
 
 class Recorder:
@@ -38,7 +34,7 @@ class Recorder:
         self.progress = logs.Progress(stage.name, self.config.steps, active=run.first)
         self._pending: tuple[int, dict[str, Any]] | None = None
         self._rates = dict.fromkeys(optimizers.schedules(self.config), 0.0)
-        self._since, self._at, self._waited = time.monotonic(), begin, 0.0
+        self._at, self._shares = begin, logs.Shares()
 
     def __enter__(self) -> "Recorder":
         self.progress.__enter__()
@@ -51,10 +47,8 @@ class Recorder:
 
     def waited(self, load: Callable[[], Any]) -> Any:
         """Call `load` and count the time as waiting for data."""
-        start = time.monotonic()
-        result = load()
-        self._waited += time.monotonic() - start
-        return result
+        with self._shares.of("data"):
+            return load()
 
     def fetch_later(self, step: int, metrics: dict[str, Any]) -> None:
         """Queue the metrics of this step; take those of the step before.
@@ -68,7 +62,7 @@ class Recorder:
         """Take the metrics that are still on the device.
 
         Raises:
-            NonFiniteError: if one of them is inf or nan.
+            NonFiniteError: if one of them is inf or nan, and none may be skipped.
         """
         if self._pending is None:
             return
@@ -76,35 +70,34 @@ class Recorder:
         values = jax.device_get(metrics)
         norms = values.pop(train_state.GRAD_NORMS)
         bad = train_state.first_nonfinite(values, norms, self.config)
+        skipped = int(values.pop("skipped"))
+        if bad and skipped > self.options.max_skipped:
+            raise NonFiniteError(self.stage.name, step, bad)
         if bad:
-            raise NonFiniteError(self._nonfinite(step, bad))
-        self.sums.add(values)
+            self.run.say(
+                f"stage {self.stage.name}, step {step}: {bad}; the update is left out "
+                f"({skipped} of at most {self.options.max_skipped})"
+            )
+        else:
+            self.sums.add(values)
         self.progress.tick(step)
         self._rates = {name: float(values[name]) for name in self._rates}
         if step % self.options.log_every == 0 or step == self.config.steps:
             self._log(step)
 
     def _log(self, step: int) -> None:
-        now = time.monotonic()
-        seconds = max(now - self._since, 1e-9)
+        seconds, shares = self._shares.take()
+        # Evaluations and checkpoints are not the speed of training.
+        training = max(seconds * (shares["step"] + shares["data"]), 1e-9)
         values = {
             **self.sums.mean(),
             **self._rates,
-            "images_per_s": (step - self._at) * self.config.batch_size / seconds,
-            "data_wait": self._waited / seconds,
+            "images_per_s": (step - self._at) * self.config.batch_size / training,
+            **{f"share_{name}": share for name, share in shares.items()},
         }
-        self._since, self._at, self._waited = now, step, 0.0
+        self._at = step
         self.writer.scalars(step, values)
         self.progress.log(step, values)
-
-    def _nonfinite(self, step: int, bad: str) -> str:
-        saved = self.store.steps()
-        last = f"step {saved[-1]}" if saved else "none"
-        return (
-            f"Stage {self.stage.name!r}, step {step}: {bad}. Nothing of it was saved "
-            f"(last checkpoint: {last}). Lower config.stages.{self.stage.name}."
-            "optimizer.lr, set its grad_clip, or try config.train.precision='float32'."
-        )
 
     def at_intervals(
         self, step: int, state: TrainState, *, last: bool, stopping: bool
@@ -121,19 +114,20 @@ class Recorder:
         if not (save or evaluate or draw):
             return False
         self.flush()
-        start = time.monotonic()
         variables = state.variables
-        if evaluate and self._evaluate(step, variables):
-            save = True
+        with self._shares.of("evaluation"):
+            if evaluate and self._evaluate(step, variables):
+                save = True
         if self.patience.exhausted:
             last = draw = save = True
             if self.sums.count:
                 self._log(step)
-        if draw:
-            self._draw(step, variables)
-        if save:
-            self._save(step, state, last=last)
-        self._since += time.monotonic() - start  # not the speed of training
+        with self._shares.of("evaluation"):
+            if draw:
+                self._draw(step, variables)
+        with self._shares.of("checkpoint"):
+            if save:
+                self._save(step, state, last=last)
         return last
 
     def _evaluate(self, step: int, variables: Any) -> bool:

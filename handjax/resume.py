@@ -71,7 +71,12 @@ def initial_state(
 
 def saved_parts(state: TrainState) -> dict[str, Any]:
     """What a checkpoint holds of a state besides its variables."""
-    return {"opt_state": state.opt_state, "rng": state.rng, "step": state.step}
+    return {
+        "opt_state": state.opt_state,
+        "rng": state.rng,
+        "step": state.step,
+        "skipped": state.skipped,
+    }
 
 
 def _from_checkpoint(found: checkpoints.Restored) -> TrainState:

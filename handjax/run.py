@@ -7,9 +7,8 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import ml_collections
-import numpy as np
 
-from handjax import logs
+from handjax import logs, processes
 from handjax.skeleton import HAND, Skeleton
 from handjax.stages import Stage
 from handjax.types import Batch
@@ -52,6 +51,8 @@ class Run(NamedTuple):
     stop: "Stop"
     skeleton: Skeleton = HAND
     """The joints that are predicted, of the hand model."""
+    profile: bool = False
+    """Whether every stage writes a trace of some updates."""
 
     @property
     def first(self) -> bool:
@@ -87,11 +88,10 @@ class Stop:
             self._left -= 1
             if self._left <= 0:
                 self.reason = self.reason or "--stop_after"
-        if jax.process_count() == 1:
-            return bool(self.reason)
-        from jax.experimental import multihost_utils
+        return self.asked()
 
-        told = multihost_utils.process_allgather(np.array(bool(self.reason)))
-        if np.any(told):
+    def asked(self) -> bool:
+        """Whether the run should end, agreed by all processes."""
+        if not processes.all_agree(not self.reason):
             self.reason = self.reason or "another process, which was told to stop"
         return bool(self.reason)

@@ -12,6 +12,7 @@ built-in hand is rendered on first use; nothing has to be downloaded.
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
@@ -31,7 +32,14 @@ flags.DEFINE_string(
 flags.DEFINE_bool(
     "dry_run",
     False,
-    "print config, parameters, devices, data and steps, and stop there",
+    "print what would be done, and what each device and process would hold, and stop",
+    flag_values=VALUES,
+)
+flags.DEFINE_integer(
+    "devices",
+    None,
+    "with --dry_run: plan for so many devices; --num_processes may go with it",
+    lower_bound=1,
     flag_values=VALUES,
 )
 flags.DEFINE_bool(
@@ -44,10 +52,35 @@ flags.DEFINE_integer(
     "stop_after", None, "save and stop after so many steps", flag_values=VALUES
 )
 flags.DEFINE_bool(
+    "profile",
+    False,
+    "write a trace of five updates of each stage to WORKDIR/profile",
+    flag_values=VALUES,
+)
+flags.DEFINE_bool(
     "distributed",
     False,
-    "several processes: call jax.distributed.initialize(), which knows Cloud TPU, "
-    "Slurm, Kubernetes and MPI",
+    "this is one of several processes, on Cloud TPU, Slurm, Kubernetes or MPI, which "
+    "tell it about the others",
+    flag_values=VALUES,
+)
+flags.DEFINE_string(
+    "coordinator",
+    "",
+    "HOST:PORT of process 0 where nothing else tells it (plain hosts)",
+    flag_values=VALUES,
+)
+flags.DEFINE_integer(
+    "num_processes", None, "with --coordinator: how many there are", flag_values=VALUES
+)
+flags.DEFINE_integer(
+    "process_id", None, "with --coordinator: which one this is", flag_values=VALUES
+)
+flags.DEFINE_integer(
+    "heartbeat_s",
+    100,
+    "seconds after which a silent process is taken for dead",
+    lower_bound=2,
     flag_values=VALUES,
 )
 
@@ -62,16 +95,48 @@ def main(values: flags.FlagValues) -> int:
         configs.check(values.config)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    if values.devices and not values.dry_run:
+        raise UsageError("--devices plans a run and needs --dry_run.")
+    if values.dry_run:
+        return _plan(values)
     from handjax import launch  # imports jax, flax and orbax
 
     return launch.train(
         values.config,
         values.workdir,
-        dry_run=values.dry_run,
         force_config=values.force_config,
         stop_after=values.stop_after,
-        distributed=values.distributed,
+        cluster=_cluster(values),
+        profile=values.profile,
     )
+
+
+def _plan(values: flags.FlagValues) -> int:
+    """Say what would be done; no accelerator is needed or touched."""
+    import jax
+
+    if values.devices:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", values.devices)
+    from handjax import launch
+
+    launch.dry_run(
+        values.config,
+        values.workdir,
+        force_config=values.force_config,
+        num_processes=values.num_processes or 1,
+    )
+    return 0
+
+
+def _cluster(values: flags.FlagValues) -> Any:
+    """What the flags say of other processes; None for a run of one process."""
+    from handjax.processes import Cluster
+
+    told = Cluster(values.coordinator, values.num_processes, values.process_id)
+    if not values.distributed and told == Cluster():
+        return None
+    return told._replace(heartbeat_s=values.heartbeat_s)
 
 
 def cli(argv: Sequence[str] | None = None) -> int:

@@ -36,6 +36,8 @@ class TrainState(NamedTuple):
     """Of the trainable parameters only."""
     rng: Any
     """Key data of the stage; step n uses `fold_in(rng, n)`."""
+    skipped: Any
+    """Number of updates that were not made because they were not finite, int32."""
 
     @property
     def variables(self) -> Variables:
@@ -106,6 +108,7 @@ def create(
         collections={k: v for k, v in variables.items() if k != "params"},
         opt_state=optimizers.optimizer(config).init(trainable),
         rng=jax.random.key_data(rng),
+        skipped=jnp.zeros((), jnp.int32),
     )
 
 
@@ -116,11 +119,16 @@ def make_step(
     *,
     devices: int = 1,
     batch_norm: str = "global",
+    max_skipped: int = 0,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]:
     """The function (state, batch) -> (state, metrics) of one stage, not yet jitted.
 
     Metrics hold `loss`, `loss_<name>` unweighted, `lr` and `lr_<group>`, `grad_norm`,
-    `update_norm`, what the family returns, and `GRAD_NORMS`.
+    `update_norm`, `skipped`, what the family returns, and `GRAD_NORMS`.
+
+    An update that is not finite is not made. If it may be skipped, the state is at the
+    next step all the same; if not, it stays for good what it was before that update,
+    however often the function is called after it.
 
     Args:
         model: of the family.
@@ -129,6 +137,7 @@ def make_step(
         devices: that share the batch, each a run of its rows.
         batch_norm: `config.train.batch_norm`; with "device", the rows of each device
             are normalised by their own statistics.
+        max_skipped: updates that may be skipped in a stage.
     """
     tx = optimizers.optimizer(config)
     rates = optimizers.schedules(config)
@@ -169,16 +178,38 @@ def make_step(
             "update_norm": optax.tree.norm(changes),
             GRAD_NORMS: norms,
         }
-        state = TrainState(
+        moved = TrainState(
             step=state.step + 1,
             params=nested({**rest, **trainable}),
             collections={**state.collections, **updates},
             opt_state=opt_state,
             rng=state.rng,
+            skipped=state.skipped,
         )
-        return state, metrics
+        state = _guarded(state, moved, _all_finite(metrics, weights), max_skipped)
+        return state, {**metrics, "skipped": state.skipped}
 
     return step
+
+
+def _all_finite(metrics: dict[str, Any], weights: dict[str, float]) -> Any:
+    """Whether none of what `first_nonfinite` looks at is inf or nan."""
+    names = *(f"loss_{name}" for name in weights), *_FINITE
+    values = [metrics[name] for name in names] + list(metrics[GRAD_NORMS].values())
+    return jnp.all(jnp.isfinite(jnp.stack([jnp.asarray(v, float) for v in values])))
+
+
+_FINITE = ("loss", "grad_norm", "update_norm")
+
+
+def _guarded(old: TrainState, new: TrainState, finite: Any, limit: int) -> TrainState:
+    """The state after an update; see `make_step`."""
+    given_up = old.skipped > limit
+    skipped = jnp.where(given_up | finite, old.skipped, old.skipped + 1)
+    make = finite & ~given_up
+    kept = jax.tree.map(lambda x, y: jnp.where(make, y, x), old, new)
+    step = jnp.where(skipped > limit, old.step, new.step)
+    return kept._replace(step=step, skipped=skipped)
 
 
 def _on_each_device(stage: Stage, devices: int) -> Callable:
@@ -277,7 +308,7 @@ def first_nonfinite(
     for name in sorted(grad_norms):
         if not np.isfinite(grad_norms[name]):
             return f"the gradient of {name!r} is {float(grad_norms[name])}"
-    for name in ("loss", "grad_norm", "update_norm"):
+    for name in _FINITE:
         if not np.isfinite(metrics[name]):
             return f"{name!r} is {float(metrics[name])}"
     return ""

@@ -6,6 +6,7 @@ Nothing here knows a family; see `stages.Stage` for what one has to say.
 """
 
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import jax
@@ -15,11 +16,14 @@ from handjax import (
     init_from,
     integrity,
     logs,
+    nonfinite,
     resume,
     sharding,
     train_state,
 )
 from handjax.checkpoints import Checkpoints
+from handjax.nonfinite import NonFiniteError
+from handjax.profiling import Profile
 from handjax.recorder import Recorder
 from handjax.resume import Carried
 from handjax.run import Run
@@ -36,7 +40,7 @@ def fit(run: Run) -> Carried | None:
 
     Raises:
         ValueError: from a stage's own check or a mismatch of stages and config.
-        recorder.NonFiniteError: when a loss or gradient is inf or nan.
+        NonFiniteError: when a loss or gradient is inf or nan, once too often.
         checkpoints.CheckpointError: when a checkpoint cannot be written.
     """
     stages = run.family.stages(run.config)
@@ -89,6 +93,10 @@ def train_stage(
         run.say(f"stage {stage.name}: finished at step {begin}{why}")
         store.close()
         return state.variables, meta
+    if run.stop.asked():  # while the run was prepared
+        run.say(f"stopped by {run.stop.reason} before training; nothing is lost")
+        store.close()
+        return None
     _forget_later(run, stage, begin)
     # ---- data and compiled step ---------------------------------------------
     size = sharding.per_process(config, run.mesh, f"stages.{stage.name}")
@@ -97,16 +105,23 @@ def train_stage(
     with logs.timed("compiling train step", active=run.first):
         step_fn = _compiled(run, stage, state, batch)
     # ---- loop ---------------------------------------------------------------
-    with Recorder(run, stage, store, sums, patience, begin, meta) as recorder:
+    recording = Recorder(run, stage, store, sums, patience, begin, meta)
+    with recording as recorder, closing(Profile(run, stage.name, begin)) as profile:
         for step in range(begin + 1, config.steps + 1):
+            profile.before(step)
             state, metrics = step_fn(state, batch)
-            recorder.fetch_later(step, metrics)
+            profile.after(step, state)
             last, stopping = step == config.steps, run.stop.step()
-            if not (last or stopping):  # while the device computes
-                batch = recorder.waited(
-                    lambda: sharding.global_batch(run.mesh, next(batches))
-                )
-            if recorder.at_intervals(step, state, last=last, stopping=stopping):
+            try:
+                recorder.fetch_later(step, metrics)
+                if not (last or stopping):  # while the device computes
+                    batch = recorder.waited(
+                        lambda: sharding.global_batch(run.mesh, next(batches))
+                    )
+                ended = recorder.at_intervals(step, state, last=last, stopping=stopping)
+            except NonFiniteError as error:
+                raise _kept(run, stage, state, store, error) from error
+            if ended:
                 break
             if stopping:
                 recorder.wait_for_disk()
@@ -123,6 +138,16 @@ def train_stage(
     return state.variables, meta
 
 
+def _kept(
+    run: Run, stage: Stage, state: TrainState, store: Checkpoints, error: NonFiniteError
+) -> NonFiniteError:
+    """The error, once state and batch of its update are on the disk."""
+    size = sharding.per_process(run.config.stages[stage.name], run.mesh, "")
+    batch = next(run.data.train(stage, size, error.step - 1))
+    directory = nonfinite.keep(run, stage, state, batch, error)
+    return error.kept_in(directory, store.steps())
+
+
 def _compiled(run: Run, stage: Stage, state: TrainState, batch: Batch) -> Callable:
     step = train_state.make_step(
         run.model,
@@ -130,6 +155,7 @@ def _compiled(run: Run, stage: Stage, state: TrainState, batch: Batch) -> Callab
         run.config.stages[stage.name],
         devices=run.mesh.size,
         batch_norm=run.config.train.batch_norm,
+        max_skipped=run.config.train.max_skipped,
     )
     same = jax.tree.map(lambda x: x.sharding, state)
     jitted = jax.jit(

@@ -164,7 +164,10 @@ def batch(size: int, seed: tuple[int, ...], crop: int = 16) -> Batch:
 
 
 class Data:
-    """Batches from memory; step n is the same however the run got there."""
+    """Batches from memory; step n is the same however the run got there.
+
+    Each process has its rows of it.
+    """
 
     def __init__(self, seed: int = 0):
         self.seed = seed
@@ -172,7 +175,9 @@ class Data:
     def train(self, stage, batch_size, start_step):
         step = start_step
         while True:
-            made = batch(batch_size, (self.seed, step))
+            made = batch(batch_size * jax.process_count(), (self.seed, step))
+            begin = batch_size * jax.process_index()
+            made = jax.tree.map(lambda x: x[begin : begin + batch_size], made)  # noqa: B023
             yield made if stage.needs_image else made._replace(image=None)
             step += 1
 
@@ -182,6 +187,9 @@ class Data:
 
     def describe(self) -> str:
         return "noise from memory"
+
+    def fingerprint(self) -> str:
+        return "noise"
 
     def describe_poses(self) -> str:
         return "noise from memory"

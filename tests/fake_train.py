@@ -23,6 +23,7 @@ class Data(fake_family.Data):
 sys.modules["handjax.data"] = types.SimpleNamespace(  # type: ignore[assignment]
     open_data=lambda config, hand_file, create: Data(),
     example_batch=lambda config, hand_file: fake_family.batch(2, (0,)),
+    for_stage=lambda batch, stage: batch,
 )
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from handjax import checkpoints, models, train_state, training
-from handjax.recorder import NonFiniteError
+from handjax.nonfinite import NonFiniteError
 from handjax.run import Hooks, Run, Stop
 from handjax.sharding import make_mesh
 
@@ -40,7 +40,7 @@ def _lines(workdir):
         {
             k: v
             for k, v in json.loads(x).items()
-            if k not in ("images_per_s", "data_wait")
+            if not k.startswith(("images_per_s", "share_"))
         }
         for x in text.splitlines()
     ]

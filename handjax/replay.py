@@ -1,0 +1,136 @@
+r"""Make an update again that was inf or nan, and say where it breaks.
+
+    python -m handjax.replay --update runs/tokenhand/nonfinite/mesh-1200
+
+Training names the directory when it stops. Nothing is written. Losses and gradients are
+printed, and the operation that first makes a number that is not finite.
+"""
+
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from handjax import command_line
+from handjax.command_line import UsageError
+
+if TYPE_CHECKING:
+    from handjax.stages import Stage
+    from handjax.train_state import TrainState
+    from handjax.types import Batch
+
+VALUES = flags.FlagValues()
+flags.DEFINE_string(
+    "update",
+    None,
+    "directory of the update: WORKDIR/nonfinite/STAGE-N",
+    flag_values=VALUES,
+)
+flags.DEFINE_bool(
+    "where", True, "look for the operation that breaks it", flag_values=VALUES
+)
+
+
+def main(values: flags.FlagValues) -> int:
+    """Make the update; 0 if it is finite here, 1 if it is not."""
+    if not values.update:
+        raise UsageError("--update is missing; pass WORKDIR/nonfinite/STAGE-N.")
+    import jax
+
+    from handjax import logs, nonfinite, train_state
+
+    try:
+        kept, batch = nonfinite.read(Path(values.update))
+    except FileNotFoundError as error:
+        raise UsageError(str(error)) from error
+    config, model, stage, state = _restored(Path(values.update), kept)
+    options = config.stages[stage.name]
+    step = train_state.make_step(model, stage, options)
+    logs.say(f"stage {kept.stage}, update {kept.step}: {kept.what} when it was trained")
+    _, metrics = jax.jit(step)(state, batch)
+    found = jax.device_get(metrics)
+    norms = found.pop(train_state.GRAD_NORMS)
+    for name in sorted(found):
+        if name.startswith("loss"):
+            logs.say(f"  {name:<24} {float(found[name]):.6g}")
+    logs.say(f"  {'grad_norm':<24} {float(found['grad_norm']):.6g}")
+    bad = train_state.first_nonfinite(found, norms, options)
+    if not bad:
+        logs.say("here it is finite: another device or version computes it otherwise")
+        return 0
+    logs.say(f"here, too: {bad}")
+    if values.where:
+        logs.say(_first_operation(step, state, batch))
+    return 1
+
+
+def _restored(directory: Path, kept: Any) -> "tuple[Any, Any, Stage, TrainState]":
+    """Config, model, stage and state before the update."""
+    import jax
+
+    from handjax import checkpoints, models, train_state
+    from handjax.resume import saved_parts
+    from handjax.train_state import TrainState
+
+    config = checkpoints.read_config(directory)
+    family = models.load(config.family)
+    (stage,) = (s for s in family.stages(config) if s.name == kept.stage)
+    step = kept.step - 1
+    variables, _ = checkpoints.load_variables(directory, stage.name, step)
+    edges = models.skeleton_of(variables).bones
+    model = checkpoints.build_model(family, config, dtype=kept.dtype, edges=edges)
+    shapes = jax.eval_shape(
+        lambda: train_state.create(
+            variables, stage, config.stages[stage.name], jax.random.key(0)
+        )
+    )
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    target = checkpoints.abstract(shapes, jax.tree.map(lambda _: here, shapes))
+    store = checkpoints.Checkpoints(directory, stage.name)
+    found = store.restore(target.variables, saved_parts(target), print)
+    store.close()
+    if found is None:
+        raise UsageError(f"{directory} has no checkpoint of stage {stage.name!r}.")
+    collections = {k: v for k, v in found.variables.items() if k != "params"}
+    state = TrainState(
+        params=found.variables["params"], collections=collections, **found.train
+    )
+    return config, model, stage, state
+
+
+def _first_operation(step: Any, state: "TrainState", batch: "Batch") -> str:
+    """Sentence about the operation whose result is the first inf or nan."""
+    import jax
+
+    with jax.debug_nans(True), jax.debug_infs(True), jax.disable_jit():
+        try:
+            step(state, batch)
+        except FloatingPointError as error:
+            return _located(error)
+    return "no single operation made it when they were run one by one"
+
+
+def _located(error: FloatingPointError) -> str:
+    root = str(Path(__file__).parents[1])
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [
+        f for f in frames if f.filename.startswith(root) and "venv" not in f.filename
+    ]
+    said = str(error).splitlines()[0]
+    if not ours:
+        return said
+    last = ours[-1]
+    place = f"{Path(last.filename).relative_to(root)}:{last.lineno}"
+    return f"first made in {place}, {last.name}: {last.line}\n  {said}"
+
+
+def cli(argv: Sequence[str] | None = None) -> int:
+    """Entry: flags from the command line."""
+    return command_line.run(main, VALUES, __doc__ or "", argv)
+
+
+if __name__ == "__main__":
+    sys.exit(cli())
