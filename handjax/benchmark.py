@@ -6,6 +6,7 @@ r"""Measure a model on this machine: compilation, speed, memory, work.
     python -m handjax.benchmark --config configs/simplehand.py --what peer
     python -m handjax.benchmark --config configs/hamba.py --what tokens
     python -m handjax.benchmark --config configs/mmhmr.py --what sampling
+    python -m handjax.benchmark --config configs/mmhmr.py --what scaling --devices 64
 
 Weights are random and pictures black, which changes no timing. Standard output gets one
 JSON object a line (name, metric, value, unit, method, device, versions), standard
@@ -31,9 +32,11 @@ MEASURES = {
     "parts": "milliseconds for each part of a model, one image",
     "sampling": "milliseconds for one image in 1, 3, 5 and 10 steps of sampling",
     "tokens": "attention and scans on 192 and 22 tokens: size, work, time, memory",
+    "scaling": "bytes that the devices of a pod send each other in an update, and the "
+    "share of its time that is left for computing; alone, with --devices",
     "peer": "the same network here and in PyTorch (eager, fused, compiled), in turn",
 }
-ON_REQUEST = ("ops", "parts", "sampling", "tokens", "peer")
+ON_REQUEST = ("ops", "parts", "sampling", "scaling", "tokens", "peer")
 DEFAULT = [name for name in MEASURES if name not in ON_REQUEST]
 
 VALUES = flags.FlagValues()
@@ -52,6 +55,13 @@ flags.DEFINE_integer(
     256,
     "largest batch that throughput tries",
     lower_bound=1,
+    flag_values=VALUES,
+)
+flags.DEFINE_integer(
+    "devices",
+    64,
+    "simulated devices, for scaling",
+    lower_bound=2,
     flag_values=VALUES,
 )
 flags.DEFINE_list(
@@ -78,6 +88,8 @@ def main(values: flags.FlagValues) -> int:
             f"--batch_sizes={','.join(values.batch_sizes)!r} must be whole numbers "
             "above 0, such as 1,8,32."
         )
+    if "scaling" in values.what:
+        _simulate(values.what, values.devices)
     from handjax import measurements  # imports jax and flax
 
     try:
@@ -91,6 +103,16 @@ def main(values: flags.FlagValues) -> int:
     except (ValueError, FileNotFoundError) as error:
         raise UsageError(str(error)) from error
     return 0
+
+
+def _simulate(what: Sequence[str], devices: int) -> None:
+    """Let this process have so many CPU devices."""
+    if len(what) > 1:
+        raise UsageError("--what=scaling simulates devices; measure it alone.")
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", devices)
 
 
 def cli(argv: Sequence[str] | None = None) -> int:

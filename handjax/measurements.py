@@ -30,6 +30,7 @@ from handjax import (
     models,
     op_timings,
     peer_timings,
+    scaling,
     timing,
     token_timings,
     train_state,
@@ -97,12 +98,15 @@ def run(
         "versions": launch.versions(),
     }
     found = []
-    subject = prepare(config) if set(what) - {"ops", "tokens"} else None
+    alone = {"ops", "tokens", "scaling"}  # need no weights
+    subject = prepare(config) if set(what) - alone else None
     for name in what:
         if name == "ops":
             results = _ops(seconds / 10)
         elif name == "tokens":
             results = _tokens(config, seconds)
+        elif name == "scaling":
+            results = [Measurement(*row) for row in scaling.rows(config)]
         else:
             results = _measure(name, subject, seconds, max_batch, batch_sizes)
         for result in results:

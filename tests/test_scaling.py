@@ -1,0 +1,48 @@
+"""Bytes between devices, and what they cost."""
+
+import fake_family
+import jax
+import pytest
+from test_nonfinite import _run
+
+from handjax import scaling, sharding
+from handjax.scaling import Chip, Traffic
+
+
+def test_collectives_are_read_from_a_program():
+    program = """
+  %a = f32[256,4]{1,0} all-reduce(f32[256,4]{1,0} %x), channel_id=1
+  %b = (bf16[8]{0}, pred[3]{0}) all-reduce-start(%y, %z), channel_id=2
+  %c = (f32[10]{0}) all-reduce-done(%b)
+  %d = u32[2,5]{1,0} all-gather(u32[1,5]{1,0} %w), dimensions={0}
+  %e = f32[] add(%p, %q)
+"""
+    found = scaling.collectives(program)
+    assert found == {"all-reduce": 256 * 4 * 4 + 8 * 2 + 3, "all-gather": 40}
+
+
+def test_efficiency_is_the_share_of_computing():
+    chip = Chip(flops=1e12 / scaling.MFU, link=1e9, source="")
+    # 1 s of work; 8 devices send 2 * 7/8 of 400 MB: 0.7 s.
+    seen = Traffic({"all-reduce": 400_000_000}, 1e12, 0)
+    found = scaling.efficiency(seen, chip, 8)
+    assert found.alone == pytest.approx(1 / 1.7)
+    assert found.overlapped == 1.0
+    more = Traffic({"all-reduce": 400_000_000, "all-gather": 8e8}, 1e12, 0)
+    found = scaling.efficiency(more, chip, 8)
+    assert found.alone == pytest.approx(1 / 2.4)
+    assert found.overlapped == pytest.approx(1 / 1.4)
+
+
+def test_an_update_sums_every_gradient_over_the_devices_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(scaling.data, "for_stage", lambda batch, stage: batch)
+    run = _run(tmp_path / "w")
+    run = run._replace(mesh=sharding.make_mesh(run.config.mesh, jax.devices()[:4]))
+    mesh = fake_family.stages(run.config)[1]
+    seen = scaling.traffic(run, mesh)
+    head = 16 * 3 * 8 + 8
+    norm = 2 * (16 * 3)
+    sent = seen.bytes_by_kind["all-reduce"]
+    # Beside gradients: moments of the norm, loss, metrics; the frozen decoder is none.
+    assert 4 * (head + norm) <= sent < 2 * 4 * (head + norm) + 200
+    assert seen.flops > 0
