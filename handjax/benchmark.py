@@ -3,6 +3,7 @@ r"""Measure a model on this machine: compilation, speed, memory, work.
     python -m handjax.benchmark --config configs/tokenhand.py:small
     python -m handjax.benchmark --config configs/tokenhand.py --what latency,flops
     python -m handjax.benchmark --config configs/tokenhand.py:small --what ops
+    python -m handjax.benchmark --config configs/tokenhand.py:small --what waiting
     python -m handjax.benchmark --config configs/simplehand.py --what peer
     python -m handjax.benchmark --config configs/hamba.py --what tokens
     python -m handjax.benchmark --config configs/mmhmr.py --what sampling
@@ -32,11 +33,12 @@ MEASURES = {
     "parts": "milliseconds for each part of a model, one image",
     "sampling": "milliseconds for one image in 1, 3, 5 and 10 steps of sampling",
     "tokens": "attention and scans on 192 and 22 tokens: size, work, time, memory",
+    "waiting": "share of an update's time that is spent waiting for the loader's data",
     "scaling": "bytes that the devices of a pod send each other in an update, and the "
     "share of its time that is left for computing; alone, with --devices",
     "peer": "the same network here and in PyTorch (eager, fused, compiled), in turn",
 }
-ON_REQUEST = ("ops", "parts", "sampling", "scaling", "tokens", "peer")
+ON_REQUEST = ("ops", "parts", "sampling", "scaling", "tokens", "waiting", "peer")
 DEFAULT = [name for name in MEASURES if name not in ON_REQUEST]
 
 VALUES = flags.FlagValues()

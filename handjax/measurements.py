@@ -150,7 +150,7 @@ def _measure(
         options["max_batch"] = max_batch
     if name == "peer":
         options["batch_sizes"] = batch_sizes
-    if name in ("latency", "throughput", "train_step", "parts", "sampling", "peer"):
+    if name not in ("compile", "memory", "flops"):
         options["seconds"] = seconds
     yield from measure(subject, **options)
 
@@ -254,6 +254,33 @@ def _train_step(subject, seconds):
         name = f"{subject.config.family}/{name}"
         yield Measurement(name, "step_time", round(1e3 * step, 2), "ms", method)
         yield Measurement(name, "rate", round(size / step, 2), "examples/s", method)
+
+
+def _waiting(subject, seconds):
+    """Share of the time of updates in which the trainer stands and waits for data."""
+    config = subject.config
+    hand_file = mano_files.load(
+        config.hand.source, side=config.hand.side, tips=config.hand.tips or None
+    )
+    opened = data.open_data(config, hand_file)
+    for stage in subject.stages:
+        program, (state, _) = _step_program(subject, stage)
+        size = config.stages[stage.name].batch_size
+        batches = opened.train(stage, size, 0)
+        batch, updates, waited = next(batches), 0, 0.0
+        jax.block_until_ready(program(state, batch))  # compiles
+        begin = time.perf_counter()
+        while time.perf_counter() - begin < seconds:
+            state, metrics = program(state, batch)
+            start = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - start
+            jax.block_until_ready(metrics)
+            updates += 1
+        share = waited / (time.perf_counter() - begin)
+        method = f"batch {size}, {updates} updates with batches of the loader"
+        name = f"{config.family}/{stage.name} step"
+        yield Measurement(name, "waiting", round(100 * share, 2), "%", method)
 
 
 def _peer(subject, seconds, batch_sizes):

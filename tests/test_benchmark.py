@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import fake_family
@@ -55,6 +56,21 @@ def test_every_measure_prints_json_lines_and_a_table(monkeypatch, capsys):
         ("fake/mesh step", "flops"),
     }
     assert "fake/mesh step" in output.err
+
+
+def test_waiting_is_the_share_of_a_slow_loader(monkeypatch, capsys):
+    class Slow(fake_family.Data):
+        def train(self, stage, batch_size, start_step):
+            for batch in super().train(stage, batch_size, start_step):
+                time.sleep(0.5)
+                yield batch
+
+    monkeypatch.setattr(models, "load", lambda name: fake_family)
+    monkeypatch.setattr(measurements.data, "open_data", lambda config, hand: Slow())
+    assert run("--what=waiting", "--seconds=1") == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [x["name"] for x in lines] == ["fake/tokenizer step", "fake/mesh step"]
+    assert all(50 < line["value"] <= 100 for line in lines)
 
 
 def test_flops_of_a_dense_model_are_those_of_its_matrices(monkeypatch):
