@@ -1,110 +1,34 @@
-"""Measure a trained model on a split.
+"""Measure a trained model on a split, or score a file of predictions of anybody.
 
     python -m handjax.evaluate --workdir W
     python -m handjax.evaluate --workdir W --procrustes proper --config.data.dir=DIR
     python -m handjax.evaluate --workdir W --tta released --config.eval.num=100
+    python -m handjax.evaluate --benchmark freihand --predictions pred.json --truth DIR
+    python -m handjax.evaluate --benchmark ho3d_v2 --predictions pred.zip --check
 
 Prints a table (millimetres; F-scores and areas as fractions) and writes
 `W/eval/<step>/<benchmark>.json`. Beside the model stand the mean hand, which never sees
 the picture, and, for models that predict tokens, the tokenizer's reconstruction of
 the true mesh, which is the floor of their error.
+
+With --benchmark the numbers are those of the benchmark's official script, under its
+names; without --workdir they are written to the folder of the predictions.
 """
 
 import argparse
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from handjax import protocols
+from handjax.command_line import UsageError
 
 if TYPE_CHECKING:
     from handjax.mean_hand import MeanHand
     from handjax.stages import Stage
-    from handjax.types import Batch, HandOutput
-
-
-def evaluate_stage(
-    model: Any,
-    variables: Any,
-    stage: "Stage",
-    eval_batches: "Iterable[Batch]",
-    *,
-    root: int,
-    procrustes: str = "freihand",
-    mean_hand: "MeanHand | None" = None,
-    predict: "Callable[[Any, Batch], HandOutput] | None" = None,
-    tta_mode: str | None = None,
-    on_batch: "Callable[[int], None] | None" = None,
-    generated: bool = False,
-) -> dict[str, Any]:
-    """Run one stage's prediction over a split and average its errors.
-
-    Args:
-        model: The family's Model.
-        variables: Its Flax collections.
-        stage: Whose `predict_fn` is measured.
-        eval_batches: Numpy batches, padding marked by `example_valid`.
-        root: Joint subtracted before the errors without alignment.
-        procrustes: "freihand" (reflections allowed) or "proper"; see `metrics`.
-        mean_hand: Baseline that is measured on the same hands; None leaves it out.
-        predict: Compiled (variables, batch) -> HandOutput, kept by callers that
-            evaluate more than once; None compiles `stage.predict_fn`.
-        tta_mode: Test-time augmentation, a key of `tta.MODES`; None looks once.
-        on_batch: Called with the number of hands done so far.
-        generated: Whether hands are made of texts, which adds `generation`.
-
-    Returns:
-        `count` (hands), `metrics` (keys of `metrics.METRICS`; None where the split has
-        no such annotation), `baseline` ({"mean_hand": the same keys} or {}) and, of
-        generated hands, `generation` (keys of `metrics.GENERATION_METRICS`).
-    """
-    import functools
-
-    import jax
-
-    from handjax import tta
-    from handjax.mean_hand import MeanHandSums
-    from handjax.metrics import GenerationSums, MetricSums
-
-    if predict is None:
-        function = tta.augmented(stage.predict_fn, tta_mode)
-        predict = jax.jit(functools.partial(function, model))
-    answers = tta.answers_per_hand(tta_mode)
-    sums = MetricSums(root=root, procrustes=procrustes)
-    baseline = (
-        MeanHandSums(mean_hand, root=root, procrustes=procrustes) if mean_hand else None
-    )
-    generation = GenerationSums(root=root, procrustes=procrustes) if generated else None
-    for batch in eval_batches:
-        # Errors need two fields; fetching logits as well would cost more than they do.
-        output = predict(variables, batch)._replace(logits=None)
-        output = jax.device_get(output)
-        sums.add(_repeated(batch, answers), output)
-        if generation:
-            generation.add(batch, output)
-        if baseline:
-            baseline.add(batch)
-        if on_batch:
-            on_batch(sums.count // answers)
-    return {
-        "count": sums.count // answers,
-        "metrics": sums.means(),
-        "baseline": {"mean_hand": baseline.means()} if baseline else {},
-        **({"generation": generation.means()} if generation else {}),
-        "confidence": sums.by_confidence(),
-    }
-
-
-def _repeated(batch: "Batch", times: int) -> "Batch":
-    """The truth of each answer: the batch again and again, without its pictures."""
-    import jax
-    import numpy as np
-
-    if times == 1:
-        return batch
-    truth = batch._replace(image=None)
-    return jax.tree.map(lambda x: np.concatenate([x] * times), truth)
 
 
 # --- entry --------------------------------------------------------------------------
@@ -119,16 +43,16 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--workdir", required=True, help="directory of a trained model")
+    add("--workdir", help="directory of a trained model")
     add("--stage", help="training stage; default: the last one")
     add("--step", type=int, help="checkpoint; default: the newest one")
-    add("--split", default="test", help="split of the data set; default: test")
+    add("--split", help="split of the data set; default: test")
     add(
         "--procrustes",
-        default="freihand",
-        choices=("freihand", "proper"),
-        help="alignment of the PA metrics: reflections allowed, as FreiHAND's official "
-        "script does, or rotations only",
+        choices=("freihand", "proper", "hamer", "metro"),
+        help="alignment of the PA metrics: reflections allowed, as the official "
+        "scripts of FreiHAND, HO3D and DexYCB do, or rotations only, as the code of "
+        "HaMeR and METRO does and most papers on DexYCB; default: freihand",
     )
     add(
         "--tta",
@@ -137,15 +61,24 @@ def _parser() -> argparse.ArgumentParser:
         "fused as in Hamba's release, their errors averaged as in its paper, or simply "
         "averaged; takes 95 times as long (--config.eval.num=N: the first N hands)",
     )
+    add(
+        "--benchmark",
+        choices=protocols.names(),
+        help="score by this benchmark's official protocol",
+    )
+    add("--predictions", help="file to score, in the benchmark's format: any system's")
+    add("--truth", help="folder of the benchmark's ground truth, as published")
+    add("--check", action="store_true", help="only look whether --predictions is sound")
+    add("--output", help="folder of the scores; default: that of --predictions")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     arguments, rest = _parser().parse_known_args(argv)
-    from handjax.command_line import UsageError
-
     try:
+        if arguments.predictions:
+            return _score_file(arguments, rest)
         report, path = run(arguments, _overrides(rest))
     except (OSError, ValueError, UsageError, RuntimeError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -155,9 +88,52 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
-    from handjax.command_line import UsageError
+def _score_file(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Score or check `--predictions`; 1 if a check finds something."""
+    from handjax import scoring
 
+    _check_scoring(arguments, rest)
+    benchmark = protocols.load(arguments.benchmark)
+    path = Path(arguments.predictions)
+    if arguments.check:
+        found = benchmark.check(benchmark.read_predictions(path))
+        print(f"{path}: {'nothing' if not found else len(found)} to remark")
+        print("".join(f"  {text}\n" for text in found), end="")
+        return 1 if found else 0
+    report = scoring.score(
+        benchmark,
+        path,
+        Path(arguments.truth),
+        procrustes=arguments.procrustes,
+        options={"split": arguments.split},
+    )
+    folder = Path(arguments.output or path.parent)
+    name = scoring.file_stem(report)
+    written, _ = scoring.write(report, folder / f"{path.stem}_{name}")
+    print(scoring.table(report))
+    print(f"written to {written}")
+    return 0
+
+
+def _check_scoring(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Refuse flags that mean nothing for a file of predictions."""
+    if not arguments.benchmark:
+        raise UsageError(
+            "--predictions needs --benchmark, one of " + ", ".join(protocols.names())
+        )
+    for flag in ("workdir", "stage", "step", "tta"):
+        if getattr(arguments, flag) is not None:
+            raise UsageError(f"--{flag} is of models; leave it out with --predictions.")
+    if rest:
+        raise UsageError(f"{rest[0]!r} is of models; leave it out with --predictions.")
+    if not (arguments.truth or arguments.check):
+        truth = protocols.load(arguments.benchmark).truth
+        raise UsageError(
+            f"--truth is missing. {truth} Or only look at the file: --check."
+        )
+
+
+def _overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
     pairs = []
     for argument in rest:
         name, equals, value = argument.partition("=")
@@ -174,6 +150,10 @@ def run(
     arguments: argparse.Namespace, overrides: Sequence[tuple[str, str]] = ()
 ) -> tuple[dict[str, Any], Path]:
     """Evaluate as the command line says; returns the report and where it stands."""
+    if not arguments.workdir:
+        raise UsageError(
+            "pass --workdir of a trained model, or --benchmark and --predictions."
+        )
     from handjax import (
         checkpoints,
         command_line,
@@ -185,8 +165,10 @@ def run(
         tta,
     )
     from handjax.config import LABELLED_POSES
+    from handjax.evaluation import evaluate_stage
     from handjax.metrics import PROTOCOLS
 
+    split, procrustes = arguments.split or "test", arguments.procrustes or "freihand"
     # Orbax tells absl's log about every default it takes.
     logging.getLogger("absl").setLevel(logging.ERROR)
     config, model, variables, name, step = checkpoints.load_for_inference(
@@ -215,14 +197,14 @@ def run(
             flush=True,
         )
     options = dict(
-        root=hand_file.skeleton.roots[config.data.root], procrustes=arguments.procrustes
+        root=hand_file.skeleton.roots[config.data.root], procrustes=procrustes
     )
     mean = mean_hand.fit(opened.train_split(stage))
     result = evaluate_stage(
         model,
         variables,
         stage,
-        opened.evaluation(stage, split=arguments.split),
+        opened.evaluation(stage, split=split),
         mean_hand=mean,
         tta_mode=arguments.tta,
         on_batch=_Progress(),
@@ -235,7 +217,7 @@ def run(
                 model,
                 variables,
                 s,
-                opened.evaluation(s, split=arguments.split),
+                opened.evaluation(s, split=split),
                 **options,
             )["metrics"]
             for s in stages
@@ -244,7 +226,7 @@ def run(
     benchmark = benchmark_name(config, stage, stages, arguments)
     report = {
         "benchmark": benchmark,
-        "protocol": PROTOCOLS[arguments.procrustes],
+        "protocol": PROTOCOLS[procrustes],
         "tta": augmentation,
         "definitions": _definitions(config, mean),
         "family": config.family,
@@ -262,10 +244,10 @@ def benchmark_name(config: Any, stage: "Stage", stages, arguments) -> str:
     """Data set and split; earlier stages, the other protocol and TTA are told apart."""
     from handjax.config import evaluated_on
 
-    parts = [evaluated_on(config, stage.name), arguments.split]
+    parts = [evaluated_on(config, stage.name), arguments.split or "test"]
     if stage.name != stages[-1].name:
         parts.append(stage.name)
-    if arguments.procrustes != "freihand":
+    if arguments.procrustes not in (None, "freihand"):
         parts.append(arguments.procrustes)
     if arguments.tta:
         parts.append(f"tta_{arguments.tta}")

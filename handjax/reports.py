@@ -33,7 +33,7 @@ class Reports:
     ) -> dict[str, Any]:
         """Measure on the test split; writes `eval/<step>/<benchmark>.json`."""
         from handjax import mean_hand
-        from handjax.evaluate import evaluate_stage
+        from handjax.evaluation import evaluate_stage
 
         where = configs.evaluated_on(run.config, stage.name)
         if where not in self._mean_hands:

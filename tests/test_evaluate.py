@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from handjax import evaluate, mean_hand, models, tta
+from handjax import evaluate, evaluation, mean_hand, models, tta
 from handjax.metrics import METRICS
 from handjax.stages import Stage
 from handjax.types import Batch, HandOutput
@@ -38,7 +38,7 @@ STAGE = Stage("mesh", None, off_by, ".*", needs_image=True)
 
 def test_evaluate_stage_counts_hands_and_measures_both():
     done = []
-    report = evaluate.evaluate_stage(
+    report = evaluation.evaluate_stage(
         None,
         np.float32(0.01),
         STAGE,
@@ -90,7 +90,7 @@ def test_augmentation_averages_predictions_or_their_errors():
     assert expected["paper"] > 2 * expected["mean"]
     for mode, error in expected.items():
         done = []
-        report = evaluate.evaluate_stage(
+        report = evaluation.evaluate_stage(
             None,
             middle,
             stage,
