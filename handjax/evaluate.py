@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--predictions", help="file to score, in the benchmark's format: any system's")
     add("--truth", help="folder of the benchmark's ground truth, as published")
+    add("--setup", help="of dexycb: s0 (default), s1, s2 or s3")
     add("--check", action="store_true", help="only look whether --predictions is sound")
     add("--output", help="folder of the scores; default: that of --predictions")
     return parser
@@ -105,7 +106,7 @@ def _score_file(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         path,
         Path(arguments.truth),
         procrustes=arguments.procrustes,
-        options={"split": arguments.split},
+        options={"split": arguments.split, "setup": arguments.setup},
     )
     folder = Path(arguments.output or path.parent)
     name = scoring.file_stem(report)

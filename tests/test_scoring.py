@@ -99,6 +99,7 @@ def test_predictions_are_checked_without_the_truth(folder, capsys):
         ("", ("--tta=mean",), "--tta is of models"),
         ("", ("--config.eval.num=5",), "is of models"),
         ("", ("--split=val",), "split='val': freihand has no such option"),
+        ("", ("--setup=s1",), "setup='s1': freihand has no such option"),
         ("--predictions", (), "--workdir"),
     ],
 )

@@ -14,14 +14,19 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 _FILES = {
     "freihand": "freihand",
     "ho3d_v2": "ho3d",
     "ho3d_v3": "ho3d",
+    "dexycb": "dexycb",
 }
 """Benchmark -> file of this folder."""
+
+
+_SAME_M = 2e-3
+"""Joints that are nearer are the same; records are float32 in metres."""
 
 
 class Score(NamedTuple):
@@ -59,8 +64,9 @@ class PhotoHands(NamedTuple):
     joints2d: Float[np.ndarray, "hand joint 2"] | None
     """Pixels of the source's picture; None for families that predict none."""
     is_right: Bool[np.ndarray, "hand"]
-    index: Int[np.ndarray, "hand"]
-    """Position in the split."""
+    truth3d: Float[np.ndarray, "hand joint 3"]
+    """What the records say, in the frame of `joints3d`; NaN where they say nothing. It
+    tells whether a split is in the order of the benchmark."""
 
 
 class Benchmark(abc.ABC):
@@ -131,12 +137,51 @@ class Benchmark(abc.ABC):
         """Those scores that are a key of `metrics.METRICS`, in its unit."""
 
     @abc.abstractmethod
-    def from_hands(self, hands: PhotoHands) -> Any:
-        """Predictions in the benchmark's axes, units and joint order."""
+    def from_hands(self, hands: PhotoHands, truth: Any | None) -> Any:
+        """Predictions in the benchmark's axes, units and joint order.
+
+        Args:
+            hands: In the order of the benchmark's samples.
+            truth: What `read_truth` returned, where it is at hand.
+
+        Raises:
+            ValueError: The hands are not the benchmark's samples in their order, or
+                the benchmark cannot name its samples without the truth.
+        """
 
     @abc.abstractmethod
     def write(self, path: Path, predictions: Any) -> None:
         """A file that `read_predictions`, and the authors' script, can read."""
+
+
+def check_order(
+    hands: PhotoHands, joints3d: Float[np.ndarray, "sample joint 3"], name: str
+) -> None:
+    """Refuse hands that are not the samples of a benchmark in their order.
+
+    Args:
+        hands: Of a split.
+        joints3d: The samples' true joints in the frame of `hands`.
+        name: Of the benchmark.
+
+    Raises:
+        ValueError: The counts differ, or the joints do.
+    """
+    if len(hands.keys) != len(joints3d):
+        raise ValueError(
+            f"the split has {len(hands.keys):,} hands, the ground truth of {name} "
+            f"{len(joints3d):,} samples; evaluate on the whole split that was made of "
+            "the same release (without --config.eval.num)."
+        )
+    apart_m = np.linalg.norm(hands.truth3d - joints3d, axis=-1).max(axis=-1)
+    wrong = np.flatnonzero(apart_m > _SAME_M)
+    if len(wrong):
+        raise ValueError(
+            f"{len(wrong):,} of {len(joints3d):,} hands of the split are not where the "
+            f"ground truth of {name} has them, first {hands.keys[wrong[0]]!r}: "
+            f"{1e3 * apart_m[wrong[0]]:.1f} mm apart. The split is in another order, "
+            "or of another release or setup; prepare it again from the same files."
+        )
 
 
 def names() -> tuple[str, ...]:

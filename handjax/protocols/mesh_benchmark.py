@@ -6,7 +6,14 @@ from typing import ClassVar
 import numpy as np
 
 from handjax.metrics import PROTOCOLS
-from handjax.protocols import Benchmark, PhotoHands, Score, mesh_files, plausible
+from handjax.protocols import (
+    Benchmark,
+    PhotoHands,
+    Score,
+    check_order,
+    mesh_files,
+    plausible,
+)
 from handjax.protocols.mesh_scores import Meshes, Names, scores
 from handjax.skeleton import NUM_VERTICES, ORDERS
 
@@ -79,8 +86,11 @@ class MeshBenchmark(Benchmark):
             for name, score in found.items()
         }
 
-    def from_hands(self, hands: PhotoHands) -> Meshes:
+    def from_hands(self, hands: PhotoHands, truth: Meshes | None) -> Meshes:
         """The benchmark's axes and joint order."""
+        if truth is not None:
+            joints3d = truth.joints3d[:, ORDERS[self._order]] * self._to_camera
+            check_order(hands, joints3d, self.name)
         order = np.argsort(ORDERS[self._order])
         return Meshes(
             hands.joints3d[:, order] * self._to_camera,

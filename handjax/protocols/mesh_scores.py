@@ -23,17 +23,15 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy.linalg import orthogonal_procrustes
 
 from handjax import metrics
 from handjax.protocols import Score
-
-THRESHOLDS_M = np.linspace(0.0, 0.05, 100)
+from handjax.protocols.point_errors import PointErrors, aligned, similarity
 
 _CM = 100.0
+_AUC_UP_TO_M = 0.05
 _AT_ONCE = 256
 """Samples whose errors are in memory together."""
-_NORM_EPS = 1e-8
 
 
 class Meshes(NamedTuple):
@@ -59,30 +57,6 @@ class Names(NamedTuple):
     the script has no such alignment."""
 
 
-class _Mean:
-    """Mean error and area under the curve of one kind of errors."""
-
-    def __init__(self) -> None:
-        self._sum, self._area, self._count = 0.0, 0.0, 0
-
-    def add(self, target: np.ndarray, prediction: np.ndarray) -> None:
-        """Metres, (sample, point, 3)."""
-        errors = np.sqrt(np.sum((target - prediction) ** 2, axis=-1))
-        self._sum += float(errors.mean(axis=-1).sum())
-        self._area += float(metrics.auc(errors, THRESHOLDS_M).sum())
-        self._count += len(errors)
-
-    def scores(self, name: str, protocol: str) -> dict[str, Score]:
-        mean_cm, auc = -1.0 * _CM, -1.0
-        if self._count:
-            mean_cm = _CM * self._sum / self._count
-            auc = self._area / self._count
-        return {
-            f"{name}_mean3d": Score(mean_cm, "cm", protocol),
-            f"{name}_auc3d": Score(auc, "", protocol),
-        }
-
-
 def scores(
     truth: Meshes, predictions: Meshes, *, names: Names, procrustes: str
 ) -> dict[str, Score]:
@@ -100,20 +74,21 @@ def scores(
     """
     _check(truth, predictions, procrustes)
     corresponding = _correspond(truth, predictions)
-    joints, joints_al, scaled = _Mean(), _Mean(), _Mean()
-    mesh, mesh_al = _Mean(), _Mean()
+    joints, joints_al, scaled, mesh, mesh_al = (
+        PointErrors(_AUC_UP_TO_M) for _ in range(5)
+    )
     f_raw, f_al = [], []
     for start in range(0, truth.count, _AT_ONCE):
         part = slice(start, start + _AT_ONCE)
         target, guess = truth.joints3d[part], predictions.joints3d[part]
         joints.add(target, guess)
-        joints_al.add(target, _aligned(target, guess, procrustes))
+        joints_al.add(target, aligned(target, guess, procrustes))
         if names.scale_trans:
             scaled.add(target, scaled_and_moved(target, guess, *names.scale_trans))
         targets, guesses = truth.vertices[part], predictions.vertices[part]
         if corresponding:
             targets, guesses = np.asarray(targets), np.asarray(guesses)
-            moved = _aligned(targets, guesses, procrustes)
+            moved = aligned(targets, guesses, procrustes)
             mesh.add(targets, guesses)
             mesh_al.add(targets, moved)
         else:
@@ -122,25 +97,24 @@ def scores(
             ]
         f_raw += [_f_scores(*pair) for pair in zip(targets, guesses, strict=True)]
         f_al += [_f_scores(*pair) for pair in zip(targets, moved, strict=True)]
-    plain, aligned = "as predicted", f"procrustes={procrustes}"
-    found = joints.scores("xyz", plain) | joints_al.scores(names.aligned, aligned)
+    plain, al = "as predicted", f"procrustes={procrustes}"
+    found = _named("xyz", joints, plain) | _named(names.aligned, joints_al, al)
     if names.scale_trans:
-        found |= scaled.scores("xyz_scale_trans_al", "scaled, wrist on wrist")
-    found |= mesh.scores("mesh", plain) | mesh_al.scores("mesh_al", aligned)
+        found |= _named("xyz_scale_trans_al", scaled, "scaled, wrist on wrist")
+    found |= _named("mesh", mesh, plain) | _named("mesh_al", mesh_al, al)
     for i, mm in enumerate(metrics.F_THRESHOLDS_MM):
-        raw, al = np.mean(f_raw, axis=0)[i], np.mean(f_al, axis=0)[i]
+        raw, fitted = np.mean(f_raw, axis=0)[i], np.mean(f_al, axis=0)[i]
         found[f"f_score_{mm:.0f}"] = Score(float(raw), "", plain)
-        found[f"f_al_score_{mm:.0f}"] = Score(float(al), "", aligned)
+        found[f"f_al_score_{mm:.0f}"] = Score(float(fitted), "", al)
     return found
 
 
-def _aligned(
-    targets: np.ndarray, predictions: np.ndarray, procrustes: str
-) -> np.ndarray:
-    if procrustes != "freihand":
-        return metrics.procrustes_align(targets, predictions, procrustes=procrustes)
-    pairs = zip(targets, predictions, strict=True)
-    return np.stack([_similarity(*pair).applied for pair in pairs])
+def _named(name: str, errors: PointErrors, protocol: str) -> dict[str, Score]:
+    mean_m, auc = (errors.mean, errors.auc) if errors.count else (-1.0, -1.0)
+    return {
+        f"{name}_mean3d": Score(_CM * mean_m, "cm", protocol),
+        f"{name}_auc3d": Score(auc, "", protocol),
+    }
 
 
 def _f_scores(target: np.ndarray, prediction: np.ndarray) -> np.ndarray:
@@ -150,30 +124,6 @@ def _f_scores(target: np.ndarray, prediction: np.ndarray) -> np.ndarray:
 
 
 # --- alignments of the scripts' own -------------------------------------------------
-
-
-class _Similarity(NamedTuple):
-    R: np.ndarray
-    scale: float
-    """Of the prediction, divided by its own size."""
-    target_size: float
-    applied: np.ndarray
-    """The prediction, aligned."""
-
-
-def _similarity(target: np.ndarray, prediction: np.ndarray) -> _Similarity:
-    """The script's alignment of one hand, rounded as there.
-
-    `metrics.procrustes_align` is the same maths for a batch, but where a prediction is
-    perfect its errors of 1e-17 are others, and the first threshold of the curve is 0.
-    """
-    middle = target.mean(axis=0)
-    target, prediction = target - middle, prediction - prediction.mean(axis=0)
-    size = np.linalg.norm(target) + _NORM_EPS
-    prediction = prediction / (np.linalg.norm(prediction) + _NORM_EPS)
-    R, scale = orthogonal_procrustes(target / size, prediction)
-    applied = np.dot(prediction, R.T) * scale * size + middle
-    return _Similarity(R, float(scale), float(size), applied)
 
 
 def scaled_and_moved(
@@ -207,7 +157,7 @@ def by_joints(
     """
     if not len(vertices):
         return vertices
-    found = _similarity(target, prediction)
+    found = similarity(target, prediction)
     shift = target.mean(axis=0) - prediction.mean(axis=0)
     middle = vertices.mean(axis=0)
     turned = np.dot(vertices - middle, found.R.T)

@@ -32,7 +32,7 @@ def photo_hands(joints3d, vertices):
     n = len(joints3d)
     keys = tuple(str(i) for i in range(n))
     right = np.ones(n, bool)
-    return PhotoHands(keys, joints3d, vertices, None, right, np.arange(n))
+    return PhotoHands(keys, joints3d, vertices, None, right, joints3d)
 
 
 @pytest.mark.parametrize("suffix", ["json", "zip"])
@@ -123,12 +123,12 @@ def test_ho3d_is_written_in_opengl_axes_and_manos_order(meshes):
     """The order of the facts, which is not that of `skeleton.JOINTS`."""
     order = [0, 5, 6, 7, 9, 10, 11, 17, 18, 19, 13, 14, 15, 1, 2, 3, 4, 8, 12, 16, 20]
     for name in ("ho3d_v2", "ho3d_v3"):
-        found = protocols.load(name).from_hands(photo_hands(*meshes))
+        found = protocols.load(name).from_hands(photo_hands(*meshes), None)
         np.testing.assert_array_equal(
             found.joints3d, meshes.joints3d[:, order] * [1, -1, -1]
         )
         np.testing.assert_array_equal(found.vertices, meshes.vertices * [1, -1, -1])
-    found = protocols.load("freihand").from_hands(photo_hands(*meshes))
+    found = protocols.load("freihand").from_hands(photo_hands(*meshes), None)
     np.testing.assert_array_equal(found.joints3d, meshes.joints3d)
     np.testing.assert_array_equal(found.vertices, meshes.vertices)
 
