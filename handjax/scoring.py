@@ -86,14 +86,15 @@ def score(
     chosen = settings(benchmark, options or {})
     # Predictions first: it is they that are usually wrong, and they are read faster.
     predicted = benchmark.read_predictions(predictions)
-    found = benchmark.scores(
-        real := benchmark.read_truth(truth, **chosen), predicted, procrustes=procrustes
-    )
+    real = benchmark.read_truth(truth, **chosen)
+    found = benchmark.scores(real, predicted, procrustes=procrustes)
+    count = benchmark.count(real, predicted)
     return {
         "benchmark": benchmark.name,
         "protocol": describe(benchmark, procrustes, chosen),
         "options": {**({"procrustes": procrustes} if procrustes else {}), **chosen},
-        "count": benchmark.count(real),
+        "count": count.scored,
+        "annotated": count.annotated,
         "predictions": {"file": str(predictions), "sha256": _sha256(predictions)},
         "remarks": benchmark.check(predicted),
         "scores": {name: value._asdict() for name, value in found.items()},
@@ -132,7 +133,10 @@ def write(report: dict[str, Any], stem: Path) -> tuple[Path, Path]:
 
 def table(report: dict[str, Any]) -> str:
     """Every score with its unit and its protocol."""
-    head = f"{report['protocol']}: {report['count']:,} samples"
+    number = f"{report['count']:,}"
+    if report["annotated"] != report["count"]:
+        number += f" of {report['annotated']:,}"
+    head = f"{report['protocol']}: {number} samples"
     if "predictions" in report:
         head += f" of {report['predictions']['file']}"
     lines = [head]

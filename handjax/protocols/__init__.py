@@ -21,6 +21,8 @@ _FILES = {
     "ho3d_v2": "ho3d",
     "ho3d_v3": "ho3d",
     "dexycb": "dexycb",
+    "hint": "hint",
+    "interhand26m": "interhand26m",
 }
 """Benchmark -> file of this folder."""
 
@@ -49,6 +51,15 @@ class Column(NamedTuple):
     factor: float = 1.0
     """From the script's unit to the papers'."""
     digits: int = 1
+    group: str = ""
+    """Columns of one group make a table of their own."""
+
+
+class Count(NamedTuple):
+    """Samples of a benchmark."""
+
+    scored: int
+    annotated: int
 
 
 class PhotoHands(NamedTuple):
@@ -129,8 +140,8 @@ class Benchmark(abc.ABC):
         """
 
     @abc.abstractmethod
-    def count(self, truth: Any) -> int:
-        """Samples that are scored."""
+    def count(self, truth: Any, predictions: Any) -> Count:
+        """How many samples are scored, and how many there are."""
 
     @abc.abstractmethod
     def metrics(self, scores: dict[str, Score]) -> dict[str, float | None]:
@@ -161,7 +172,7 @@ def check_order(
 
     Args:
         hands: Of a split.
-        joints3d: The samples' true joints in the frame of `hands`.
+        joints3d: The samples' true joints in the frame of `hands`; NaN where unknown.
         name: Of the benchmark.
 
     Raises:
@@ -173,7 +184,8 @@ def check_order(
             f"{len(joints3d):,} samples; evaluate on the whole split that was made of "
             "the same release (without --config.eval.num)."
         )
-    apart_m = np.linalg.norm(hands.truth3d - joints3d, axis=-1).max(axis=-1)
+    apart_m = np.nan_to_num(np.linalg.norm(hands.truth3d - joints3d, axis=-1))
+    apart_m = apart_m.max(axis=-1)
     wrong = np.flatnonzero(apart_m > _SAME_M)
     if len(wrong):
         raise ValueError(

@@ -21,6 +21,7 @@ from handjax.metrics import PROTOCOLS
 from handjax.protocols import (
     Benchmark,
     Column,
+    Count,
     PhotoHands,
     Score,
     check_order,
@@ -155,9 +156,10 @@ class DexYcb(Benchmark):
             found[f"{name}_auc"] = Score(errors.auc, "", protocol)
         return found
 
-    def count(self, truth: Frames) -> int:
+    def count(self, truth: Frames, predictions: Frames) -> Count:
         """Frames with a hand."""
-        return len(truth.ids)
+        del predictions
+        return Count(len(truth.ids), len(truth.ids))
 
     def metrics(self, scores: dict[str, Score]) -> dict[str, float | None]:
         """Joints alone: the evaluator sees no mesh."""

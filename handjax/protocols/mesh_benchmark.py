@@ -8,6 +8,7 @@ import numpy as np
 from handjax.metrics import PROTOCOLS
 from handjax.protocols import (
     Benchmark,
+    Count,
     PhotoHands,
     Score,
     check_order,
@@ -63,9 +64,10 @@ class MeshBenchmark(Benchmark):
         """Every key of scores.txt, in its order."""
         return scores(truth, predictions, names=self._names, procrustes=procrustes)
 
-    def count(self, truth: Meshes) -> int:
+    def count(self, truth: Meshes, predictions: Meshes) -> Count:
         """All samples."""
-        return truth.count
+        del predictions
+        return Count(truth.count, truth.count)
 
     def metrics(self, scores: dict[str, Score]) -> dict[str, float | None]:
         """Aligned ones; the script has none that are relative to a root joint."""

@@ -16,7 +16,8 @@ HAND_SIZE_M = (0.05, 0.5)
 _CLEARLY_SHORTER = 0.85
 """Bones in the right order are that much shorter than in any other known one."""
 
-Hands = Float[np.ndarray, "hand 21 3"]
+Hands = Float[np.ndarray, "hand 21 axis"]
+"""3-D, or 2-D where depth is not looked at."""
 
 
 def findings(
