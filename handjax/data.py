@@ -278,6 +278,10 @@ class OpenData:
             return self._letters_in_order(split, self.config.eval.num)
         return self._in_order(split, self.config.eval.num, stage.needs_image)
 
+    def records(self, split: str = "test") -> shards.Split:
+        """The records that `evaluation` makes batches of."""
+        return shards.open_split(next(iter(self.directories)), split)
+
     def train_split(self, stage: Stage) -> Iterator[Batch]:
         """What a stage trains on, once, in order, without pictures or augmentation."""
         if self._is_labelled(stage):
@@ -314,7 +318,7 @@ class OpenData:
 
     def _in_order(self, split: str, num: int, load_image: bool) -> Iterator[Batch]:
         return loader.eval_batches(
-            shards.open_split(next(iter(self.directories)), split),
+            self.records(split),
             batch_size=self.config.eval.batch_size,
             crop=self.crop,
             num=num,

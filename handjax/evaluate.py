@@ -5,6 +5,7 @@
     python -m handjax.evaluate --workdir W --tta released --config.eval.num=100
     python -m handjax.evaluate --benchmark freihand --predictions pred.json --truth DIR
     python -m handjax.evaluate --benchmark ho3d_v2 --predictions pred.zip --check
+    python -m handjax.evaluate --benchmark freihand --workdir W --truth DIR
 
 Prints a table (millimetres; F-scores and areas as fractions) and writes
 `W/eval/<step>/<benchmark>.json`. Beside the model stand the mean hand, which never sees
@@ -12,11 +13,10 @@ the picture, and, for models that predict tokens, the tokenizer's reconstruction
 the true mesh, which is the floor of their error.
 
 With --benchmark the numbers are those of the benchmark's official script, under its
-names; without --workdir they are written to the folder of the predictions.
+names; a model's predictions are written in the benchmark's format, too.
 """
 
 import argparse
-import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -29,6 +29,7 @@ from handjax.command_line import UsageError
 if TYPE_CHECKING:
     from handjax.mean_hand import MeanHand
     from handjax.stages import Stage
+    from handjax.trained import Trained
 
 
 # --- entry --------------------------------------------------------------------------
@@ -70,7 +71,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--truth", help="folder of the benchmark's ground truth, as published")
     add("--setup", help="of dexycb: s0 (default), s1, s2 or s3")
     add("--check", action="store_true", help="only look whether --predictions is sound")
-    add("--output", help="folder of the scores; default: that of --predictions")
+    add(
+        "--output",
+        help="folder of a benchmark's scores; default: that of --predictions, or "
+        "eval/<step> of the workdir",
+    )
     return parser
 
 
@@ -80,6 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.predictions:
             return _score_file(arguments, rest)
+        if arguments.benchmark:
+            return _submit(arguments, _overrides(rest))
         report, path = run(arguments, _overrides(rest))
     except (OSError, ValueError, UsageError, RuntimeError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -91,9 +98,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _score_file(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     """Score or check `--predictions`; 1 if a check finds something."""
+    _check_scoring(arguments, rest)
     from handjax import scoring
 
-    _check_scoring(arguments, rest)
     benchmark = protocols.load(arguments.benchmark)
     path = Path(arguments.predictions)
     if arguments.check:
@@ -101,19 +108,29 @@ def _score_file(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         print(f"{path}: {'nothing' if not found else len(found)} to remark")
         print("".join(f"  {text}\n" for text in found), end="")
         return 1 if found else 0
-    report = scoring.score(
+    procrustes = scoring.alignment(benchmark, arguments.procrustes)
+    options = scoring.settings(benchmark, _options(arguments))
+    # Predictions first: it is they that are usually wrong, and they are read faster.
+    predictions = benchmark.read_predictions(path)
+    report = scoring.report(
         benchmark,
-        path,
-        Path(arguments.truth),
-        procrustes=arguments.procrustes,
-        options={"split": arguments.split, "setup": arguments.setup},
+        benchmark.read_truth(Path(arguments.truth), **options),
+        predictions,
+        procrustes=procrustes,
+        options=options,
+        file=path,
     )
+    name = scoring.file_stem(benchmark, procrustes, options)
     folder = Path(arguments.output or path.parent)
-    name = scoring.file_stem(report)
     written, _ = scoring.write(report, folder / f"{path.stem}_{name}")
     print(scoring.table(report))
     print(f"written to {written}")
     return 0
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, str | None]:
+    """Flags that only some benchmarks have."""
+    return {"split": arguments.split, "setup": arguments.setup}
 
 
 def _check_scoring(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
@@ -134,6 +151,62 @@ def _check_scoring(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
         )
 
 
+def _submit(arguments: argparse.Namespace, overrides: Sequence[tuple[str, str]]) -> int:
+    """Write a model's predictions on `--benchmark`; score them with `--truth`."""
+    _check_workdir(arguments)
+    from handjax import scoring, submission, trained
+
+    benchmark = protocols.load(arguments.benchmark)
+    scoring.alignment(benchmark, arguments.procrustes)
+    options = _options(arguments)
+    if "split" not in benchmark.settings:
+        options["split"] = None  # of the data set, not of the protocol
+    scoring.settings(benchmark, options)
+    found = trained.load(arguments.workdir, arguments.stage, arguments.step, overrides)
+    submission.check(benchmark, found, arguments.tta)
+    print(found.describe(), flush=True)
+    report, path = submission.write(
+        benchmark,
+        submission.predicted(
+            found,
+            split=arguments.split or "test",
+            tta_mode=arguments.tta,
+            on_batch=_Progress(),
+        ),
+        Path(arguments.output or Path(arguments.workdir) / "eval" / str(found.step)),
+        truth=Path(arguments.truth) if arguments.truth else None,
+        procrustes=arguments.procrustes,
+        options=options,
+        tta_mode=arguments.tta,
+        said=_said(found, overrides),
+    )
+    if report:
+        print(scoring.table(report))
+    else:
+        for text in benchmark.check(benchmark.read_predictions(path)):
+            print(f"  remark: {text}")
+        print(f"not scored: --truth is missing. {benchmark.truth}")
+    print(f"predictions written to {path}")
+    return 0
+
+
+def _check_workdir(arguments: argparse.Namespace) -> None:
+    if not arguments.workdir:
+        raise UsageError(
+            "pass --workdir of a trained model, or --benchmark and --predictions."
+        )
+
+
+def _said(found: "Trained", overrides: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Which model it is, in the file that holds its numbers."""
+    return {
+        "family": found.config.family,
+        "stage": found.stage.name,
+        "step": found.step,
+        "changed": dict(overrides),  # keys of the config that are not the run's
+    }
+
+
 def _overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
     pairs = []
     for argument in rest:
@@ -151,92 +224,64 @@ def run(
     arguments: argparse.Namespace, overrides: Sequence[tuple[str, str]] = ()
 ) -> tuple[dict[str, Any], Path]:
     """Evaluate as the command line says; returns the report and where it stands."""
-    if not arguments.workdir:
-        raise UsageError(
-            "pass --workdir of a trained model, or --benchmark and --predictions."
-        )
-    from handjax import (
-        checkpoints,
-        command_line,
-        data,
-        files,
-        mano_files,
-        mean_hand,
-        models,
-        tta,
-    )
+    _check_workdir(arguments)
+    from handjax import files, mean_hand, trained, tta
     from handjax.config import LABELLED_POSES
     from handjax.evaluation import evaluate_stage
     from handjax.metrics import PROTOCOLS
+    from handjax.scoring import tta_line
 
     split, procrustes = arguments.split or "test", arguments.procrustes or "freihand"
-    # Orbax tells absl's log about every default it takes.
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    config, model, variables, name, step = checkpoints.load_for_inference(
-        arguments.workdir,
-        arguments.stage,
-        arguments.step,
-        change=lambda config: command_line.override(config, overrides),
-    )
-    stages = models.load(config.family).stages(config)
-    stage = next(s for s in stages if s.name == name)
+    found = trained.load(arguments.workdir, arguments.stage, arguments.step, overrides)
+    config, stage, opened = found.config, found.stage, found.data
     if arguments.tta and not stage.needs_image:
         raise ValueError(
-            f"--tta={arguments.tta}: stage {name!r} sees no picture that could be "
-            "turned; leave --tta out, or evaluate a stage that does."
+            f"--tta={arguments.tta}: stage {stage.name!r} sees no picture that could "
+            "be turned; leave --tta out, or evaluate a stage that does."
         )
-    hand_file = mano_files.load(
-        config.hand.source, side=config.hand.side, tips=config.hand.tips or None
-    )
-    opened = data.open_data(config, hand_file)
-    print(f"{config.family}, stage {name}, step {step}; data: {opened.describe()}")
+    print(found.describe())
     augmentation = tta.describe(arguments.tta)
     if augmentation:
         print(
-            f"{_tta_line(augmentation)}; a word after every "
+            f"{tta_line(augmentation)}; a word after every "
             f"{config.eval.batch_size} hands (config.eval.batch_size)",
             flush=True,
         )
-    options = dict(
-        root=hand_file.skeleton.roots[config.data.root], procrustes=procrustes
-    )
+    options = dict(root=found.root, procrustes=procrustes)
     mean = mean_hand.fit(opened.train_split(stage))
     result = evaluate_stage(
-        model,
-        variables,
+        found.model,
+        found.variables,
         stage,
         opened.evaluation(stage, split=split),
         mean_hand=mean,
         tta_mode=arguments.tta,
         on_batch=_Progress(),
-        generated=config.stages[name].data == LABELLED_POSES,
+        generated=config.stages[stage.name].data == LABELLED_POSES,
         **options,
     )
     if stage.needs_image:
         result["floor"] = {
             s.name: evaluate_stage(
-                model,
-                variables,
+                found.model,
+                found.variables,
                 s,
                 opened.evaluation(s, split=split),
                 **options,
             )["metrics"]
-            for s in stages
+            for s in found.stages
             if not s.needs_image
         }
-    benchmark = benchmark_name(config, stage, stages, arguments)
+    benchmark = benchmark_name(config, stage, found.stages, arguments)
     report = {
         "benchmark": benchmark,
         "protocol": PROTOCOLS[procrustes],
         "tta": augmentation,
         "definitions": _definitions(config, mean),
-        "family": config.family,
-        "stage": name,
-        "step": step,
-        "changed": dict(overrides),  # keys of the config that are not the run's
+        **_said(found, overrides),
         **result,
     }
-    path = Path(arguments.workdir) / "eval" / str(step) / f"{benchmark}.json"
+    path = Path(arguments.workdir) / "eval" / str(found.step) / f"{benchmark}.json"
     files.write_json(path, report)
     return report, path
 
@@ -290,6 +335,8 @@ class _Progress:
 
 def table(report: dict[str, Any]) -> str:
     """Model, floor and baseline under each other."""
+    from handjax.scoring import tta_line
+
     rows = [("mean hand", m) for m in report["baseline"].values()]
     rows.append((f"{report['family']} {report['stage']}", report["metrics"]))
     for tenth, metrics in (report.get("confidence") or {}).items():
@@ -299,7 +346,7 @@ def table(report: dict[str, Any]) -> str:
     names = list(report["metrics"])
     lines = [
         f"{report['benchmark']}: {report['count']} hands, {report['protocol']}",
-        *([_tta_line(report["tta"])] if report["tta"] else []),
+        *([tta_line(report["tta"])] if report["tta"] else []),
         " " * width + "".join(f"{name:>14}" for name in names),
     ]
     for name, metrics in rows:
@@ -311,10 +358,6 @@ def table(report: dict[str, Any]) -> str:
         if value
     ]
     return "\n".join(lines)
-
-
-def _tta_line(said: dict[str, Any]) -> str:
-    return "test-time augmentation {mode!r}, {views} views: {what}".format(**said)
 
 
 def _cell(name: str, value: float | None) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from handjax import files, protocols
+from handjax import files
 from handjax.metrics import PROTOCOLS
 from handjax.protocols import Benchmark, Score
 
@@ -61,44 +61,40 @@ def describe(benchmark: Benchmark, procrustes: str, options: Mapping[str, str]) 
     return ", ".join(parts)
 
 
-def score(
+def report(
     benchmark: Benchmark,
-    predictions: Path,
-    truth: Path,
+    truth: Any,
+    predictions: Any,
     *,
-    procrustes: str | None = None,
-    options: Mapping[str, str | None] | None = None,
+    procrustes: str,
+    options: Mapping[str, str],
+    file: Path,
 ) -> dict[str, Any]:
-    """The report of one file of predictions.
+    """Scores of one file of predictions, and all that says what they are.
 
     Args:
         benchmark: Whose protocol is used.
-        predictions: In its format.
-        truth: What its `truth` says.
-        procrustes: None for the benchmark's own.
-        options: Of `settings`.
+        truth: What its `read_truth` returned.
+        predictions: What its `read_predictions` returned.
+        procrustes: What `alignment` returned.
+        options: What `settings` returned.
+        file: Where the predictions are from.
 
     Raises:
-        ValueError: Something does not fit; says what.
-        OSError: A file cannot be read.
+        ValueError: Truth and predictions do not fit; says what.
     """
-    procrustes = alignment(benchmark, procrustes)
-    chosen = settings(benchmark, options or {})
-    # Predictions first: it is they that are usually wrong, and they are read faster.
-    predicted = benchmark.read_predictions(predictions)
-    real = benchmark.read_truth(truth, **chosen)
-    found = benchmark.scores(real, predicted, procrustes=procrustes)
-    count = benchmark.count(real, predicted)
+    scores = benchmark.scores(truth, predictions, procrustes=procrustes)
+    count = benchmark.count(truth, predictions)
     return {
         "benchmark": benchmark.name,
-        "protocol": describe(benchmark, procrustes, chosen),
-        "options": {**({"procrustes": procrustes} if procrustes else {}), **chosen},
+        "protocol": describe(benchmark, procrustes, options),
+        "options": {**({"procrustes": procrustes} if procrustes else {}), **options},
         "count": count.scored,
         "annotated": count.annotated,
-        "predictions": {"file": str(predictions), "sha256": _sha256(predictions)},
-        "remarks": benchmark.check(predicted),
-        "scores": {name: value._asdict() for name, value in found.items()},
-        "metrics": benchmark.metrics(found),
+        "predictions": {"file": str(file), "sha256": _sha256(file)},
+        "remarks": benchmark.check(predictions),
+        "scores": {name: score._asdict() for name, score in scores.items()},
+        "metrics": benchmark.metrics(scores),
         "baseline": {},
     }
 
@@ -108,14 +104,11 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def file_stem(report: dict[str, Any]) -> str:
+def file_stem(benchmark: Benchmark, procrustes: str, options: Mapping[str, str]) -> str:
     """Name of a report's files; options that are not the default are told apart."""
-    benchmark = protocols.load(report["benchmark"])
-    default = settings(benchmark, {})
-    if benchmark.alignments:
-        default["procrustes"] = benchmark.alignments[0]
-    other = [v for k, v in report["options"].items() if v != default[k]]
-    return "_".join([report["benchmark"], *other])
+    default = {**settings(benchmark, {}), "procrustes": alignment(benchmark, None)}
+    given = {"procrustes": procrustes, **options}
+    return "_".join([benchmark.name, *(v for k, v in given.items() if v != default[k])])
 
 
 def write(report: dict[str, Any], stem: Path) -> tuple[Path, Path]:
@@ -137,9 +130,9 @@ def table(report: dict[str, Any]) -> str:
     if report["annotated"] != report["count"]:
         number += f" of {report['annotated']:,}"
     head = f"{report['protocol']}: {number} samples"
-    if "predictions" in report:
-        head += f" of {report['predictions']['file']}"
-    lines = [head]
+    lines = [f"{head} of {report['predictions']['file']}"]
+    if report.get("tta"):
+        lines.append(tta_line(report["tta"]))
     width = max(len(name) for name in report["scores"])
     short = ", ".join(f"{k}={v}" for k, v in report["options"].items())
     for name, values in report["scores"].items():
@@ -151,3 +144,8 @@ def table(report: dict[str, Any]) -> str:
             f"  {name:<{width}} {value:>10} {unit:<2}  {', '.join(filter(None, said))}"
         )
     return "\n".join(lines + [f"  remark: {text}" for text in report["remarks"]])
+
+
+def tta_line(said: Mapping[str, Any]) -> str:
+    """What `tta.describe` says, in words."""
+    return "test-time augmentation {mode!r}, {views} views: {what}".format(**said)
