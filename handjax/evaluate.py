@@ -18,21 +18,13 @@ names; a model's predictions are written in the benchmark's format, too.
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from handjax import protocols
 from handjax.command_line import UsageError
 
-if TYPE_CHECKING:
-    from handjax.mean_hand import MeanHand
-    from handjax.stages import Stage
-    from handjax.trained import Trained
-
-
-# --- entry --------------------------------------------------------------------------
+_WAITING = "share {}/{} is done; whoever finishes last puts all together"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,6 +39,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--workdir", help="directory of a trained model")
     add("--stage", help="training stage; default: the last one")
     add("--step", type=int, help="checkpoint; default: the newest one")
+    add(
+        "--share",
+        help="evaluate one of several shares of the split, each in a process (or on a "
+        "machine) of its own: 0/4 to 3/4; the last to finish puts them together",
+    )
     add("--split", help="split of the data set; default: test")
     add(
         "--procrustes",
@@ -87,13 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _score_file(arguments, rest)
         if arguments.benchmark:
             return _submit(arguments, _overrides(rest))
-        report, path = run(arguments, _overrides(rest))
+        return _report(arguments, _overrides(rest))
     except (OSError, ValueError, UsageError, RuntimeError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    print(table(report))
-    print(f"written to {path}")
-    return 0
 
 
 def _score_file(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -139,7 +133,7 @@ def _check_scoring(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
         raise UsageError(
             "--predictions needs --benchmark, one of " + ", ".join(protocols.names())
         )
-    for flag in ("workdir", "stage", "step", "tta"):
+    for flag in ("workdir", "stage", "step", "tta", "share"):
         if getattr(arguments, flag) is not None:
             raise UsageError(f"--{flag} is of models; leave it out with --predictions.")
     if rest:
@@ -151,10 +145,36 @@ def _check_scoring(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
         )
 
 
+def _report(arguments: argparse.Namespace, overrides: Sequence[tuple[str, str]]) -> int:
+    """Measure a model on a split of its own data."""
+    _check_workdir(arguments)
+    for flag in ("truth", "setup", "output", "check"):
+        if getattr(arguments, flag):
+            raise UsageError(f"--{flag} is of benchmarks; name one with --benchmark.")
+    from handjax import shares, trained, workdir_report
+
+    share = shares.parse(arguments.share)
+    found = trained.load(arguments.workdir, arguments.stage, arguments.step, overrides)
+    print(found.describe(), flush=True)
+    report, path = workdir_report.make(
+        found,
+        split=arguments.split or "test",
+        procrustes=arguments.procrustes or "freihand",
+        tta_mode=arguments.tta,
+        share=share,
+    )
+    if report is None:
+        print(_WAITING.format(*share))
+        return 0
+    print(workdir_report.table(report))
+    print(f"written to {path}")
+    return 0
+
+
 def _submit(arguments: argparse.Namespace, overrides: Sequence[tuple[str, str]]) -> int:
     """Write a model's predictions on `--benchmark`; score them with `--truth`."""
     _check_workdir(arguments)
-    from handjax import scoring, submission, trained
+    from handjax import scoring, shares, submission, trained, workdir_report
 
     benchmark = protocols.load(arguments.benchmark)
     scoring.alignment(benchmark, arguments.procrustes)
@@ -165,20 +185,30 @@ def _submit(arguments: argparse.Namespace, overrides: Sequence[tuple[str, str]])
     found = trained.load(arguments.workdir, arguments.stage, arguments.step, overrides)
     submission.check(benchmark, found, arguments.tta)
     print(found.describe(), flush=True)
+    share = shares.parse(arguments.share)
+    folder = Path(
+        arguments.output or Path(arguments.workdir) / "eval" / str(found.step)
+    )
+    hands = submission.predicted(
+        found,
+        folder,
+        share=share,
+        split=arguments.split or "test",
+        tta_mode=arguments.tta,
+        on_batch=workdir_report.Progress(),
+    )
+    if hands is None:
+        print(_WAITING.format(*share))
+        return 0
     report, path = submission.write(
         benchmark,
-        submission.predicted(
-            found,
-            split=arguments.split or "test",
-            tta_mode=arguments.tta,
-            on_batch=_Progress(),
-        ),
-        Path(arguments.output or Path(arguments.workdir) / "eval" / str(found.step)),
+        hands,
+        folder,
         truth=Path(arguments.truth) if arguments.truth else None,
         procrustes=arguments.procrustes,
         options=options,
         tta_mode=arguments.tta,
-        said=_said(found, overrides),
+        said=found.said(),
     )
     if report:
         print(scoring.table(report))
@@ -197,16 +227,6 @@ def _check_workdir(arguments: argparse.Namespace) -> None:
         )
 
 
-def _said(found: "Trained", overrides: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """Which model it is, in the file that holds its numbers."""
-    return {
-        "family": found.config.family,
-        "stage": found.stage.name,
-        "step": found.step,
-        "changed": dict(overrides),  # keys of the config that are not the run's
-    }
-
-
 def _overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
     pairs = []
     for argument in rest:
@@ -218,152 +238,6 @@ def _overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
             )
         pairs.append((name.removeprefix("--config."), value))
     return pairs
-
-
-def run(
-    arguments: argparse.Namespace, overrides: Sequence[tuple[str, str]] = ()
-) -> tuple[dict[str, Any], Path]:
-    """Evaluate as the command line says; returns the report and where it stands."""
-    _check_workdir(arguments)
-    from handjax import files, mean_hand, trained, tta
-    from handjax.config import LABELLED_POSES
-    from handjax.evaluation import evaluate_stage
-    from handjax.metrics import PROTOCOLS
-    from handjax.scoring import tta_line
-
-    split, procrustes = arguments.split or "test", arguments.procrustes or "freihand"
-    found = trained.load(arguments.workdir, arguments.stage, arguments.step, overrides)
-    config, stage, opened = found.config, found.stage, found.data
-    if arguments.tta and not stage.needs_image:
-        raise ValueError(
-            f"--tta={arguments.tta}: stage {stage.name!r} sees no picture that could "
-            "be turned; leave --tta out, or evaluate a stage that does."
-        )
-    print(found.describe())
-    augmentation = tta.describe(arguments.tta)
-    if augmentation:
-        print(
-            f"{tta_line(augmentation)}; a word after every "
-            f"{config.eval.batch_size} hands (config.eval.batch_size)",
-            flush=True,
-        )
-    options = dict(root=found.root, procrustes=procrustes)
-    mean = mean_hand.fit(opened.train_split(stage))
-    result = evaluate_stage(
-        found.model,
-        found.variables,
-        stage,
-        opened.evaluation(stage, split=split),
-        mean_hand=mean,
-        tta_mode=arguments.tta,
-        on_batch=_Progress(),
-        generated=config.stages[stage.name].data == LABELLED_POSES,
-        **options,
-    )
-    if stage.needs_image:
-        result["floor"] = {
-            s.name: evaluate_stage(
-                found.model,
-                found.variables,
-                s,
-                opened.evaluation(s, split=split),
-                **options,
-            )["metrics"]
-            for s in found.stages
-            if not s.needs_image
-        }
-    benchmark = benchmark_name(config, stage, found.stages, arguments)
-    report = {
-        "benchmark": benchmark,
-        "protocol": PROTOCOLS[procrustes],
-        "tta": augmentation,
-        "definitions": _definitions(config, mean),
-        **_said(found, overrides),
-        **result,
-    }
-    path = Path(arguments.workdir) / "eval" / str(found.step) / f"{benchmark}.json"
-    files.write_json(path, report)
-    return report, path
-
-
-def benchmark_name(config: Any, stage: "Stage", stages, arguments) -> str:
-    """Data set and split; earlier stages, the other protocol and TTA are told apart."""
-    from handjax.config import evaluated_on
-
-    parts = [evaluated_on(config, stage.name), arguments.split or "test"]
-    if stage.name != stages[-1].name:
-        parts.append(stage.name)
-    if arguments.procrustes not in (None, "freihand"):
-        parts.append(arguments.procrustes)
-    if arguments.tta:
-        parts.append(f"tta_{arguments.tta}")
-    return "_".join(parts)
-
-
-def _definitions(config: Any, mean: "MeanHand | None") -> dict[str, str]:
-    """What the numbers mean, in the file that holds them."""
-    used = f"the first {mean.count} training hands" if mean else "no training hand"
-    return {
-        "pa": "joints and vertices aligned separately by a similarity transform",
-        "root": f"mpjpe and mpvpe: after subtracting the {config.data.root} joint",
-        "f": "aligned vertices, nearest neighbours both ways, under 5 and 15 mm",
-        "generation": "Hausdorff in metres and squared Chamfer in square metres (sum "
-        "of both directions), of vertices after subtracting the root",
-        "auc": "aligned points, 0 to 50 mm, 100 thresholds, trapezoids",
-        "mean_hand": f"of {used}: root-relative average (mpjpe, mpvpe), generalised "
-        "Procrustes mean (others)",
-        "floor": "reconstruction of the true mesh by the stages that see no image",
-        "confidence": "mean errors of the tenth of the hands that the model is surest "
-        "of (HandOutput.confidence), and of the tenth that it is least sure of",
-    }
-
-
-class _Progress:
-    """A line every few seconds, so that a long evaluation shows it is alive."""
-
-    def __init__(self, every_s: float = 5.0):
-        self._every_s = every_s
-        self._start = self._last = time.monotonic()
-
-    def __call__(self, count: int) -> None:
-        now = time.monotonic()
-        if now - self._last >= self._every_s:
-            self._last = now
-            rate = count / (now - self._start)
-            print(f"{count} hands, {rate:.3g} a second", flush=True)
-
-
-def table(report: dict[str, Any]) -> str:
-    """Model, floor and baseline under each other."""
-    from handjax.scoring import tta_line
-
-    rows = [("mean hand", m) for m in report["baseline"].values()]
-    rows.append((f"{report['family']} {report['stage']}", report["metrics"]))
-    for tenth, metrics in (report.get("confidence") or {}).items():
-        rows.append((f"{tenth.replace('_', ' ')} tenth", metrics))
-    rows += [(f"floor: {k}", m) for k, m in report.get("floor", {}).items()]
-    width = max(len(name) for name, _ in rows) + 2
-    names = list(report["metrics"])
-    lines = [
-        f"{report['benchmark']}: {report['count']} hands, {report['protocol']}",
-        *([tta_line(report["tta"])] if report["tta"] else []),
-        " " * width + "".join(f"{name:>14}" for name in names),
-    ]
-    for name, metrics in rows:
-        cells = (_cell(key, metrics.get(key)) for key in names)
-        lines.append(f"{name:<{width}}" + "".join(f"{cell:>14}" for cell in cells))
-    lines += [
-        f"generated hands, {key}: {value['mean']:.4g} +- {value['std']:.4g}"
-        for key, value in report.get("generation", {}).items()
-        if value
-    ]
-    return "\n".join(lines)
-
-
-def _cell(name: str, value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.2f}" if name.endswith("_mm") else f"{value:.3f}"
 
 
 if __name__ == "__main__":

@@ -284,6 +284,30 @@ class MetricSums:
             for name in METRICS
         }
 
+    def state(self) -> dict[str, np.ndarray]:
+        """All that was added up, for `merge`."""
+        rows = {
+            f"confidence/{name}": np.concatenate(rows, axis=1)
+            for name, rows in self._with_confidence.items()
+        }
+        return {
+            "count": np.array(self.count),
+            "sums": np.array(list(self._sums.values())),
+            "counts": np.array(list(self._counts.values())),
+            **rows,
+        }
+
+    def merge(self, state: dict[str, np.ndarray]) -> None:
+        """Add what another process added up."""
+        self.count += int(state["count"])
+        for i, name in enumerate(METRICS):
+            self._sums[name] += float(state["sums"][i])
+            self._counts[name] += int(state["counts"][i])
+        for name, rows in state.items():
+            if name.startswith("confidence/"):
+                name = name.removeprefix("confidence/")
+                self._with_confidence.setdefault(name, []).append(rows)
+
     def by_confidence(self, share: float = 0.1) -> dict[str, dict[str, float]] | None:
         """Errors of the surest and of the least sure hands; None without confidences.
 
@@ -325,6 +349,15 @@ class GenerationSums:
         for one, other in zip(target, prediction, strict=True):
             self._values["hausdorff_m"].append(hausdorff(one, other))
             self._values["chamfer_m2"].append(chamfer(one, other))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All values, for `merge`."""
+        return {name: np.array(values) for name, values in self._values.items()}
+
+    def merge(self, state: dict[str, np.ndarray]) -> None:
+        """Add the values of another process."""
+        for name, values in state.items():
+            self._values[name] += values.tolist()
 
     def means(self) -> dict[str, dict[str, float] | None]:
         """`mean` and `std` of each metric; None where no hand was annotated."""

@@ -9,7 +9,7 @@ joints (`camera.solve_translation`); a model that predicts neither leaves it in 
 camera's centre. Aligned and root-relative scores do not depend on it.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -62,18 +62,43 @@ def collect(
         count += len(index)
         if on_batch:
             on_batch(count)
+    if not parts:
+        return from_arrays(_nothing(split)), np.zeros(0, np.int64)
     return joined(parts), np.concatenate(indices)
 
 
-def joined(parts: list[PhotoHands]) -> PhotoHands:
-    """Hands of several batches after each other."""
-    return PhotoHands(
-        tuple(key for part in parts for key in part.keys),
-        *(
-            None if rows[0] is None else np.concatenate(rows)
-            for rows in zip(*(part[1:] for part in parts), strict=True)
-        ),
-    )
+def _nothing(split: Split) -> dict[str, np.ndarray]:
+    """A share of a split that has fewer hands than there are processes."""
+    points = np.zeros((0, split.counts.joints, 3))
+    return {
+        "keys": np.zeros(0, str),
+        "joints3d": points,
+        "vertices": np.zeros((0, split.counts.vertices, 3)),
+        "joints2d": points[..., :2],
+        "is_right": np.zeros(0, bool),
+        "truth3d": points,
+    }
+
+
+def joined(parts: list[PhotoHands], order: np.ndarray | None = None) -> PhotoHands:
+    """Hands of several parts after each other, or in another order."""
+    found = [arrays(part) for part in parts]
+    whole = {name: np.concatenate([x[name] for x in found]) for name in found[0]}
+    if order is not None:
+        whole = {name: rows[order] for name, rows in whole.items()}
+    return from_arrays(whole)
+
+
+def arrays(hands: PhotoHands) -> dict[str, np.ndarray]:
+    """Hands as arrays alone; `from_arrays` undoes it."""
+    found = {name: x for name, x in hands._asdict().items() if x is not None}
+    return {name: np.asarray(x) for name, x in found.items()}
+
+
+def from_arrays(found: Mapping[str, np.ndarray]) -> PhotoHands:
+    """Hands of `arrays`; other arrays may be there, too."""
+    fields = {name: found.get(name) for name in PhotoHands._fields}
+    return PhotoHands(**{**fields, "keys": tuple(found["keys"].tolist())})
 
 
 def _rows(record: Batch | HandOutput, valid: np.ndarray) -> dict[str, np.ndarray]:

@@ -13,30 +13,59 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from handjax import photo_hands, scoring, tta
+from handjax import photo_hands, scoring, shares, tta
 from handjax.protocols import Benchmark, PhotoHands
+from handjax.shares import WHOLE, Share
 from handjax.trained import Trained
 
 
 def predicted(
     trained: Trained,
+    folder: Path,
     *,
+    share: Share = WHOLE,
     split: str,
     tta_mode: str | None = None,
     on_batch: Callable[[int], None] | None = None,
-) -> PhotoHands:
-    """The hands of a split in the cameras of their photos, in its order."""
+) -> PhotoHands | None:
+    """The hands of a split in the cameras of their photos, in its order.
+
+    Args:
+        trained: The model and its data.
+        folder: Where processes leave their shares.
+        share: What this process predicts.
+        split: Of the data.
+        tta_mode: A key of `tta.MODES`; None looks once.
+        on_batch: Called with the number of hands done so far.
+
+    Returns:
+        None while other processes' shares are missing.
+
+    Raises:
+        ValueError: Examples are missing or there more than once.
+    """
     function = tta.augmented(trained.stage.predict_fn, tta_mode)
-    hands, _ = photo_hands.collect(
+    hands, index = photo_hands.collect(
         jax.jit(functools.partial(function, trained.model)),
         trained.variables,
-        trained.data.evaluation(trained.stage, split=split),
+        trained.data.evaluation(trained.stage, split=split, share=share),
         trained.data.records(split),
         root=trained.root,
         on_batch=on_batch,
     )
-    return hands
+    state = {"index": index, **photo_hands.arrays(hands)}
+    name = "_".join(["hands", trained.config.data.name, split, tta_mode or "plain"])
+    about = trained.about(split=split, tta=tta_mode)
+    parts = shares.put_together(folder, name, share, state, about)
+    if parts is None:
+        return None
+    index = np.concatenate([part["index"] for part in parts])
+    shares.check_whole(index, trained.data.evaluation_count(trained.stage, split))
+    return photo_hands.joined(
+        [photo_hands.from_arrays(part) for part in parts], np.argsort(index)
+    )
 
 
 def check(benchmark: Benchmark, trained: Trained, tta_mode: str | None) -> None:

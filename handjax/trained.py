@@ -24,6 +24,24 @@ class Trained(NamedTuple):
     data: OpenData
     root: int
     """Joint that 3-D is relative to."""
+    workdir: Path
+    changed: dict[str, str]
+    """Keys of the config that are not the run's."""
+
+    def said(self) -> dict[str, Any]:
+        """Which model it is, for the files that hold its numbers."""
+        return {
+            "family": self.config.family,
+            "stage": self.stage.name,
+            "step": self.step,
+            "changed": self.changed,
+        }
+
+    def about(self, **options: Any) -> dict[str, Any]:
+        """What decides the numbers of an evaluation; see `shares.put_together`."""
+        steps = self.workdir / "checkpoints" / self.stage.name / str(self.step)
+        written = steps.stat().st_mtime_ns if steps.exists() else 0
+        return {**self.said(), "written": written, **options}
 
     def describe(self) -> str:
         """One line: which model, which data."""
@@ -72,4 +90,6 @@ def load(
         step=step,
         data=data.open_data(config, hand_file),
         root=hand_file.skeleton.roots[config.data.root],
+        workdir=Path(workdir),
+        changed=dict(overrides),
     )

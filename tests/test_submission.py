@@ -220,3 +220,73 @@ def test_a_split_in_another_order_is_refused(prepared, workdir, tmp_path, capsys
     assert "4 of 5 hands of the split are not where" in capsys.readouterr().err
     assert evaluate.main([*call, "--config.eval.num=3", f"--truth={prepared[0]}/truth"])
     assert "the split has 3 hands" in capsys.readouterr().err
+
+
+# --- several processes --------------------------------------------------------------
+
+
+def test_shares_make_the_file_of_one_process(prepared, workdir, capsys):
+    truth = prepared[0] / "truth"
+    call = [f"--workdir={workdir}", "--benchmark=freihand", f"--truth={truth}"]
+    assert evaluate.main(call) == 0
+    folder = workdir / "eval" / "7"
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for path in folder.iterdir():
+        path.unlink()
+    for index in (2, 0):
+        assert evaluate.main([*call, f"--share={index}/3"]) == 0
+        assert f"share {index}/3 is done" in capsys.readouterr().out
+        assert not list(folder.glob("f*"))
+    assert evaluate.main([*call, "--share=1/3"]) == 0
+    assert "xyz_al_mean3d" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+    # More processes than hands.
+    for index in range(7):
+        assert evaluate.main([*call, f"--share={index}/7"]) == 0
+    again = json.loads((folder / "freihand.json").read_text())
+    assert again["scores"] == json.loads(whole["freihand.json"])["scores"]
+
+
+def test_shares_add_up_to_the_errors_of_one_process(workdir, prepared, monkeypatch):
+    """Five hands in batches of two: padded, and in three processes more so."""
+
+    def unsure(model, variables, batch):
+        off = 0.01 * (1 + batch.index % 3).astype(np.float32)
+        vertices = batch.vertices + off[:, None, None] * np.float32([[[1, 0, 0]]])
+        return HandOutput(vertices, batch.joints3d, confidence=1 - off)
+
+    stages = (
+        Stage("tokenizer", None, knows, ".*", needs_image=False),
+        Stage("mesh", None, unsure, ".*", needs_image=True),
+    )
+    config, _ = opened(prepared[0])
+    config.stages = dict(tokenizer=dict(data="images"), mesh=dict(data="images"))
+    monkeypatch.setattr(
+        models, "load", lambda name: types.SimpleNamespace(stages=lambda c: stages)
+    )
+    monkeypatch.setattr(
+        checkpoints,
+        "load_for_inference",
+        lambda w, stage, step, change: (change(config.lock()), None, None, "mesh", 7),
+    )
+    monkeypatch.setattr(data.OpenData, "train_split", lambda self, stage: iter(()))
+    call = [f"--workdir={workdir}"]
+    assert evaluate.main(call) == 0
+    path = workdir / "eval" / "7" / "freihand_test.json"
+    whole = json.loads(path.read_text())
+    path.unlink()
+    assert whole["count"] == COUNT and whole["metrics"]["mpvpe_mm"] > 10
+    for index in range(3):
+        assert not path.exists()
+        assert evaluate.main([*call, f"--share={index}/3"]) == 0
+    found = json.loads(path.read_text())
+    assert found["count"] == COUNT
+    for name in ("metrics", "floor", "confidence"):
+        first, second = (np.array(_numbers(x[name])) for x in (whole, found))
+        np.testing.assert_allclose(first, second, rtol=1e-12)
+
+
+def _numbers(value):
+    if isinstance(value, dict):
+        return [x for v in value.values() for x in _numbers(v)]
+    return [value]
