@@ -29,6 +29,7 @@ from handjax.pose_batches import (
     pose_batches,
     with_real_poses,
 )
+from handjax.shares import WHOLE, Share
 from handjax.stages import Stage
 from handjax.types import Batch
 
@@ -274,15 +275,36 @@ class OpenData:
             max_corrupt=self.data.max_corrupt,
         )
 
-    def evaluation(self, stage: Stage, split: str = "test") -> Iterator[Batch]:
-        """A split once, in order; every process gets all of it.
+    def evaluation(
+        self, stage: Stage, split: str = "test", share: Share = WHOLE
+    ) -> Iterator[Batch]:
+        """A split once, in order; by default every process gets all of it.
 
         Stages that train on labelled poses are evaluated on others: as many as the data
         set has test pictures.
+
+        Raises:
+            ValueError: for a share of examples that are made, not read.
         """
         if self._is_labelled(stage):
+            if share.count > 1:
+                raise ValueError(
+                    f"--share: the examples of stage {stage.name!r} are made, not "
+                    "read; evaluate it in one process."
+                )
             return self._letters_in_order(split, self.config.eval.num)
-        return self._in_order(split, self.config.eval.num, stage.needs_image)
+        return self._in_order(split, self.config.eval.num, stage.needs_image, share)
+
+    def evaluation_count(self, stage: Stage, split: str = "test") -> int:
+        """Examples that `evaluation` gives all processes together."""
+        num = self.config.eval.num
+        if self._is_labelled(stage):
+            return num or self.data.num_test
+        return min(num or len(self.records(split)), len(self.records(split)))
+
+    def records(self, split: str = "test") -> shards.Split:
+        """The records that `evaluation` makes batches of."""
+        return shards.open_split(next(iter(self.directories)), split)
 
     def train_split(self, stage: Stage) -> Iterator[Batch]:
         """What a stage trains on, once, in order, without pictures or augmentation."""
@@ -318,12 +340,16 @@ class OpenData:
             letters_as=self.letters,
         )
 
-    def _in_order(self, split: str, num: int, load_image: bool) -> Iterator[Batch]:
+    def _in_order(
+        self, split: str, num: int, load_image: bool, share: Share = WHOLE
+    ) -> Iterator[Batch]:
         return loader.eval_batches(
-            shards.open_split(next(iter(self.directories)), split),
+            self.records(split),
             batch_size=self.config.eval.batch_size,
             crop=self.crop,
             num=num,
+            process_index=share.index,
+            process_count=share.count,
             root=self.root,
             anchors=self.anchors,
             load_image=load_image,

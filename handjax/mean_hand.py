@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from handjax import shares
 from handjax.metrics import MetricSums, procrustes_align
 from handjax.types import Batch, HandOutput
 
@@ -102,6 +103,16 @@ class MeanHandSums:
                 np.broadcast_to(joints3d, (size, *joints3d.shape)),
             )
             sums.add(batch, output)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All that was added up, for `merge`."""
+        parts = {"aligned": self._aligned.state(), "relative": self._relative.state()}
+        return shares.packed(parts)
+
+    def merge(self, state: dict[str, np.ndarray]) -> None:
+        """Add what another process added up."""
+        self._aligned.merge(shares.unpacked(state, "aligned"))
+        self._relative.merge(shares.unpacked(state, "relative"))
 
     def means(self) -> dict[str, float | None]:
         """The same keys as a model's metrics."""

@@ -5,8 +5,9 @@ scale, translation) that best maps the prediction onto the target, found for joi
 for vertices separately. Benchmarks differ in one point, which `procrustes` names:
 
 * "freihand": the rotation may be a reflection, and norms get + 1e-8, as in the official
-  scripts of FreiHAND and HO3D. A mirrored hand scores 0.
-* "proper": det = +1, as HaMeR, METRO and most papers on DexYCB measure.
+  scripts of FreiHAND, HO3D and DexYCB. A mirrored hand scores 0.
+* "proper": det = +1, as most papers on DexYCB measure. "hamer" and "metro" are the same
+  maths under the names of the code whose numbers one wants to compare with.
 
 `procrustes_align` and `point_errors_mm` take numpy arrays (float64 for reports) or JAX
 arrays (inside jit, for training logs); everything else is numpy.
@@ -22,6 +23,8 @@ from handjax.types import AnyArray, Batch, HandOutput
 PROTOCOLS = {
     "freihand": "procrustes=freihand (reflections allowed)",
     "proper": "procrustes=proper (rotations only, det = +1)",
+    "hamer": "procrustes=hamer (rotations only, det = +1)",
+    "metro": "procrustes=metro (rotations only, det = +1)",
 }
 """What each `procrustes` is called in evaluation files and tables."""
 
@@ -44,6 +47,7 @@ AUC_THRESHOLDS_MM = np.linspace(0.0, 50.0, 100)
 F_THRESHOLDS_MM = (5.0, 15.0)
 
 _NORM_EPS = 1e-8
+_TINY = float(np.finfo(np.float32).tiny)
 
 
 # --- alignment ----------------------------------------------------------------------
@@ -58,20 +62,30 @@ def procrustes_align(
     """Similarity transform of `prediction` nearest to `target`, set by set.
 
     A prediction whose points all coincide has no rotation or scale; it is moved to the
-    target's centre.
+    target's centre (the code of HaMeR and METRO divides 0 by 0 there).
+
+    Raises:
+        ValueError: `procrustes` is no key of `PROTOCOLS`.
     """
+    if procrustes not in PROTOCOLS:
+        raise ValueError(
+            f"procrustes={procrustes!r} is not one of 'freihand' (reflections allowed) "
+            "or 'proper', 'hamer', 'metro' (rotations only)."
+        )
+    reflections = procrustes == "freihand"
+    eps = _NORM_EPS if reflections else _TINY
     xp = target.__array_namespace__()
     target_mean = xp.mean(target, axis=-2, keepdims=True)
     target = target - target_mean
     prediction = prediction - xp.mean(prediction, axis=-2, keepdims=True)
-    target_norm = _frobenius_norm(target) + _NORM_EPS
+    target_norm = _frobenius_norm(target) + eps
     target = target / target_norm
-    prediction = prediction / (_frobenius_norm(prediction) + _NORM_EPS)
+    prediction = prediction / (_frobenius_norm(prediction) + eps)
 
     # R maximises trace(R^T C), C = prediction^T target; then scale = trace(R^T C).
     covariance = xp.einsum("...pi,...pj->...ij", prediction, target)
     u, singular, vt = xp.linalg.svd(covariance)
-    if procrustes == "proper":
+    if not reflections:
         # Flipping the direction of least overlap turns a reflection into the best
         # rotation (Kabsch, Umeyama).
         sign = xp.sign(xp.linalg.det(u) * xp.linalg.det(vt))[..., None]
@@ -79,11 +93,6 @@ def procrustes_align(
         flip = xp.concatenate([ones, sign], axis=-1)
         singular = singular * flip
         u = u * flip[..., None, :]
-    elif procrustes != "freihand":
-        raise ValueError(
-            f"procrustes={procrustes!r} is not one of 'freihand' (reflections allowed) "
-            "or 'proper' (rotations only)."
-        )
     scale = xp.sum(singular, axis=-1)[..., None, None]
     return (prediction @ (u @ vt)) * (scale * target_norm) + target_mean
 
@@ -105,19 +114,25 @@ def point_errors_mm(
     return 1e3 * xp.sqrt(xp.sum((target - prediction) ** 2, axis=-1))
 
 
-def auc(errors_mm: Float[np.ndarray, "*batch point"]) -> Float[np.ndarray, "*batch"]:
-    """Area under the curve of correct points over 0..50 mm, 0..1.
+def auc(
+    errors: Float[np.ndarray, "*batch point"],
+    thresholds: Float[np.ndarray, "threshold"] = AUC_THRESHOLDS_MM,
+) -> Float[np.ndarray, "*batch"]:
+    """Area under the curve of correct points, 0..1; by default over 0..50 mm.
 
-    The curve has 100 thresholds (a point is correct at t if its error is <= t) and is
-    integrated by trapezoids. The area is linear in the points, so averages of it over
-    hands are the area under the average curve, as the official scripts compute it.
+    A point is correct at t if its error is <= t, and the curve is integrated by
+    trapezoids. The area is linear in the points, so averages of it over hands are the
+    area under the average curve, as the official scripts compute it.
+
+    Args:
+        errors: In the unit of the thresholds.
+        thresholds: From 0, evenly spaced.
     """
-    step = AUC_THRESHOLDS_MM[1]
-    weights = np.full(len(AUC_THRESHOLDS_MM), step)
+    weights = np.full(len(thresholds), thresholds[1])
     weights[[0, -1]] /= 2
     # Area that a point contributes once it is correct from threshold k on.
-    area_from = np.append(np.cumsum(weights[::-1])[::-1], 0.0) / AUC_THRESHOLDS_MM[-1]
-    first_correct = np.searchsorted(AUC_THRESHOLDS_MM, errors_mm, side="left")
+    area_from = np.append(np.cumsum(weights[::-1])[::-1], 0.0) / thresholds[-1]
+    first_correct = np.searchsorted(thresholds, errors, side="left")
     return area_from[first_correct].mean(axis=-1)
 
 
@@ -133,9 +148,10 @@ def f_scores(
         return np.zeros(2)
     to_prediction, to_target = nearest_distances(target, prediction)
     scores = []
-    for threshold in F_THRESHOLDS_MM:
-        recall = np.mean(1e3 * to_prediction < threshold)
-        precision = np.mean(1e3 * to_target < threshold)
+    for threshold_mm in F_THRESHOLDS_MM:
+        # In metres, as the official scripts compare, so that ties fall alike.
+        recall = np.mean(to_prediction < threshold_mm / 1e3)
+        precision = np.mean(to_target < threshold_mm / 1e3)
         total = precision + recall
         scores.append(2 * precision * recall / total if total > 0 else 0.0)
     return np.array(scores)
@@ -268,6 +284,30 @@ class MetricSums:
             for name in METRICS
         }
 
+    def state(self) -> dict[str, np.ndarray]:
+        """All that was added up, for `merge`."""
+        rows = {
+            f"confidence/{name}": np.concatenate(rows, axis=1)
+            for name, rows in self._with_confidence.items()
+        }
+        return {
+            "count": np.array(self.count),
+            "sums": np.array(list(self._sums.values())),
+            "counts": np.array(list(self._counts.values())),
+            **rows,
+        }
+
+    def merge(self, state: dict[str, np.ndarray]) -> None:
+        """Add what another process added up."""
+        self.count += int(state["count"])
+        for i, name in enumerate(METRICS):
+            self._sums[name] += float(state["sums"][i])
+            self._counts[name] += int(state["counts"][i])
+        for name, rows in state.items():
+            if name.startswith("confidence/"):
+                name = name.removeprefix("confidence/")
+                self._with_confidence.setdefault(name, []).append(rows)
+
     def by_confidence(self, share: float = 0.1) -> dict[str, dict[str, float]] | None:
         """Errors of the surest and of the least sure hands; None without confidences.
 
@@ -309,6 +349,15 @@ class GenerationSums:
         for one, other in zip(target, prediction, strict=True):
             self._values["hausdorff_m"].append(hausdorff(one, other))
             self._values["chamfer_m2"].append(chamfer(one, other))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All values, for `merge`."""
+        return {name: np.array(values) for name, values in self._values.items()}
+
+    def merge(self, state: dict[str, np.ndarray]) -> None:
+        """Add the values of another process."""
+        for name, values in state.items():
+            self._values[name] += values.tolist()
 
     def means(self) -> dict[str, dict[str, float] | None]:
         """`mean` and `std` of each metric; None where no hand was annotated."""

@@ -33,12 +33,12 @@ class Reports:
     ) -> dict[str, Any]:
         """Measure on the test split; writes `eval/<step>/<benchmark>.json`."""
         from handjax import mean_hand
-        from handjax.evaluate import evaluate_stage
+        from handjax.evaluation import measure
 
         where = configs.evaluated_on(run.config, stage.name)
         if where not in self._mean_hands:
             self._mean_hands[where] = mean_hand.fit(run.data.train_split(stage))
-        result = evaluate_stage(
+        result = measure(
             run.model,
             variables,
             stage,
@@ -46,7 +46,7 @@ class Reports:
             root=run.skeleton.roots[run.config.data.root],
             mean_hand=self._mean_hands[where],
             predict=self._compiled(run, stage),
-        )
+        ).report()
         name = benchmark_name(run, stage)
         report = {
             "benchmark": name,

@@ -66,6 +66,20 @@ MANO_TO_JOINTS = np.array(
 """Gather from (16 MANO joints, then tips thumb, index, middle, ring, little) to
 `JOINTS`: `joints = mano21[MANO_TO_JOINTS]`."""
 
+ORDERS = {
+    "openpose": np.arange(NUM_JOINTS),
+    "mano": MANO_TO_JOINTS,
+    "interhand": np.array(
+        [20, *(4 * finger + 3 - i for finger in range(5) for i in range(4))]
+    ),
+    "rhd": np.array(
+        [0, *(4 * finger + 4 - i for finger in range(5) for i in range(4))]
+    ),
+}
+"""Published order of 21 joints -> gather to `JOINTS`: `joints = theirs[ORDERS[name]]`.
+InterHand2.6M and RHD, whose fingers go from tip to base, are counted within one hand.
+`np.argsort(ORDERS[name])` is the gather from `JOINTS`."""
+
 MANO_TIPS = {
     "smplx": (744, 320, 443, 554, 671),
     "manopth": (745, 317, 444, 556, 673),

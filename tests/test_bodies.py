@@ -1,6 +1,5 @@
 """Bodies go the way of hands: files, pictures, batches, training and evaluation."""
 
-import argparse
 import importlib.util
 import io
 import json
@@ -19,13 +18,14 @@ from data_pipelines.synthetic.body import mesh, pictures
 from handjax import (
     checkpoints,
     data,
-    evaluate,
     launch,
     mano,
     mano_files,
     models,
     skeleton,
     train_state,
+    trained,
+    workdir_report,
 )
 from handjax.predictor import HandPredictor
 from handjax.stages import Stage
@@ -201,15 +201,8 @@ def test_a_parametric_family_trains_on_bodies_and_is_evaluated(
     losses = [row["loss"] for row in rows if "loss" in row]
     assert len(losses) == 30 and np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
     assert list((tmp_path / "images").iterdir())
-    arguments = argparse.Namespace(
-        workdir=str(tmp_path),
-        stage=None,
-        step=None,
-        split="test",
-        procrustes="proper",
-        tta=None,
-    )
-    report, _ = evaluate.run(arguments)
+    found = trained.load(tmp_path, None, None)
+    report, _ = workdir_report.make(found, procrustes="proper")
     capsys.readouterr()
     metrics = report["metrics"]
     assert report["count"] == 8

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from handjax import evaluate, mean_hand, models, tta
+from handjax import evaluate, evaluation, mean_hand, models, shares, tta
 from handjax.metrics import METRICS
 from handjax.stages import Stage
 from handjax.types import Batch, HandOutput
@@ -23,6 +23,7 @@ def batches(num=3, size=4):
             joints3d_valid=yes,
             vertices_valid=yes,
             example_valid=yes if i < num - 1 else np.arange(size) < 1,
+            index=np.arange(i * size, (i + 1) * size),
         )
         yield Batch(**fields)
 
@@ -36,9 +37,9 @@ def off_by(model, variables, batch):
 STAGE = Stage("mesh", None, off_by, ".*", needs_image=True)
 
 
-def test_evaluate_stage_counts_hands_and_measures_both():
+def test_measuring_counts_hands_and_measures_both():
     done = []
-    report = evaluate.evaluate_stage(
+    report = evaluation.measure(
         None,
         np.float32(0.01),
         STAGE,
@@ -46,7 +47,7 @@ def test_evaluate_stage_counts_hands_and_measures_both():
         root=9,
         mean_hand=mean_hand.fit(batches()),
         on_batch=done.append,
-    )
+    ).report()
     assert report["count"] == 9 and done == [4, 8, 9]
     assert report["metrics"]["mpvpe_mm"] == pytest.approx(10, rel=1e-5)
     assert report["metrics"]["pa_mpvpe_mm"] == pytest.approx(0, abs=1e-3)
@@ -90,7 +91,7 @@ def test_augmentation_averages_predictions_or_their_errors():
     assert expected["paper"] > 2 * expected["mean"]
     for mode, error in expected.items():
         done = []
-        report = evaluate.evaluate_stage(
+        report = evaluation.measure(
             None,
             middle,
             stage,
@@ -98,7 +99,7 @@ def test_augmentation_averages_predictions_or_their_errors():
             root=9,
             tta_mode=mode,
             on_batch=done.append,
-        )
+        ).report()
         assert report["count"] == 2 and done == [2]
         # A tenth of the vertices are off; joint 9, the root, is not.
         found = report["metrics"]["mpvpe_mm"]
@@ -126,9 +127,13 @@ def workdir(monkeypatch, tmp_path):
         def train_split(self, stage):
             return batches()
 
-        def evaluation(self, stage, split="test"):
+        def evaluation(self, stage, split="test", share=shares.WHOLE):
             asked.append((stage.name, split, self.config.eval.num))
+            assert share.count == 1
             return batches()
+
+        def evaluation_count(self, stage, split="test"):
+            return 9
 
     def better(model, variables, batch):
         return off_by(model, variables / 10, batch)

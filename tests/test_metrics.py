@@ -65,7 +65,9 @@ def as_batch(vertices, joints3d, *, example_valid=None, vertices_valid=None):
 
 
 @pytest.mark.parametrize(
-    ("procrustes", "slow"), [("freihand", official_align), ("proper", umeyama)]
+    ("procrustes", "slow"),
+    [("freihand", official_align)]
+    + [(k, umeyama) for k in ("proper", "hamer", "metro")],
 )
 def test_alignment_equals_the_one_hand_reference(procrustes, slow):
     target, _, guess = hands(0)
@@ -74,15 +76,16 @@ def test_alignment_equals_the_one_hand_reference(procrustes, slow):
     guess = 3.1 * guess @ R + 0.4
     got = metrics.procrustes_align(target, guess, procrustes=procrustes)
     expected = np.stack([slow(*pair) for pair in zip(target, guess, strict=True)])
-    # The 1e-8 on norms shrinks a hand by parts in 1e7: nanometres.
-    np.testing.assert_allclose(got, expected, atol=2e-8)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-13)
 
 
 def test_mirrored_hand_needs_a_reflection():
     target, _, _ = hands(1, batch=3)
     target[..., 2] += 0.3 * target[..., 0] ** 2 / 0.04  # no plane of symmetry
     mirrored = target * [-1, 1, 1]
-    for procrustes, low, high in (("freihand", 0, 1e-3), ("proper", 4, 60)):
+    alignments = [("freihand", 0, 1e-3)]
+    alignments += [(name, 4, 60) for name in ("proper", "hamer", "metro")]
+    for procrustes, low, high in alignments:
         aligned = metrics.procrustes_align(target, mirrored, procrustes=procrustes)
         error = metrics.point_errors_mm(target, aligned).mean()
         assert low <= error <= high
@@ -98,7 +101,7 @@ def test_similar_hands_score_zero_and_scale_is_found():
         assert metrics.point_errors_mm(target, aligned).max() < 1e-3
 
 
-@pytest.mark.parametrize("procrustes", ["freihand", "proper"])
+@pytest.mark.parametrize("procrustes", metrics.PROTOCOLS)
 def test_prediction_of_equal_points_moves_to_the_centre(procrustes):
     target, _, _ = hands(3)
     aligned = metrics.procrustes_align(
@@ -111,7 +114,7 @@ def test_prediction_of_equal_points_moves_to_the_centre(procrustes):
 
 def test_unknown_alignment_is_refused():
     target, _, guess = hands(0)
-    with pytest.raises(ValueError, match=r"'freihand'.*or 'proper'"):
+    with pytest.raises(ValueError, match=r"'freihand'.*'proper', 'hamer', 'metro'"):
         metrics.procrustes_align(target, guess, procrustes="rigid")
 
 
@@ -123,6 +126,13 @@ def test_auc_equals_the_trapezoid_rule():
     pck = np.array([(errors_mm / 1e3 <= t).mean(0) for t in thresholds])
     expected = np.mean(np.trapezoid(pck, thresholds, axis=0) / 0.05)
     assert metrics.auc(errors_mm).mean() == pytest.approx(expected, abs=2e-5)
+    # In metres, where ties at a threshold fall as they do in the loop above.
+    errors = errors_mm / 1e3
+    errors[1, :] = thresholds[4:88:4]
+    pck = np.array([(errors <= t).mean(0) for t in thresholds])
+    expected = np.mean(np.trapezoid(pck, thresholds, axis=0) / 0.05)
+    found = metrics.auc(errors, thresholds).mean()
+    assert found == pytest.approx(expected, rel=0, abs=1e-13)
     assert metrics.auc(np.zeros((1, 4)))[0] == pytest.approx(1)
     assert metrics.auc(np.full((1, 4), 50.1))[0] == 0
 
