@@ -21,7 +21,8 @@ Rows of the paper's tables are names behind the variant, as in
 hand's counts and FreiHAND's recipe here. The last column is what the paper reports,
 PA-MPJPE in mm: tables 1 to 7 of bodies (Human3.6M), Table 8 of FreiHAND. M is METRO,
 FM is FastMETRO, S the one with a single layer; H64, R50, Eb0 are HRNet-W64, ResNet-50,
-EfficientNet-B0.
+EfficientNet-B0. `python -m handjax.benchmark --config configs/tore.py --what cost`
+prints what they multiply and how fast they are.
 
 | row                  | what it is                                         | PA mm |
 |----------------------|----------------------------------------------------|-------|
