@@ -8,6 +8,7 @@ r"""Measure a model on this machine: compilation, speed, memory, work.
     python -m handjax.benchmark --config configs/hamba.py --what tokens
     python -m handjax.benchmark --config configs/mmhmr.py --what sampling
     python -m handjax.benchmark --config configs/mmhmr.py --what scaling --devices 64
+    python -m handjax.benchmark --config configs/tore.py --what cost --batch_sizes 32
 
 Weights are random and pictures black, which changes no timing. Standard output gets one
 JSON object a line (name, metric, value, unit, method, device, versions), standard
@@ -36,9 +37,12 @@ MEASURES = {
     "waiting": "share of an update's time that is spent waiting for the loader's data",
     "scaling": "bytes that the devices of a pod send each other in an update, and the "
     "share of its time that is left for computing; alone, with --devices",
+    "cost": "multiplications and images per second with and without token reduction",
     "peer": "the same network here and in PyTorch (eager, fused, compiled), in turn",
 }
-ON_REQUEST = ("ops", "parts", "sampling", "scaling", "tokens", "waiting", "peer")
+ON_REQUEST = (
+    *("ops", "parts", "sampling", "scaling", "tokens", "waiting", "cost", "peer"),
+)
 DEFAULT = [name for name in MEASURES if name not in ON_REQUEST]
 
 VALUES = flags.FlagValues()
@@ -67,7 +71,7 @@ flags.DEFINE_integer(
     flag_values=VALUES,
 )
 flags.DEFINE_list(
-    "batch_sizes", ["1", "8"], "images at once, for peer", flag_values=VALUES
+    "batch_sizes", ["1", "8"], "images at once, for cost and peer", flag_values=VALUES
 )
 
 

@@ -141,12 +141,16 @@ def make_step(
     """
     tx = optimizers.optimizer(config)
     rates = optimizers.schedules(config)
-    weights = config.losses.to_dict()
     own = batch_norm == "device" and devices > 1
     loss_fn = _on_each_device(stage, devices) if own else stage.loss_fn
 
     def total(
-        trainable: Any, rest: Any, collections: Any, batch: Any, rngs: Any
+        trainable: Any,
+        rest: Any,
+        weights: Any,
+        collections: Any,
+        batch: Any,
+        rngs: Any,
     ) -> Any:
         variables = {"params": nested({**rest, **trainable}), **collections}
         losses, metrics, updates = loss_fn(model, variables, batch, rngs)
@@ -164,7 +168,12 @@ def make_step(
         rngs = {n: jax.random.fold_in(rng, i) for i, n in enumerate(RNG_STREAMS)}
         trainable, rest = partition(state.params, stage)
         (loss, (losses, metrics, updates)), grads = gradients(
-            trainable, rest, state.collections, batch, rngs
+            trainable,
+            rest,
+            loss_weights(config, state.step),
+            state.collections,
+            batch,
+            rngs,
         )
         changes, opt_state = tx.update(grads, state.opt_state, trainable)
         trainable = optax.apply_updates(trainable, changes)
@@ -186,15 +195,15 @@ def make_step(
             rng=state.rng,
             skipped=state.skipped,
         )
-        state = _guarded(state, moved, _all_finite(metrics, weights), max_skipped)
+        state = _guarded(state, moved, _all_finite(metrics, config), max_skipped)
         return state, {**metrics, "skipped": state.skipped}
 
     return step
 
 
-def _all_finite(metrics: dict[str, Any], weights: dict[str, float]) -> Any:
+def _all_finite(metrics: dict[str, Any], config: ml_collections.ConfigDict) -> Any:
     """Whether none of what `first_nonfinite` looks at is inf or nan."""
-    names = *(f"loss_{name}" for name in weights), *_FINITE
+    names = *(f"loss_{name}" for name in config.losses), *_FINITE
     values = [metrics[name] for name in names] + list(metrics[GRAD_NORMS].values())
     return jnp.all(jnp.isfinite(jnp.stack([jnp.asarray(v, float) for v in values])))
 
@@ -210,6 +219,19 @@ def _guarded(old: TrainState, new: TrainState, finite: Any, limit: int) -> Train
     kept = jax.tree.map(lambda x, y: jnp.where(make, y, x), old, new)
     step = jnp.where(skipped > limit, old.step, new.step)
     return kept._replace(step=step, skipped=skipped)
+
+
+def loss_weights(config: ml_collections.ConfigDict, step: Any) -> dict[str, Any]:
+    """Weights of the losses at an update, from `config.stages.<name>`.
+
+    Args:
+        config: with `losses` and `ramps`.
+        step: number of updates done before.
+    """
+    weights = config.losses.to_dict()
+    for name, ramp in config.ramps.items():
+        weights[name] *= jax.nn.sigmoid((step - ramp.middle) / ramp.width)
+    return weights
 
 
 def _on_each_device(stage: Stage, devices: int) -> Callable:
@@ -249,14 +271,19 @@ def _in_micro_batches(gradients: Callable, number: int, devices: int) -> Callabl
         return jnp.swapaxes(x, 0, 1).reshape(number, -1, *x.shape[3:])
 
     def mean_gradients(
-        trainable: Any, rest: Any, collections: Any, batch: Any, rngs: Any
+        trainable: Any,
+        rest: Any,
+        weights: Any,
+        collections: Any,
+        batch: Any,
+        rngs: Any,
     ) -> Any:
         keys = {name: jax.random.split(key, number) for name, key in rngs.items()}
 
         def one(carry: Any, part: Any) -> Any:
             moved, sums = carry
             (loss, (losses, metrics, updates)), grads = gradients(
-                trainable, rest, moved, *part
+                trainable, rest, weights, moved, *part
             )
             carry = {**moved, **updates}, jax.tree.map(jnp.add, sums, grads)
             return carry, (loss, losses, metrics)
