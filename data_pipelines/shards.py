@@ -82,14 +82,26 @@ def write_split(
         for index, (first, last) in enumerate(shard_ranges(count, total)):
             path = shard_path(directory, name, split, index, total)
             if not (path.exists() and _count(path) == last - first):
-                _write_shard(path, records(first, last))
+                write_shard(path, records(first, last))
             if on_records:
                 on_records(last - first)
     except OSError as error:
-        raise ShardError(_write_message(directory, error)) from error
+        raise write_error(directory, error) from error
 
 
-def _write_shard(path: Path, records: Iterable[bytes]) -> None:
+def write_shard(path: Path, records: Iterable[bytes]) -> int:
+    """Write one shard, which appears under its name only when it is complete.
+
+    Args:
+        path: of the shard, in a folder that exists.
+        records: encoded, in order.
+
+    Returns:
+        How many there were.
+
+    Raises:
+        OSError: when the disk is full or the folder cannot be written.
+    """
     from array_record.python import array_record_module
 
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
@@ -109,6 +121,7 @@ def _write_shard(path: Path, records: Iterable[bytes]) -> None:
             raise OSError(errno.EIO, f"{partial.name} could not be read back")
         partial.rename(path)
         _sync(path.parent)
+        return count
     finally:
         partial.unlink(missing_ok=True)
 
@@ -137,13 +150,14 @@ def _close(writer: Any, partial: Path) -> None:
         raise OSError(errno.EIO, f"could not finish {partial.name}: {error}") from error
 
 
-def _write_message(directory: Path, error: OSError) -> str:
+def write_error(directory: Path, error: OSError) -> ShardError:
+    """The error for a data set that cannot be written."""
     full = shutil.disk_usage(directory).free < _FULL_BYTES if directory.is_dir() else 0
     if error.errno == errno.ENOSPC or full:
         what = "the disk is full"
     else:
         what = error.strerror or str(error)
-    return (
+    return ShardError(
         f"Could not write the dataset {str(directory)!r}: {what}. Shards that were "
         "finished are kept; free some space (or choose another folder) and run the "
         "same command to go on."
@@ -229,8 +243,9 @@ def read_metadata(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(
             f"{str(directory)!r} holds no finished dataset (no metadata.json). Make "
-            "one with `python -m data_pipelines.synthetic --out DIR`, or correct the "
-            "path."
+            "one with `python -m data_pipelines.synthetic --out DIR`, or of a "
+            "published one with `python -m data_pipelines.prepare NAME --source DIR "
+            "--out DIR`; or correct the path."
         )
     metadata = json.loads(path.read_text())
     if metadata["schema_version"] != schema.SCHEMA_VERSION:

@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> str:
     """Make the folder; returns what it holds, for people to read."""
     kinds = _checked(arguments)
     from data_pipelines import shards
-    from data_pipelines.synthetic.progress import Report
+    from data_pipelines.progress import Report
     from handjax import captions, control_workers
     from handjax.control_files import Folder
     from handjax.crop import CropConfig

@@ -7,7 +7,7 @@ from multiprocessing import get_context
 from typing import Any, NamedTuple
 
 from data_pipelines import shards
-from data_pipelines.synthetic.workers import single_threaded
+from data_pipelines.workers import single_threaded
 from handjax import captions, control_examples, control_images, mano_files
 from handjax.control_examples import LeftOutError, Placed
 from handjax.control_files import Folder

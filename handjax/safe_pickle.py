@@ -82,6 +82,43 @@ def numpy_globals() -> dict[tuple[str, str], Any]:
     }
 
 
+def plain_globals() -> dict[tuple[str, str], Any]:
+    """Return stand-ins for all that arrays, their scalars and plain values need.
+
+    Beside `numpy_globals`: single numbers, arrays of protocol 5, and bytes and sets as
+    older protocols write them.
+    """
+
+    def numbers(dtype, data):
+        if not isinstance(dtype, np.dtype) or dtype.hasobject:
+            raise RefusedPickleError(f"a pickle makes numbers of type {dtype!r}")
+        # Strings of Python 2 hold bytes, which `latin1` keeps as they are.
+        raw = data.encode("latin1") if isinstance(data, str) else bytes(data)
+        return np.frombuffer(raw, dtype)
+
+    def scalar(dtype, data):
+        (value,) = numbers(dtype, data)
+        return value
+
+    def frombuffer(data, dtype, shape, order, axis_order=None):
+        if axis_order is not None or order not in ("C", "F"):
+            raise RefusedPickleError("a pickle makes an array of unusual layout")
+        return numbers(dtype, data).reshape(shape, order=order).copy(order)
+
+    def encode(text, encoding="latin1"):
+        if encoding not in ("latin1", "latin-1") or not isinstance(text, str):
+            raise RefusedPickleError(f"a pickle encodes text as {encoding!r}")
+        return text.encode("latin1")
+
+    return numpy_globals() | {
+        ("numpy.core.multiarray", "scalar"): scalar,
+        ("numpy.core.numeric", "_frombuffer"): frombuffer,
+        ("_codecs", "encode"): encode,
+        ("builtins", "set"): set,
+        ("builtins", "bytearray"): bytearray,
+    }
+
+
 class _Unpickler(pickle.Unpickler):
     def __init__(
         self,

@@ -10,6 +10,7 @@ import warnings
 
 import numpy as np
 import pytest
+import python2_pickle
 
 from data_pipelines.synthetic.body import mesh as synthetic_body
 from handjax import mano_files, safe_pickle, skeleton
@@ -34,31 +35,6 @@ def _arrays(side="right"):
         "bs_style": "lbs",
         "bs_type": "lrotmin",
     }
-
-
-class _Python2Pickler(pickle._Pickler):
-    """Writes what Python 2 and its numpy, scipy and chumpy wrote with protocol 2."""
-
-    dispatch = dict(pickle._Pickler.dispatch)  # noqa: RUF012
-
-    def _save_bytes(self, value):
-        raw = value.encode("latin1") if isinstance(value, str) else value
-        if len(raw) < 256:
-            self.write(pickle.SHORT_BINSTRING + bytes([len(raw)]) + raw)
-        else:
-            self.write(pickle.BINSTRING + len(raw).to_bytes(4, "little") + raw)
-        self.memoize(value)
-
-    dispatch[str] = dispatch[bytes] = _save_bytes
-
-    def _save_global(self, value, name=None):
-        module = value.__module__.replace("numpy._core", "numpy.core")
-        module = "__builtin__" if module == "builtins" else module
-        self.write(pickle.GLOBAL + f"{module}\n{value.__name__}\n".encode())
-        self.memoize(value)
-
-    dispatch[type] = dispatch[types.FunctionType] = _save_global
-    save_global = _save_global
 
 
 def _fake_class(monkeypatch, module, name):
@@ -102,8 +78,7 @@ def _python2_pickle(path, arrays, monkeypatch, row_shift=0):
             maxprint=50,
         ),
     }
-    with open(path, "wb") as file:
-        _Python2Pickler(file, protocol=2).dump(data)
+    path.write_bytes(python2_pickle.dumps(data))
     return path
 
 

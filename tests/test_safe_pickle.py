@@ -1,5 +1,6 @@
 """The restricted unpickler: builds what is named, refuses everything else unrun."""
 
+import codecs
 import io
 import os
 import pickle
@@ -71,6 +72,38 @@ def test_arrays_load_under_either_name_of_numpy_core(tmp_path, protocol):
         for key, array in arrays.items():
             np.testing.assert_array_equal(read[key], array)
             assert read[key].dtype == array.dtype.newbyteorder("=")  # numpy swaps
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_plain_values_and_scalars_load_whatever_the_protocol(tmp_path, protocol):
+    content = {
+        "array": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "columns": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "scalar": np.float64(0.5),
+        "flag": np.bool_(True),
+        "bytes": b"\x00\xff",
+        "set": {1, 2},
+        "rest": [None, "text", 3, (1.5, True)],
+    }
+    file = _file(tmp_path, pickle.dumps(content, protocol))
+    read = safe_pickle.load(file, safe_pickle.plain_globals())
+    for key in ("array", "columns"):
+        np.testing.assert_array_equal(read.pop(key), content.pop(key))
+    assert read == content
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        (np._core.multiarray.scalar, (np.dtype(object), b"")),
+        (codecs.encode, ("x", "rot13")),
+    ],
+    ids=["object scalar", "codec"],
+)
+def test_plain_globals_make_nothing_but_numbers_and_bytes(tmp_path, call):
+    content = pickle.dumps(_Attack(call[0], *call[1]), 2)
+    with pytest.raises(ValueError):
+        safe_pickle.load(_file(tmp_path, content), safe_pickle.plain_globals())
 
 
 def test_holders_keep_state_and_are_new_each_time():

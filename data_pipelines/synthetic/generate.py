@@ -1,16 +1,12 @@
 """Makes the data set: on all cores, resumable, the same for any number of workers."""
 
-import contextlib
-import fcntl
-import json
 import os
 import sys
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_pipelines import shards
-from data_pipelines.synthetic import contact_sheet, progress
+from data_pipelines import contact_sheet, progress, shards
+from data_pipelines.directories import check_same, locked
 from data_pipelines.synthetic.workers import Workers
 from handjax import mano_files
 
@@ -119,59 +115,6 @@ def _splits(settings: dict[str, Any]) -> dict[str, int]:
 
 def _num_shards(count: int) -> int:
     return min(_MOST_SHARDS, -(-count // _PER_SHARD))
-
-
-@contextlib.contextmanager
-def locked(directory: Path):
-    """One process makes a data set, others wait; the system frees a dead one's lock."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = open(directory / ".lock", "w")
-    except OSError as error:
-        if (directory / "metadata.json").is_file():  # read-only data is fine
-            yield
-            return
-        raise ValueError(
-            f"Cannot write to {str(directory)!r}: {error.strerror}. Choose another "
-            "directory (--out, or config.data.dir)."
-        ) from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def check_same(
-    directory: Path, settings: dict[str, Any], *, beside: Collection[str] = ()
-) -> None:
-    """Refuse a directory that holds something else.
-
-    Args:
-        directory: For a data set.
-        settings: What decides its records.
-        beside: Files that may be there before it.
-    """
-    path = directory / "settings.json"
-    if not path.is_file():
-        strangers = {p.name for p in directory.iterdir()} - {".lock", *beside}
-        if strangers:
-            raise ValueError(
-                f"{str(directory)!r} holds {sorted(strangers)[0]!r} and no "
-                "settings.json, so it is not a data set of this program. Choose an "
-                "empty directory."
-            )
-        path.write_text(json.dumps(settings, indent=1) + "\n")
-        return
-    found = json.loads(path.read_text())
-    different = [
-        f"{key}: {found.get(key)!r} there, {settings.get(key)!r} asked for"
-        for key in sorted({*found, *settings})
-        if found.get(key) != settings.get(key)
-    ]
-    if different:
-        raise ValueError(
-            f"{str(directory)!r} holds pictures made with other settings "
-            f"({'; '.join(different)}). Choose another directory or remove this one."
-        )
 
 
 def _missing(directory: Path, settings: dict[str, Any]) -> int:

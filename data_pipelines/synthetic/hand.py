@@ -7,14 +7,14 @@ hand +y, thumb side +z. Angles are (flexion, abduction, twist) of joints 1..15, 
 """
 
 import functools
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from handjax import mano_files, skeleton
+from data_pipelines import skinning
+from handjax import mano_files
 
 ASSETS = Path(__file__).parent / "assets"
 FOREARM_LENGTH = 0.5
@@ -146,50 +146,12 @@ def _open_end(faces: np.ndarray, vertices: np.ndarray) -> np.ndarray:
     return max(loops, key=lambda loop: vertices[loop, 0].mean())
 
 
-def axis_angle_to_matrix(
-    axis_angle: Float[np.ndarray, "*batch 3"],
-) -> Float[np.ndarray, "*batch 3 3"]:
-    """Rotation matrices by Rodrigues' formula R = I + sin t K + (1 - cos t) K K."""
-    angle = np.linalg.norm(axis_angle, axis=-1)[..., None, None]
-    x, y, z = np.moveaxis(axis_angle, -1, 0) / np.maximum(angle[..., 0, 0], 1e-12)
-    zero = np.zeros_like(x)
-    rows = [zero, -z, y, z, zero, -x, -y, x, zero]
-    skew = np.stack(rows, -1).reshape(*x.shape, 3, 3)
-    return np.eye(3) + np.sin(angle) * skew + (1 - np.cos(angle)) * skew @ skew
-
-
 def joint_rotations(
     hand: RenderHand, angles: Float[np.ndarray, "15 3"]
 ) -> Float[np.ndarray, "15 3 3"]:
     """Local rotation of each finger joint: flexion after abduction after twist."""
-    turns = axis_angle_to_matrix(angles[..., None] * hand.axes)
+    turns = skinning.axis_angle_to_matrix(angles[..., None] * hand.axes)
     return turns[:, 0] @ turns[:, 1] @ turns[:, 2]
-
-
-def joint_transforms(
-    rotations: Float[np.ndarray, "bone 3 3"],
-    joints: Float[np.ndarray, "bone 3"],
-    parents: Sequence[int] = skeleton.MANO_PARENTS,
-) -> tuple[Float[np.ndarray, "bone 3 3"], Float[np.ndarray, "bone 3"]]:
-    """Rotation and translation that carry rest points along with each joint."""
-    turn, origin = np.empty(rotations.shape), np.empty(joints.shape)
-    turn[0], origin[0] = rotations[0], joints[0]
-    for joint in range(1, len(joints)):
-        parent = parents[joint]
-        turn[joint] = turn[parent] @ rotations[joint]
-        origin[joint] = turn[parent] @ (joints[joint] - joints[parent]) + origin[parent]
-    return turn, origin - np.einsum("jab,jb->ja", turn, joints)
-
-
-def skin(
-    points: Float[np.ndarray, "vertex 3"],
-    weights: Float[np.ndarray, "vertex bone"],
-    turn: Float[np.ndarray, "bone 3 3"],
-    shift: Float[np.ndarray, "bone 3"],
-) -> Float[np.ndarray, "vertex 3"]:
-    """Linear blend skinning: each point follows the weighted mean of its joints."""
-    mixed = (weights @ turn.reshape(-1, 9)).reshape(-1, 3, 3)
-    return (mixed @ points[:, :, None])[..., 0] + weights @ shift
 
 
 def pose(
@@ -213,12 +175,14 @@ def pose(
     features = (rotations[1:] - np.eye(3)).reshape(135)
     shaped = hand.file.v_template + hand.file.shapedirs @ betas
     joints = hand.file.J_regressor @ shaped
-    turn, shift = joint_transforms(rotations, joints)
-    posed = skin(shaped + hand.file.posedirs @ features, hand.file.weights, turn, shift)
+    turn, shift = skinning.joint_transforms(rotations, joints)
+    posed = skinning.skin(
+        shaped + hand.file.posedirs @ features, hand.file.weights, turn, shift
+    )
     drawn = hand.v_template + hand.shapedirs @ betas
     offset = (hand.posedirs @ features.astype(np.float32)).reshape(-1, 3)
     drawn[: hand.num_hand] += offset
-    rest = skin(drawn, hand.weights, turn, shift) - joints[0]
+    rest = skinning.skin(drawn, hand.weights, turn, shift) - joints[0]
     vertices = (posed - joints[0]) @ root.T
     return PosedHand(
         vertices=vertices,

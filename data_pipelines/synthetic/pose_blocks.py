@@ -8,7 +8,7 @@ what they are.
 import numpy as np
 from jaxtyping import Bool, Float
 
-from data_pipelines.synthetic import hand as hands
+from data_pipelines import skinning
 from data_pipelines.synthetic.prior import PosePrior, segment_distance
 from handjax import skeleton
 
@@ -89,7 +89,7 @@ def rotations(
     prior: PosePrior, angles: Float[np.ndarray, "count 15 3"]
 ) -> Float[np.ndarray, "count 15 3 3"]:
     """Local rotations of the finger joints, as `hand.joint_rotations`."""
-    turns = hands.axis_angle_to_matrix(angles[..., None] * prior.hand.axes)
+    turns = skinning.axis_angle_to_matrix(angles[..., None] * prior.hand.axes)
     return turns[..., 0, :, :] @ turns[..., 1, :, :] @ turns[..., 2, :, :]
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from data_pipelines import skinning
 from data_pipelines.synthetic import hand as hands
 
 _FINGERS = ("index", "middle", "little", "ring", "thumb")
@@ -56,7 +57,7 @@ class PosePrior:
         rotations = np.concatenate(
             [np.eye(3)[None], hands.joint_rotations(self.hand, angles)]
         )
-        turn, shift = hands.joint_transforms(rotations, self.hand.rest_joints)
+        turn, shift = skinning.joint_transforms(rotations, self.hand.rest_joints)
         turn, shift = turn[self.capsules.joint], shift[self.capsules.joint]
         start = (turn @ self.capsules.start[..., None])[..., 0] + shift
         end = (turn @ self.capsules.end[..., None])[..., 0] + shift

@@ -14,10 +14,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from scipy.spatial.transform import Rotation
 
-from data_pipelines import schema, shards
-from data_pipelines.synthetic import contact_sheet, hand, progress
+from data_pipelines import contact_sheet, progress, schema, shards, skinning
+from data_pipelines.directories import check_same, locked
 from data_pipelines.synthetic.body import mesh
-from data_pipelines.synthetic.generate import check_same, locked
 from data_pipelines.synthetic.records import SPLITS, jpeg, project
 from handjax import mano_files, render
 from handjax.mano_files import ManoFile
@@ -176,7 +175,7 @@ class Generator:
         rng = np.random.default_rng([self._seed, SPLITS[split], index])
         size, file = self._size, self._file
         pose, betas = sample_pose(rng), rng.normal(0, 1, 10).clip(-2, 2)
-        vertices = skin(file, pose, betas)
+        vertices = skinning.posed(file, pose, betas)
         intrinsics, transl = camera(rng, vertices, size)
         vertices = vertices + transl
         colours = rng.uniform(0.15, 1, (len(_CLOTHES), 3))
@@ -240,18 +239,6 @@ def camera(
     middle = (vertices.max(axis=0) + vertices.min(axis=0)) / 2
     place = np.append(rng.uniform(-0.15, 0.15, 2) * size / focal, 1) * depth
     return intrinsics, place - middle
-
-
-def skin(
-    file: ManoFile, pose: Float[np.ndarray, "bone 3"], betas: Float[np.ndarray, "10"]
-) -> Float[np.ndarray, "vertex 3"]:
-    """Posed mesh, without `handjax.mano`, which needs JAX."""
-    rotations = hand.axis_angle_to_matrix(pose)
-    shaped = file.v_template + file.shapedirs @ betas
-    joints = file.J_regressor @ shaped
-    turn, shift = hand.joint_transforms(rotations, joints, file.parents.tolist())
-    bent = shaped + file.posedirs @ (rotations[1:] - np.eye(3)).ravel()
-    return hand.skin(bent, file.weights, turn, shift)
 
 
 def background(

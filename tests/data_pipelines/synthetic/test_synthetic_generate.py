@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from data_pipelines import shards
-from data_pipelines.synthetic import contact_sheet, generate, progress
+from data_pipelines import contact_sheet, progress, shards
+from data_pipelines.synthetic import generate
 
 SETTINGS = dict(seed=1, image_size=48, left_fraction=0.3)
 
@@ -119,11 +119,11 @@ def test_contact_sheet_draws_joints_on_every_second_tile(tmp_path, made):
     from PIL import Image
 
     example = shards.open_split(made, "train")[0]
-    contact_sheet.write(tmp_path / "sheet.png", [example, example], columns=2, tile=96)
+    contact_sheet.write(tmp_path / "sheet.png", [example, example])
     with Image.open(tmp_path / "sheet.png") as sheet:
         pixels = np.asarray(sheet).astype(int)
-    assert pixels.shape == (96, 192, 3)
-    assert np.abs(pixels[:, :96] - pixels[:, 96:]).max() > 60
+    assert pixels.shape == (160, 320, 3)
+    assert np.abs(pixels[:, :160] - pixels[:, 160:]).max() > 60
 
 
 def test_progress_prints_plain_lines_without_a_terminal(capsys, monkeypatch):

@@ -1,0 +1,213 @@
+"""Checks a prepared data set: files, records, and whether poses make the joints.
+
+python -m data_pipelines.check DIR
+python -m data_pipelines.check DIR --hand MANO_FOLDER --num 0
+
+Files are compared with the checksums of `manifest.json`. Of a sample of the records,
+spread over each split, it reports by side:
+
+    inside      share of the known joints that lie in the picture
+    reproject   pixels between 2-D joints and projected 3-D ones
+    repose      millimetres between 3-D joints and those of the mesh that MANO makes of
+                the stored pose, shape and translation, with the finger tips and the
+                left-hand model of the data set (`conventions.ROWS`)
+    vertices    the same between stored and re-posed mesh
+"""
+
+import argparse
+import hashlib
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+_JOINT_GROUPS = {
+    "wrist": [0],
+    "fingers": [j for j in range(1, 21) if j % 4],
+    "tips": [4, 8, 12, 16, 20],
+}
+
+
+class Finding(NamedTuple):
+    """Mean and largest value of one quantity of one side."""
+
+    split: str
+    side: str
+    quantity: str
+    unit: str
+    mean: float
+    largest: float
+    count: int
+    """Hands that have it."""
+
+    def line(self) -> str:
+        """For people to read."""
+        numbers = f"{self.mean:9.3f} {self.unit:3} mean {self.largest:9.3f} max"
+        hands = f"{self.count:,} hands"
+        return f"{self.split} {self.side:5} {self.quantity:18} {numbers}  ({hands})"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m data_pipelines.check",
+        description="Check a prepared data set: checksums, records, and how far the "
+        "joints are from those that its MANO poses make.",
+    )
+    add = parser.add_argument
+    add("directory", help="of the prepared data set")
+    add(
+        "--hand",
+        default="",
+        help="folder with MANO_RIGHT.pkl and MANO_LEFT.pkl; without it poses are not "
+        "checked",
+    )
+    add("--split", action="append", default=[], help="default: all")
+    add("--num", type=int, default=200, help="records of each split; 0: all")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns 0, 1 if something is damaged, 2 if nothing can be said."""
+    arguments = _parser().parse_args(argv)
+    try:
+        damaged = _report(arguments)
+    except (OSError, ValueError, RuntimeError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    for line in damaged:
+        print(f"damaged: {line}", file=sys.stderr)
+    return 1 if damaged else 0
+
+
+def _report(arguments: argparse.Namespace) -> list[str]:
+    """Print findings; returns what is damaged."""
+    from data_pipelines import conventions, shards
+
+    directory = Path(arguments.directory).expanduser()
+    metadata = shards.read_metadata(directory)
+    damaged = wrong_checksums(directory)
+    models = conventions.HandModels()
+    if arguments.hand and metadata["name"] in conventions.ROWS:
+        models = conventions.load_models(metadata["name"], arguments.hand)
+    for name in arguments.split or metadata["splits"]:
+        split = shards.open_split(directory, name)
+        records, unreadable = _sample(split, arguments.num)
+        damaged += unreadable
+        for finding in findings(name, records, models):
+            print(finding.line())
+    if not damaged:
+        print(f"{directory}: nothing is damaged.")
+    return damaged
+
+
+def wrong_checksums(directory: Path) -> list[str]:
+    """Shards of the manifest that are missing or whose content has changed."""
+    from data_pipelines import preparation
+
+    wrong = []
+    for made in preparation.read_manifest(directory)["splits"].values():
+        for part in made["shards"]:
+            path = directory / part["file"]
+            if not path.is_file():
+                wrong.append(f"{path} is missing")
+            elif hashlib.sha256(path.read_bytes()).hexdigest() != part["sha256"]:
+                wrong.append(f"{path} has another checksum than in manifest.json")
+    return wrong
+
+
+def _sample(split: Any, num: int) -> tuple[list[dict[str, Any]], list[str]]:
+    """Records spread over a split, without pictures; and those that are unreadable."""
+    from data_pipelines import examples
+
+    count = min(num or len(split), len(split))
+    records, unreadable = [], []
+    for number in range(count):
+        index = number * len(split) // count
+        try:
+            record = split[index]
+            examples.decode_image(record.pop("image"))
+        except ValueError as error:
+            where = split.locate(index)
+            unreadable.append(f"{where}: {str(error).removeprefix(f'{where}: ')}")
+        else:
+            records.append(record)
+    return records, unreadable
+
+
+def findings(
+    split: str, records: Sequence[dict[str, Any]], models: Any
+) -> Iterator[Finding]:
+    """Measure records; see the module.
+
+    Args:
+        split: their split.
+        records: decoded.
+        models: `conventions.HandModels` to re-pose them with.
+    """
+    measured: dict[tuple[str, str, str], list[np.ndarray]] = defaultdict(list)
+    for record in records:
+        side = "right" if record["is_right"] else "left"
+        for (quantity, unit), values in _of(record, models).items():
+            measured[side, quantity, unit].append(values)
+    for (side, quantity, unit), values in sorted(measured.items(), reverse=True):
+        joined = np.concatenate(values)
+        yield Finding(
+            split,
+            side,
+            quantity,
+            unit,
+            mean=float(joined.mean()),
+            largest=float(joined.max()),
+            count=len(values),
+        )
+
+
+def _of(record: dict[str, Any], models: Any) -> dict[tuple[str, str], np.ndarray]:
+    from handjax import crop
+
+    found: dict[tuple[str, str], np.ndarray] = {}
+    points2d, points3d = record["joints2d"].astype(float), record["joints3d"]
+    height, width = record["image_size"]
+    known = points2d[:, 2] > 0
+    if known.any():
+        points = points2d[known, :2]
+        inside = ((points >= -0.5) & (points <= [width - 0.5, height - 0.5])).all(-1)
+        found["inside", ""] = inside.astype(float)
+    both = known & (points3d[:, 3] > 0) & record["has_joints3d"] & record["has_K"]
+    if both.any():
+        pixels = crop.project(points3d[:, :3].astype(float), record["K"].astype(float))
+        found["reproject", "px"] = _distance(pixels[both], points2d[both, :2])
+    return found | _reposed(record, models)
+
+
+def _reposed(record: dict[str, Any], models: Any) -> dict[tuple[str, str], np.ndarray]:
+    from data_pipelines import skinning
+    from handjax import mano_files
+
+    model = models.of(record["is_right"])
+    if model is None or not (record["has_pose"] and record["has_transl"]):
+        return {}
+    pose, betas = record["mano_pose"].reshape(16, 3), record["mano_betas"]
+    mesh = skinning.posed(model, pose.astype(float), betas.astype(float))
+    mesh = mesh + record["mano_transl"]
+    found: dict[tuple[str, str], np.ndarray] = {}
+    joints = mano_files.joint_regressor(model) @ mesh
+    for name, group in _JOINT_GROUPS.items():
+        rows = [j for j in group if record["joints3d"][j, 3] > 0]
+        if rows and record["has_joints3d"]:
+            away = _distance(joints[rows], record["joints3d"][rows, :3])
+            found[f"repose {name}", "mm"] = 1000 * away
+    if record["has_vertices"]:
+        found["repose vertices", "mm"] = 1000 * _distance(mesh, record["vertices"])
+    return found
+
+
+def _distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(a - b, axis=-1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

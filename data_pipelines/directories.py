@@ -1,0 +1,61 @@
+"""The directory of a data set: one job at a time makes it, and one data set only."""
+
+import contextlib
+import fcntl
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def locked(directory: Path):
+    """One process makes a data set, others wait; the system frees a dead one's lock."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = open(directory / ".lock", "w")
+    except OSError as error:
+        if (directory / "metadata.json").is_file():  # read-only data is fine
+            yield
+            return
+        raise ValueError(
+            f"Cannot write to {str(directory)!r}: {error.strerror}. Choose another "
+            "directory (--out, or config.data.dir)."
+        ) from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def check_same(
+    directory: Path, settings: dict[str, Any], *, beside: Collection[str] = ()
+) -> None:
+    """Refuse a directory that holds something else; note what an empty one is for.
+
+    Args:
+        directory: For a data set.
+        settings: What decides its records.
+        beside: Files that may be there before it.
+    """
+    path = directory / "settings.json"
+    if not path.is_file():
+        strangers = {p.name for p in directory.iterdir()} - {".lock", *beside}
+        if strangers:
+            raise ValueError(
+                f"{str(directory)!r} holds {sorted(strangers)[0]!r} and no "
+                "settings.json, so it is not a data set of this program. Choose an "
+                "empty directory."
+            )
+        path.write_text(json.dumps(settings, indent=1) + "\n")
+        return
+    found = json.loads(path.read_text())
+    different = [
+        f"{key}: {found.get(key)!r} there, {settings.get(key)!r} asked for"
+        for key in sorted({*found, *settings})
+        if found.get(key) != settings.get(key)
+    ]
+    if different:
+        raise ValueError(
+            f"{str(directory)!r} holds a data set made with other settings "
+            f"({'; '.join(different)}). Choose another directory or remove this one."
+        )

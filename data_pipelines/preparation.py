@@ -1,0 +1,295 @@
+"""Makes a prepared data set of a published one: resumable, in parallel, accounted for.
+
+    index      annotations that many examples share, read once (`tables`)
+    shards     each by one process, from the index and the source (`shard_jobs`)
+    manifest   what was kept, what was dropped and why, checksums
+
+The result does not depend on the number of processes, on who runs them (a pool of this
+machine or Apache Beam), nor on how often the job was interrupted.
+"""
+
+import collections
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_pipelines import (
+    contact_sheet,
+    conventions,
+    datasets,
+    schema,
+    shard_jobs,
+    shards,
+    skinning,
+    tables,
+)
+from data_pipelines.directories import check_same, locked
+from data_pipelines.progress import Report
+from data_pipelines.shard_jobs import Job, Part, Task
+from data_pipelines.sources import Builder, Index, Source, SourceError
+from data_pipelines.workers import Workers
+from handjax import files
+
+VERSION = 1
+"""Of the records: raised whenever the same source gives other ones."""
+MANIFEST = "manifest.json"
+
+
+def prepare(
+    dataset: str,
+    source: str | Path,
+    out: str | Path,
+    *,
+    splits: Sequence[str] = (),
+    hand: str = "",
+    workers: int = 1,
+    beam: str = "",
+    beam_options: Sequence[str] = (),
+) -> Path:
+    """Prepare splits of a data set, going on where an interrupted job stopped.
+
+    Args:
+        dataset: its name, `datasets.names()`.
+        source: directory with what was downloaded.
+        out: directory of the prepared data set; may hold other splits of it.
+        splits: those to prepare; () for the default ones.
+        hand: MANO for poses that need it (`conventions.load_models`), "" for none.
+        workers: processes; 1 for this one alone.
+        beam: runner of Apache Beam in their place.
+        beam_options: of its pipeline.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ValueError: An unknown name, or a directory with other contents.
+        SourceError: What was downloaded is not as it should be.
+        FileNotFoundError: There is no hand model at `hand`.
+        ShardError: The disk is full or cannot be written.
+    """
+    builder = datasets.load(dataset).BUILDER
+    splits = _checked(builder, splits)
+    models = conventions.load_models(dataset, hand)
+    out = Path(out).expanduser().absolute()
+    source = str(Path(source).expanduser().absolute())
+    job = Job(dataset, source, str(out), hand)
+    settings = {
+        "version": VERSION,
+        "schema_version": schema.SCHEMA_VERSION,
+        "dataset": dataset,
+        "hands_sha256": [m.sha256 if m else "" for m in models],
+    }
+    with locked(out):
+        check_same(out, settings)
+        runner = _Runner(job, workers, beam, beam_options)
+        for split in splits:
+            if not _is_complete(out, split):
+                _make(job, split, runner)
+        _finish(job, builder, models)
+    return out
+
+
+def _checked(builder: Builder, splits: Sequence[str]) -> Sequence[str]:
+    known = list(builder.splits)
+    for split in splits:
+        if split not in known:
+            raise ValueError(
+                f"{builder.name} has no split {split!r}; it has {', '.join(known)}."
+            )
+    return tuple(splits) or builder.default_splits or tuple(known)
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """What a directory holds; without splits if that is nothing yet."""
+    path = Path(directory) / MANIFEST
+    return json.loads(path.read_text()) if path.is_file() else {"splits": {}}
+
+
+def _is_complete(out: Path, split: str) -> bool:
+    """Whether all shards of a split that was finished once are still there."""
+    made = read_manifest(out)["splits"].get(split)
+    return made is not None and all(
+        (out / part["file"]).is_file()
+        and (out / part["file"]).stat().st_size == part["bytes"]
+        for part in made["shards"]
+    )
+
+
+# --- one split ----------------------------------------------------------------------
+
+
+def _make(job: Job, split: str, runner: "_Runner") -> None:
+    """Write the shards of a split that are missing, and its entry of the manifest."""
+    out = Path(job.out)
+    index, digest = _index(job, split)
+    _recall(job, split)
+    total = shards.num_shards(index.count)
+    _remove_strangers(out, split, total)
+    tasks = [Task(split, number, total, digest) for number in range(total)]
+    missing = [task for task in tasks if not shard_jobs.finished(job, task)]
+    if missing:
+        ranges = shards.shard_ranges(index.count, total)
+        left = sum(ranges[t.number][1] - ranges[t.number][0] for t in missing)
+        name = f"{job.dataset} {split}"
+        with Report(name, left, unit="examples") as bar:
+            for part in runner.run(missing):
+                bar.add(part.examples)
+    parts = [shard_jobs.finished(job, task) for task in tasks]
+    _write_entry(job, index, [part for part in parts if part])
+
+
+def _index(job: Job, split: str) -> tuple[Index, str]:
+    """The index of a split, read from the source unless it is there; its SHA-256."""
+    directory = shard_jobs.index_directory(job, split)
+    if not directory.is_dir():
+        print(f"{job.dataset} {split}: reading annotations", file=sys.stderr)
+        module = datasets.load(job.dataset)
+        index = module.index(Source(Path(job.source), module.BUILDER), split)
+        if not index.count:
+            raise SourceError(
+                f"{job.source!r} has no example of {job.dataset} {split}: "
+                f"{module.BUILDER.download.strip()}"
+            )
+        tables.write(directory, index)
+    return tables.read(directory)
+
+
+def _recall(job: Job, split: str) -> None:
+    """Note again what the manifest says of shards, for a split that lost some."""
+    made = read_manifest(Path(job.out))["splits"].get(split)
+    for number, part in enumerate(made["shards"] if made else ()):
+        task = Task(split, number, len(made["shards"]), part["index_sha256"])
+        note = shard_jobs.note_path(job, task)
+        if not note.is_file():
+            files.write_json(note, part)
+
+
+def _remove_strangers(out: Path, split: str, total: int) -> None:
+    """Remove shards of an index of another length, and what was left half-written."""
+    for path in out.glob(f"*-{split}.array_record-*"):
+        if not path.name.endswith(f"-of-{total:05d}"):
+            path.unlink()
+    for path in out.glob(f".*-{split}.array_record-*.partial-*"):
+        path.unlink()
+
+
+def _write_entry(job: Job, index: Index, parts: Sequence[Part]) -> None:
+    """Put a split that is complete into the manifest.
+
+    Raises:
+        SourceError: No example was kept.
+    """
+    split = index.split
+    dropped = collections.Counter(index.dropped)
+    for part in parts:
+        dropped.update(part.dropped)
+    kept = sum(part.records for part in parts)
+    examples = kept + sum(dropped.values())
+    if not kept:
+        raise SourceError(
+            f"{job.source!r}: none of the {examples:,} examples of {job.dataset} "
+            f"{split} can be used: {dict(dropped)}."
+        )
+    right = sum(part.right for part in parts)
+    builder = datasets.load(job.dataset).BUILDER
+    manifest = read_manifest(Path(job.out))
+    manifest = {
+        "dataset": job.dataset,
+        "title": builder.title,
+        "url": builder.url,
+        "licence": builder.licence,
+        "version": VERSION,
+        "splits": manifest["splits"]
+        | {
+            split: {
+                "published": builder.splits[split],
+                "examples": examples,
+                "kept": kept,
+                "right": right,
+                "left": kept - right,
+                "dropped": dict(sorted(dropped.items())),
+                "bytes": sum(part.bytes for part in parts),
+                "shards": [part._asdict() for part in parts],
+            }
+        },
+    }
+    files.write_json(Path(job.out) / MANIFEST, manifest)
+
+
+# --- who does the work --------------------------------------------------------------
+
+
+class _Runner:
+    """Makes shards in this process, in others, or by Apache Beam."""
+
+    def __init__(self, job: Job, workers: int, beam: str, options: Sequence[str]):
+        self._job, self._workers = job, workers
+        self._beam, self._options = beam, options
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[Part]:
+        """Yield what is in each shard."""
+        if self._beam:
+            from data_pipelines import beam_jobs
+
+            yield from beam_jobs.run(self._job, tasks, self._beam, self._options)
+        elif self._workers == 1:
+            yield from (shard_jobs.write(self._job, task) for task in tasks)
+        else:
+            with Workers(min(self._workers, len(tasks)), _start) as pool:
+                pairs = [(self._job, task) for task in tasks]
+                yield from pool.run(shard_jobs.write, pairs)
+
+
+def _start() -> None:
+    """Set up a worker process: the cores are shared out already."""
+    import cv2
+
+    cv2.setNumThreads(1)
+
+
+# --- the whole data set -------------------------------------------------------------
+
+
+def _finish(job: Job, builder: Builder, models: conventions.HandModels) -> None:
+    """Write what readers need, once the splits are there."""
+    out = Path(job.out)
+    made = read_manifest(out)["splits"]
+    model = models.right or models.left
+    shards.write_metadata(
+        out,
+        name=job.dataset,
+        splits={
+            split: made[split]["kept"] for split in builder.splits if split in made
+        },
+        description=builder.describe(),
+        hand={"name": model.name, "sha256": model.sha256} if model else {},
+        made_by=json.loads((out / "settings.json").read_text()),
+    )
+    for split in made:
+        sheet = out / f"contact_sheet_{split}.png"
+        if not sheet.is_file():
+            opened = shards.open_split(out, split)
+            contact_sheet.write_split(sheet, opened, _mesh_of(models))
+        shutil.rmtree(out / shard_jobs.WORK / split, ignore_errors=True)
+    work = out / shard_jobs.WORK
+    if work.is_dir() and not any(work.iterdir()):  # else of a split yet to be finished
+        work.rmdir()
+
+
+def _mesh_of(models: conventions.HandModels):
+    """What `contact_sheet.write_split` draws of a record."""
+
+    def mesh(record: dict[str, Any]):
+        model = models.of(record["is_right"])
+        if record["has_vertices"]:
+            return record["vertices"], model.faces if model else None
+        if model is None or not (record["has_pose"] and record["has_transl"]):
+            return None
+        pose, betas = record["mano_pose"].reshape(16, 3), record["mano_betas"]
+        vertices = skinning.posed(model, pose.astype(float), betas.astype(float))
+        return vertices + record["mano_transl"], model.faces
+
+    return mesh

@@ -1,0 +1,138 @@
+"""Prepares a published data set for training and evaluation.
+
+python -m data_pipelines.prepare --list
+python -m data_pipelines.prepare freihand
+python -m data_pipelines.prepare freihand --source DIR --out DIR --hand MANO_FOLDER
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m data_pipelines.prepare",
+        description="Prepare a published data set. With its name alone: what it is, "
+        "its licence, how to get it. The same command goes on where an interrupted one "
+        "stopped.",
+    )
+    add = parser.add_argument
+    add("dataset", nargs="?", help="name of the data set; see --list")
+    add("--list", action="store_true", help="print the names, one a line")
+    add("--source", help="directory with what was downloaded, unpacked")
+    add("--out", help="directory of the prepared data set")
+    add(
+        "--split",
+        action="append",
+        default=[],
+        help="split to prepare, may be repeated; default: all of the usual ones",
+    )
+    add(
+        "--hand",
+        default="",
+        help="folder with MANO_RIGHT.pkl and MANO_LEFT.pkl: some data sets write poses "
+        "relative to MANO's mean pose, which are left out without it",
+    )
+    add("--workers", type=int, default=0, help="processes; 0: one per core")
+    add(
+        "--beam",
+        default="",
+        metavar="RUNNER",
+        help="Apache Beam's runner in their place, e.g. DirectRunner, FlinkRunner",
+    )
+    add(
+        "--beam_option",
+        action="append",
+        default=[],
+        help="option of Beam's pipeline, may be repeated, e.g. --beam_option="
+        "--flink_master=HOST:8081",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 0, or 2 when the data set is not complete."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    from data_pipelines import datasets
+
+    if arguments.list:
+        print("\n".join(datasets.names()))
+        return 0
+    try:
+        if not arguments.dataset:
+            raise ValueError("name a data set: " + ", ".join(datasets.names()) + ".")
+        builder = datasets.load(arguments.dataset).BUILDER
+        if not (arguments.source or arguments.out):
+            print(builder.describe(), end="")
+            return 0
+        _check(arguments)
+        print(_run(arguments))
+    except (OSError, ValueError, RuntimeError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nStopped; the same command goes on from here.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    if not (arguments.source and arguments.out):
+        raise ValueError("give both --source DIR and --out DIR.")
+    if arguments.workers < 0:
+        raise ValueError(f"--workers {arguments.workers} must be 0 or more.")
+    if arguments.beam and arguments.workers:
+        raise ValueError("--workers and --beam exclude each other.")
+    if arguments.beam_option and not arguments.beam:
+        raise ValueError("--beam_option needs --beam RUNNER.")
+
+
+def _run(arguments: argparse.Namespace) -> str:
+    from data_pipelines import preparation
+
+    out = preparation.prepare(
+        arguments.dataset,
+        arguments.source,
+        arguments.out,
+        splits=arguments.split,
+        hand=arguments.hand,
+        workers=arguments.workers or os.cpu_count() or 1,
+        beam=arguments.beam,
+        beam_options=arguments.beam_option,
+    )
+    return _summary(arguments, out)
+
+
+def _summary(arguments: argparse.Namespace, out: Path) -> str:
+    from data_pipelines import conventions, preparation
+
+    lines = []
+    for split, made in preparation.read_manifest(out)["splits"].items():
+        dropped = "".join(
+            f"; {count:,} dropped: {reason}"
+            for reason, count in made["dropped"].items()
+        )
+        lines.append(
+            f"{split}: {made['kept']:,} hands ({made['right']:,} right, "
+            f"{made['left']:,} left), {made['bytes'] / 1e6:,.1f} MB{dropped}"
+        )
+        if made["kept"] < made["published"]:
+            lines.append(
+                f"  note: {made['published']:,} are published, so a part of the source "
+                "may be missing."
+            )
+    if not arguments.hand and conventions.needs_model(arguments.dataset):
+        lines.append(
+            "note: MANO poses of this data set cannot be written down without MANO, so "
+            "they are left out; give its folder with --hand."
+        )
+    lines.append(f"{out}: complete. See {out / 'contact_sheet_*.png'}.")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

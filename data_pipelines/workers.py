@@ -1,0 +1,85 @@
+"""Work in several processes, results in order."""
+
+import collections
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from typing import Any
+
+_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_AHEAD = 3
+"""Tasks handed out for each process, so that none waits for the slowest."""
+
+
+class Workers:
+    """A pool of processes with one thread each; use as a context manager.
+
+    Args:
+        count: Of processes.
+        start: Runs once in each of them, with `arguments`; None for nothing.
+        arguments: Of `start`.
+    """
+
+    def __init__(
+        self, count: int, start: Callable[..., None] | None = None, *arguments: Any
+    ):
+        self.count, self._start, self._arguments = count, start, arguments
+
+    def __enter__(self):
+        with single_threaded():
+            self._pool = ProcessPoolExecutor(
+                self.count, get_context("spawn"), self._start, self._arguments
+            )
+            # The processes start with the first tasks: start them all here.
+            ready = [self._pool.submit(os.getpid) for _ in range(self.count)]
+            for future in ready:
+                future.result()
+        return self
+
+    def __exit__(self, *error):
+        self._pool.shutdown(cancel_futures=True)
+
+    def run(
+        self, function: Callable[..., Any], tasks: Iterable[tuple[Any, ...]]
+    ) -> Iterator[Any]:
+        """Yield what `function` returns for each task, a tuple of its arguments.
+
+        Raises:
+            RuntimeError: A process was killed.
+        """
+        pending = collections.deque()
+        left = iter(tasks)
+        try:
+            while True:
+                while len(pending) < _AHEAD * self.count:
+                    task = next(left, None)
+                    if task is None:
+                        break
+                    pending.append(self._pool.submit(function, *task))
+                if not pending:
+                    return
+                yield pending.popleft().result()
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                f"One of {self.count} worker processes was killed, probably for want "
+                "of memory. The same command goes on from here; give it fewer "
+                "--workers."
+            ) from error
+
+
+@contextlib.contextmanager
+def single_threaded():
+    """Environment of the workers: one thread each, the cores are shared out already."""
+    before = {name: os.environ.get(name) for name in _ONE_THREAD}
+    os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
