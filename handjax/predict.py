@@ -3,9 +3,10 @@
     python -m handjax.predict photo.jpg --workdir W --output D
     python -m handjax.predict folder --workdir W --output D --boxes boxes.json
 
-Writes `<stem>.json`, `<stem>_overlay.png`, `<stem>_<i>.glb` and `.obj` per photo. The
-exit code is 0 when every photo was reconstructed, 1 when one was skipped, and 2 when
-nothing could start.
+Writes `<stem>.json`, `<stem>_overlay.png`, `<stem>_<i>.glb` and `.obj` per photo, with
+--explain also pictures of what the model looked at, `<stem>_<i>_clusters.png` and
+`<stem>_<i>_attention.png`. The exit code is 0 when every photo was reconstructed, 1
+when one was skipped, and 2 when nothing could start.
 
 `--boxes` names a JSON file for many photos or several hands, file name -> hand(s):
 
@@ -79,6 +80,13 @@ def _parser() -> argparse.ArgumentParser:
         help="N hands drawn for each box besides the answer, with confidences, and how "
         "far they are apart; for families that sample, such as mmhmr",
     )
+    add(
+        "--explain",
+        action="store_true",
+        help="pictures of what the model looked at: heat maps of its clusters of image "
+        "tokens, attention of the mesh to the joints; for families that have them, "
+        "such as tore",
+    )
     add("--seed", type=int, default=0, help="of the hypotheses; default: 0")
     return parser
 
@@ -140,6 +148,7 @@ def _load(arguments: argparse.Namespace, batch_size: int) -> "HandPredictor":
         tta_mode=arguments.tta,
         num_hypotheses=arguments.hypotheses,
         seed=arguments.seed,
+        explain=arguments.explain,
     )
 
 

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from handjax import mesh_export, render
+from handjax import looks, mesh_export, render
 from handjax.files import write_bytes, write_json
 from handjax.photo import Intrinsics, Photo
 from handjax.skeleton import HAND
@@ -58,7 +58,7 @@ def as_json(
     intrinsics: Intrinsics,
     model: str,
     root: str,
-    mesh_files: Sequence[Sequence[str]] = (),
+    files: Sequence[Sequence[str]] = (),
 ) -> dict[str, Any]:
     """Everything that was predicted, as JSON values with frames and units stated."""
     height, width = photo.image.shape[:2]
@@ -77,8 +77,7 @@ def as_json(
             "note": _CAMERA_NOTES[intrinsics.source],
         },
         "hands": [
-            _hand_json(hand, mesh_files[i] if mesh_files else ())
-            for i, hand in enumerate(hands)
+            _hand_json(hand, files[i] if files else ()) for i, hand in enumerate(hands)
         ],
     }
 
@@ -91,7 +90,7 @@ _CAMERA_NOTES = {
 }
 
 
-def _hand_json(hand: "HandPrediction", mesh_files: Sequence[str]) -> dict[str, Any]:
+def _hand_json(hand: "HandPrediction", files: Sequence[str]) -> dict[str, Any]:
     tokens = hand.token_confidence is not None
     return {
         "side": side(hand.box.is_right),
@@ -106,7 +105,7 @@ def _hand_json(hand: "HandPrediction", mesh_files: Sequence[str]) -> dict[str, A
         "token_indices": hand.indices.tolist() if hand.indices is not None else None,
         "token_confidence": _rounded(hand.token_confidence, 5) if tokens else None,
         "hypotheses": _hypotheses_json(hand),
-        "files": list(mesh_files),
+        "files": list(files),
     }
 
 
@@ -250,13 +249,14 @@ def write(
     """Write the files of one photo; on any error none of them is left.
 
     Returns:
-        `<stem>.json`, `<stem>_overlay.png`, and `<stem>_<i>.glb` and `.obj` per hand.
+        `<stem>.json`, `<stem>_overlay.png`, and `<stem>_<i>.glb` and `.obj` per hand;
+        what was explained, as `<stem>_<i>_<what>.png`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{stem}.", dir=folder))
     try:
-        mesh_files = []
+        files = []
         for i, hand in enumerate(hands):
             name = f"{side(hand.box.is_right)}_hand_{i}"
             vertices = np.asarray(hand.vertices + hand.translation, np.float64)
@@ -265,7 +265,10 @@ def write(
             extras = {"units": UNITS["3d"], "frame": FRAMES["meshes"]}
             mesh_export.write_glb(staging / names[0], [mesh], extras=extras)
             mesh_export.write_obj(staging / names[1], [mesh])
-            mesh_files.append(names)
+            for what, picture in looks.pictures(hand).items():
+                names.append(f"{stem}_{i}_{what}.png")
+                write_bytes(staging / names[-1], _png(picture))
+            files.append(names)
         write_bytes(staging / f"{stem}_overlay.png", _png(overlay(photo, hands)))
         report = as_json(
             photo,
@@ -273,7 +276,7 @@ def write(
             intrinsics=intrinsics,
             model=model,
             root=root,
-            mesh_files=mesh_files,
+            files=files,
         )
         write_json(staging / f"{stem}.json", report)
         written = []

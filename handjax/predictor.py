@@ -17,11 +17,11 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from handjax import camera, checkpoints, crop, hypotheses, models, photo, tta
+from handjax import camera, checkpoints, crop, hypotheses, looks, models, photo, tta
 from handjax.mesh_export import outward_faces
 from handjax.photo import HandBox, Intrinsics, Photo
 from handjax.skeleton import HAND, Skeleton
-from handjax.types import HandOutput
+from handjax.types import Explanation, HandOutput
 
 _HAND_EXTENT_M, _BODY_EXTENT_M = 0.18, 1.7
 """Size of a hand or body whose distance only the box can tell."""
@@ -56,6 +56,8 @@ class HandPrediction(NamedTuple):
     """Other hands that the model thinks possible, if they were asked for."""
     stated_confidence: float | None = None
     """`HandOutput.confidence`, of families that state one."""
+    looked_at: looks.Looks | None = None
+    """What the model looked at, if that was asked for."""
 
     @property
     def confidence(self) -> float | None:
@@ -101,6 +103,7 @@ class HandPredictor:
         tta_mode: str | None = None,
         num_hypotheses: int = 0,
         seed: int = 0,
+        explain: bool = False,
     ):
         _check_hypotheses(config, model, num_hypotheses, tta_mode)
         if tta_mode and tta.answers_per_hand(tta_mode) > 1:
@@ -123,6 +126,10 @@ class HandPredictor:
                 )
             )
         self._key = jax.random.key(seed)
+        self._explain = None
+        if explain:
+            _check_explains(config, model, variables)
+            self._explain = jax.jit(functools.partial(model.apply, method="explain"))
 
     @classmethod
     def from_workdir(
@@ -135,6 +142,7 @@ class HandPredictor:
         tta_mode: str | None = None,
         num_hypotheses: int = 0,
         seed: int = 0,
+        explain: bool = False,
     ) -> "HandPredictor":
         """Load the newest checkpoint of the last stage.
 
@@ -146,11 +154,12 @@ class HandPredictor:
             tta_mode: "released" or "mean": look 95 times (see `tta`).
             num_hypotheses: Hands to draw for each box besides the answer.
             seed: Of the draws.
+            explain: Keep what the model looked at (`HandPrediction.looked_at`).
 
         Raises:
             FileNotFoundError: The workdir has no such checkpoint.
             ValueError: The stage reconstructs meshes and sees no image, or hypotheses
-                are asked of a family that has none.
+                or explanations are asked of a model that has none.
         """
         config, model, variables, found, step = checkpoints.load_for_inference(
             workdir, stage, step
@@ -172,6 +181,7 @@ class HandPredictor:
             tta_mode=tta_mode,
             num_hypotheses=num_hypotheses,
             seed=seed,
+            explain=explain,
         )
 
     def __call__(
@@ -219,6 +229,9 @@ class HandPredictor:
                 # One key for all groups: a photo alone and the first of many agree.
                 drawn = self._draw(self._variables, images, key=self._key)
                 drawn = jax.device_get(drawn)
+            seen = None
+            if self._explain is not None:
+                seen = jax.device_get(self._explain(self._variables, images))
             for i, (request, view) in enumerate(zip(group, views, strict=True)):
                 one = _row(output, i)
                 sure = None if confidence is None else np.asarray(confidence[i])
@@ -226,6 +239,9 @@ class HandPredictor:
                 if drawn is not None:
                     others = self._others(request, view, _row(drawn, i))
                     hand = hand._replace(hypotheses=others)
+                if seen is not None:
+                    found = looks.of(hand, view.image, view.H_crop_photo, _row(seen, i))
+                    hand = hand._replace(looked_at=found)
                 predictions.append(hand)
         return predictions
 
@@ -367,6 +383,23 @@ def _check_hypotheses(
         raise ValueError(
             f"hypotheses={number} are of one view of the hand, and tta={tta_mode!r} "
             "fuses 95; ask for one of the two."
+        )
+
+
+def _check_explains(config: Any, model: Any, variables: Any) -> None:
+    """Refuse explanations of models that have none."""
+    family = config.get("family", type(model).__name__)
+    size = config.data.crop_size
+    found = Explanation()
+    if hasattr(model, "explain"):
+        image = np.zeros((1, size, size, 3), np.uint8)
+        look = functools.partial(model.apply, method="explain")
+        found = jax.eval_shape(look, variables, image)
+    if found.clusters is None and found.joints is None:
+        raise ValueError(
+            f"explain: this model of {family!r} neither clusters places of the image "
+            "nor has vertices that look at joints; leave explain out, or take a family "
+            "whose Model has a method `explain`, such as tore."
         )
 
 
