@@ -30,6 +30,7 @@ from handjax.nn.joint_graph import JointGraphBlock
 from handjax.nn.mano_head import ManoHead, ManoParameters, MeanParameters, Posed
 from handjax.nn.metaformer import MetaFormerBlock, layer_norm, linear
 from handjax.nn.pose_discriminator import PoseDiscriminator
+from handjax.nn.remat import again
 from handjax.nn.ssm import VSSBlock
 from handjax.nn.token_sampler import sample_pixels
 from handjax.stages import Stage
@@ -106,6 +107,7 @@ class Model(nn.Module):
     frozen_backbone: bool = False
     # Compute blocks again in the backward pass instead of storing them.
     remat: bool = False
+    remat_policy: str = "nothing"  # what is stored all the same: nn.remat.POLICIES
     width: int = 512  # of the narrowed map and the tokens
     # Share of the narrowed map's tokens that the regressor scans, clustered by TORE's
     # pruner; 1, the paper's: all of them, where they are.
@@ -148,7 +150,7 @@ class Model(nn.Module):
             drop_path_rate=self.backbone_drop_path, dtype=dtype
         )
         if self.remat:  # of vision transformers alone
-            options["remat"] = True
+            options |= dict(remat=True, remat_policy=self.remat_policy)
         self.image_encoder = backbones.build(self.backbone, **options)
         trunk: dict[str, Any] = dict(
             state=self.state,
@@ -157,6 +159,7 @@ class Model(nn.Module):
             path=self.scan_path,
             drop_path=self.drop_path,
             remat=self.remat,
+            remat_policy=self.remat_policy,
             dtype=dtype,
         )
         self.downsample = Filters(self.width, dtype)
@@ -347,6 +350,7 @@ class Trunk(nn.Module):
     drop_path: float = 0.0
     """Rate of the last block; earlier blocks grow linearly from zero."""
     remat: bool = False
+    remat_policy: str = "nothing"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -395,7 +399,7 @@ class Trunk(nn.Module):
 
     def _run(self, block: nn.Module, x: Array, train: bool) -> Array:
         run = lambda block, x: block(x, train=train)  # noqa: E731
-        return (nn.remat(run) if self.remat else run)(block, x)
+        return (again(run, self.remat_policy) if self.remat else run)(block, x)
 
 
 # --- Geometry ----------------------------------------------------------------

@@ -58,6 +58,7 @@ class Model(nn.Module):
     backbone: str = "vit_h"
     backbone_drop_path: float = 0.55
     remat: bool = False  # a vision transformer stores less and computes more
+    remat_policy: str = "nothing"  # what it stores all the same: nn.remat.POLICIES
     # Decoder.
     decoder_dim: int = 1024
     decoder_depth: int = 6
@@ -79,7 +80,9 @@ class Model(nn.Module):
                 f"config.model.query={self.query!r} is not one of {', '.join(QUERIES)}."
             )
         dtype = jnp.dtype(self.dtype)
-        options = dict(remat=True) if self.remat else {}
+        options: dict[str, Any] = {}
+        if self.remat:
+            options = dict(remat=True, remat_policy=self.remat_policy)
         self.image_encoder = backbones.build(
             self.backbone,
             drop_path_rate=self.backbone_drop_path,

@@ -279,6 +279,7 @@ class Model(nn.Module):
     backbone: str = "vit_h"
     backbone_drop_path: float = 0.55
     remat: bool = False  # a vision transformer stores less and computes more
+    remat_policy: str = "nothing"  # what it stores all the same: nn.remat.POLICIES
     levels: tuple[str, ...] = ("1x", "4x")  # feature_pyramid.LEVELS, "1x" among them
     width: int = 256  # of maps and tokens
     # Share of the map "1x" that is left as tokens, clustered by TORE's pruner, for the
@@ -346,7 +347,7 @@ class Model(nn.Module):
             drop_path_rate=self.backbone_drop_path, dtype=dtype
         )
         if self.remat:  # of vision transformers alone
-            options["remat"] = True
+            options |= dict(remat=True, remat_policy=self.remat_policy)
         self.image_encoder = backbones.build(self.backbone, **options)
         self.pyramid = FeaturePyramid(self.width, self.levels, dtype)
         self.shape_camera = ShapeCamera(

@@ -29,6 +29,7 @@ from jaxtyping import Array, Float
 from handjax.nn.backbones import _torch_names, _weights
 from handjax.nn.backbones._transformer import Mlp, init, layer_norm
 from handjax.nn.conv import Conv, Map, Output
+from handjax.nn.remat import again
 from handjax.types import Variables
 
 Tokens = Float[Array, "batch tokens dim"]
@@ -85,6 +86,8 @@ class ViT(nn.Module):
     image at initialisation, which this field makes independent of the image."""
     remat: bool = False
     """Compute each block again in the backward pass instead of storing it."""
+    remat_policy: str = "nothing"
+    """What is stored of it all the same: one of `nn.remat.POLICIES`."""
     dtype: Any = jnp.float32
     """Type to compute in; parameters stay float32."""
 
@@ -105,7 +108,9 @@ class ViT(nn.Module):
             x = jnp.zeros((len(x), *self.grid, size.width), x.dtype)
         batch, rows, cols, _ = x.shape
         x = self._add_positions(x.reshape(batch, rows * cols, -1))
-        block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
+        block = Block
+        if self.remat:
+            block = again(Block, self.remat_policy, static_argnums=(2,))
         rates = np.linspace(0, self.drop_path_rate, size.depth).tolist()
         for i, rate in enumerate(rates):
             x = block(size.heads, rate, self.dtype, name=f"blocks_{i}")(x, train)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from handjax.nn import backbones
+from handjax.nn import backbones, remat
 from handjax.nn.backbones import vit
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -155,6 +155,23 @@ def test_branches_are_dropped_in_training_only(small):
     np.testing.assert_array_equal(final(0, False), final(1, False))
 
 
+def test_a_policy_decides_what_remat_stores(small):
+    def stored(policy):
+        model = backbones.build("vit_test", remat=True, remat_policy=policy)
+
+        def loss(variables):
+            return jnp.sum(model.apply(variables, SLIM, train=True)["final"])
+
+        residuals = jax.eval_shape(lambda v: jax.vjp(loss, v)[1], small)
+        return sum(leaf.size for leaf in jax.tree.leaves(residuals))
+
+    # Two blocks: queries, keys, values, projection and the widened layer of each token.
+    products = 2 * len(SLIM) * 12 * (3 + 1 + 4) * 64
+    assert stored("dots") - stored("nothing") == products
+    with pytest.raises(ValueError, match=r"remat_policy='most' is not one of nothing"):
+        stored("most")
+
+
 def test_remat_stores_no_block_and_keeps_the_names(small):
     model = backbones.build("vit_test", remat=True)
     variables = jax.eval_shape(model.init, jax.random.key(0), SLIM)
@@ -167,8 +184,9 @@ def test_remat_stores_no_block_and_keeps_the_names(small):
 @pytest.mark.slow
 def test_remat_keeps_the_gradients(small):
     @functools.partial(jax.jit, static_argnums=1)
-    def grads(variables, remat):
-        model = backbones.build("vit_test", drop_path_rate=0.5, remat=remat)
+    def grads(variables, policy):
+        options = dict(remat=True, remat_policy=policy) if policy else {}
+        model = backbones.build("vit_test", drop_path_rate=0.5, **options)
         rngs = {"dropout": jax.random.key(0)}
 
         def loss(variables):
@@ -179,9 +197,10 @@ def test_remat_keeps_the_gradients(small):
 
         return jax.grad(loss)(variables)
 
-    plain, again = grads(small, False), grads(small, True)
+    plain = grads(small, "")
+    again = {policy: grads(small, policy) for policy in remat.POLICIES}
     for (path, a), b in zip(
-        jax.tree.leaves_with_path(plain), jax.tree.leaves(again), strict=True
+        2 * jax.tree.leaves_with_path(plain), jax.tree.leaves(again), strict=True
     ):
         scale = jnp.abs(a).max() + 1e-6
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * scale, err_msg=str(path))

@@ -1,0 +1,32 @@
+"""What the backward pass finds stored, and what it computes again."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+POLICIES = {
+    "nothing": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+"""Inside of a block: "nothing" stores least and computes all of it again, about a third
+more work; "dots" stores the results of products with weights, which are most of the
+work, and computes what is cheap again."""
+
+
+def again(block: Any, policy: str, **options: Any) -> Any:
+    """A block, or a function of one, whose activations are computed again.
+
+    Args:
+        block: Class of a module, or a function whose first argument is a module.
+        policy: One of `POLICIES`.
+        **options: Of `flax.linen.remat`.
+
+    Raises:
+        ValueError: There is no such policy.
+    """
+    if policy not in POLICIES:
+        raise ValueError(
+            f"config.model.remat_policy={policy!r} is not one of {', '.join(POLICIES)}."
+        )
+    return nn.remat(block, policy=POLICIES[policy], **options)
