@@ -10,7 +10,8 @@ spread over each split, it reports by side:
     reproject   pixels between 2-D joints and projected 3-D ones
     repose      millimetres between 3-D joints and those of the mesh that MANO makes of
                 the stored pose, shape and translation, with the finger tips and the
-                left-hand model of the data set (`conventions.ROWS`)
+                left-hand model of the data set (`conventions.ROWS`); hands without a
+                translation are laid wrist on wrist
     vertices    the same between stored and re-posed mesh
 """
 
@@ -188,13 +189,16 @@ def _reposed(record: dict[str, Any], models: Any) -> dict[tuple[str, str], np.nd
     from handjax import mano_files
 
     model = models.of(record["is_right"])
-    if model is None or not (record["has_pose"] and record["has_transl"]):
+    if model is None or not record["has_pose"]:
         return {}
     pose, betas = record["mano_pose"].reshape(16, 3), record["mano_betas"]
     mesh = skinning.posed(model, pose.astype(float), betas.astype(float))
-    mesh = mesh + record["mano_transl"]
     found: dict[tuple[str, str], np.ndarray] = {}
     joints = mano_files.joint_regressor(model) @ mesh
+    # Without a translation hands are compared wrist on wrist.
+    wrist = record["joints3d"][0, :3] - joints[0]
+    shift = record["mano_transl"] if record["has_transl"] else wrist
+    joints, mesh = joints + shift, mesh + shift
     for name, group in _JOINT_GROUPS.items():
         rows = [j for j in group if record["joints3d"][j, 3] > 0]
         if rows and record["has_joints3d"]:

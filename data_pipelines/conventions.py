@@ -188,6 +188,12 @@ def to_pixels(name: str, points: Float[np.ndarray, "*n 2"]) -> np.ndarray:
     return np.asarray(points, np.float64) - ROWS[name].first_pixel
 
 
+def left_model(name: str, is_right: bool) -> int:
+    """`left_model` of a record with MANO parameters."""
+    row = ROWS[name]
+    return 0 if is_right or not row.left else _LEFT_MODEL[row.left]
+
+
 # --- MANO parameters ----------------------------------------------------------------
 
 
@@ -255,7 +261,7 @@ def parameters(
     t = np.zeros(3) if t is None else np.asarray(t, np.float64)
     fields: dict[str, Any] = {"mano_betas": np.asarray(betas, np.float64)}
     if not is_right and row.left:
-        fields["left_model"] = _LEFT_MODEL[row.left]
+        fields["left_model"] = left_model(name, is_right)
     absolute = absolute_pose(name, pose, model)
     if absolute is None:
         return fields

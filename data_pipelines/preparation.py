@@ -29,7 +29,7 @@ from data_pipelines import (
 from data_pipelines.directories import check_same, locked
 from data_pipelines.progress import Report
 from data_pipelines.shard_jobs import Job, Part, Task
-from data_pipelines.sources import Builder, Index, Source, SourceError
+from data_pipelines.sources import Builder, Index, SourceError
 from data_pipelines.workers import Workers
 from handjax import files
 
@@ -70,16 +70,16 @@ def prepare(
         FileNotFoundError: There is no hand model at `hand`.
         ShardError: The disk is full or cannot be written.
     """
-    builder = datasets.load(dataset).BUILDER
-    splits = _checked(builder, splits)
+    root, out = (Path(path).expanduser().absolute() for path in (source, out))
+    _, opened, kind = datasets.open_source(dataset, root)
+    splits = _checked(opened.builder, splits)
     models = conventions.load_models(dataset, hand)
-    out = Path(out).expanduser().absolute()
-    source = str(Path(source).expanduser().absolute())
-    job = Job(dataset, source, str(out), hand)
+    job = Job(dataset, str(root), str(out), hand)
     settings = {
         "version": VERSION,
         "schema_version": schema.SCHEMA_VERSION,
         "dataset": dataset,
+        "source": kind,
         "hands_sha256": [m.sha256 if m else "" for m in models],
     }
     with locked(out):
@@ -88,7 +88,7 @@ def prepare(
         for split in splits:
             if not _is_complete(out, split):
                 _make(job, split, runner)
-        _finish(job, builder, models)
+        _finish(job, opened.builder, models)
     return out
 
 
@@ -142,18 +142,27 @@ def _make(job: Job, split: str, runner: "_Runner") -> None:
 
 
 def _index(job: Job, split: str) -> tuple[Index, str]:
-    """The index of a split, read from the source unless it is there; its SHA-256."""
+    """The index of a split and its SHA-256.
+
+    It is read from the source unless it is there and the files are as they were then:
+    whoever replaces a file and runs the command again means the new one.
+    """
     directory = shard_jobs.index_directory(job, split)
-    if not directory.is_dir():
+    note = directory.with_name("files.json")
+    module, source, _ = datasets.open_source(job.dataset, Path(job.source))
+    known = directory.is_dir() and note.is_file()
+    if not (known and source.is_as_before(json.loads(note.read_text()))):
         print(f"{job.dataset} {split}: reading annotations", file=sys.stderr)
-        module = datasets.load(job.dataset)
-        index = module.index(Source(Path(job.source), module.BUILDER), split)
+        note.unlink(missing_ok=True)
+        index = module.index(source, split)
         if not index.count:
             raise SourceError(
-                f"{job.source!r} has no example of {job.dataset} {split}: "
-                f"{module.BUILDER.download.strip()}"
+                f"{job.source!r} has no example of {job.dataset} {split}"
+                f"{f', {dict(index.dropped)}' if index.dropped else ''}. "
+                f"{source.builder.download.strip()}"
             )
         tables.write(directory, index)
+        files.write_json(note, source.touched())
     return tables.read(directory)
 
 
@@ -194,7 +203,7 @@ def _write_entry(job: Job, index: Index, parts: Sequence[Part]) -> None:
             f"{split} can be used: {dict(dropped)}."
         )
     right = sum(part.right for part in parts)
-    builder = datasets.load(job.dataset).BUILDER
+    builder = datasets.open_source(job.dataset, Path(job.source))[1].builder
     manifest = read_manifest(Path(job.out))
     manifest = {
         "dataset": job.dataset,

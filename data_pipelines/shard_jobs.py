@@ -134,13 +134,13 @@ class _Opened(NamedTuple):
 
     def example(self, row: int) -> dict[str, Any]:
         made = self.module.example(self.source, self.index, row, self.models)
-        return {"dataset": self.module.BUILDER.name, **made}
+        return {"dataset": self.source.builder.name, **made}
 
 
 @functools.lru_cache(maxsize=2)
 def _open(job: Job, split: str, index_sha256: str) -> _Opened:
     """What the shards of a split have in common, once in each process."""
-    module = datasets.load(job.dataset)
+    module, source, _ = datasets.open_source(job.dataset, Path(job.source))
     index, found = tables.read(index_directory(job, split))
     if found != index_sha256:
         raise RuntimeError(
@@ -149,7 +149,7 @@ def _open(job: Job, split: str, index_sha256: str) -> _Opened:
         )
     return _Opened(
         module=module,
-        source=Source(Path(job.source), module.BUILDER),
+        source=source,
         index=index,
         models=conventions.load_models(job.dataset, job.hand),
     )

@@ -92,6 +92,25 @@ class Source:
 
     def __init__(self, root: Path, builder: Builder):
         self.root, self.builder = Path(root), builder
+        self._touched: set[str] = set()
+
+    def touched(self) -> dict[str, list[int] | None]:
+        """Size and time of change of all that was asked for so far; None if absent.
+
+        An index that was made of these files has to be made again when they change.
+        """
+        return {name: self._state(name) for name in sorted(self._touched)}
+
+    def _state(self, relative: str) -> list[int] | None:
+        try:
+            found = (self.root / relative).stat()
+        except OSError:
+            return None
+        return [found.st_size, found.st_mtime_ns]
+
+    def is_as_before(self, touched: Mapping[str, list[int] | None]) -> bool:
+        """Whether what `touched` returned some time ago is still so."""
+        return all(self._state(name) == state for name, state in touched.items())
 
     def path(self, relative: str, what: str) -> Path:
         """An existing file or directory.
@@ -104,12 +123,14 @@ class Source:
             SourceError: It is missing.
         """
         path = self.root / relative
+        self._touched.add(relative)
         if not path.exists():
             raise self.missing(relative, what)
         return path
 
     def has(self, relative: str) -> bool:
         """Whether there is such a file or directory."""
+        self._touched.add(relative)
         return (self.root / relative).exists()
 
     def first(self, *relatives: str) -> str:

@@ -6,6 +6,7 @@ each; any other global is refused by name before it is imported. Stand-ins are m
 anew for every file, because a pickle may also set attributes on what it reached.
 """
 
+import io
 import os
 import pickle
 import re
@@ -179,6 +180,11 @@ def load(path: str | os.PathLike, allowed: Allowed) -> Any:
     """
     with open(path, "rb") as file:
         return load_from(file, allowed, os.fspath(path))
+
+
+def loads(data: bytes, allowed: Allowed, path: str) -> Any:
+    """Read one pickle from memory; `path` is what messages call it. See `load`."""
+    return load_from(io.BytesIO(data), allowed, path)
 
 
 def load_npz(path: str | os.PathLike, allowed: Allowed) -> dict[str, Any]:

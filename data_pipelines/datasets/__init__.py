@@ -11,7 +11,14 @@ A file is a data set because it lies here. It has
 
 import importlib
 import pkgutil
+from pathlib import Path
 from types import ModuleType
+
+from data_pipelines import hamer_tars
+from data_pipelines.sources import Source
+
+PUBLISHED = "published files"
+"""Kind of a source that is not `hamer_tars.KIND`."""
 
 
 def names() -> list[str]:
@@ -31,3 +38,18 @@ def load(name: str) -> ModuleType:
     if name not in names():
         raise ValueError(f"{name!r} is not one of the data sets: {', '.join(names())}.")
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def open_source(name: str, root: Path) -> tuple[ModuleType, Source, str]:
+    """What reads a directory with a data set, the directory, and the kind of source.
+
+    Args:
+        name: of the data set.
+        root: directory that the user gave; with HaMeR's tars of it, these are read.
+    """
+    module = load(name)
+    tars = hamer_tars.folder(root, name)
+    if tars is not None:
+        builder = hamer_tars.builder(module.BUILDER)
+        return hamer_tars, Source(tars, builder), hamer_tars.KIND
+    return module, Source(root, module.BUILDER), PUBLISHED

@@ -133,6 +133,23 @@ def test_a_shard_that_is_lost_is_made_again_and_no_other(source, made, tmp_path)
     assert kept.stat().st_mtime_ns == before
 
 
+def test_a_file_that_was_replaced_is_read_again(source, made, tmp_path):
+    """After an error, whoever puts another file there means the new one."""
+    root, out = prepared.copy(source, tmp_path / "source"), tmp_path / "out"
+    picture = root / "training/rgb/00000003.jpg"
+    data = picture.read_bytes()
+    meshes = root / "training_verts.json"
+    wrong = json.loads(meshes.read_text())
+    meshes.write_text(json.dumps([[[0.0, 0.0, 1.0]] * 778 for _ in wrong]))
+    picture.write_bytes(data[:500])
+    with pytest.raises(ValueError, match=r"00000003\.jpg"):
+        prepared.prepare("freihand", root, out)
+    picture.write_bytes(data)
+    meshes.write_text(json.dumps(wrong))
+    prepared.prepare("freihand", root, out)
+    assert prepared.contents(out) == prepared.contents(made)
+
+
 def test_splits_can_be_added(source, made, tmp_path):
     out = tmp_path / "out"
     prepared.prepare("freihand", source, out, splits=["test"])
