@@ -6,6 +6,7 @@ r"""Measure a model on this machine: compilation, speed, memory, work.
     python -m handjax.benchmark --config configs/simplehand.py --what peer
     python -m handjax.benchmark --config configs/hamba.py --what tokens
     python -m handjax.benchmark --config configs/mmhmr.py --what sampling
+    python -m handjax.benchmark --config configs/tore.py --what cost --batch_sizes 32
 
 Weights are random and pictures black, which changes no timing. Standard output gets one
 JSON object a line (name, metric, value, unit, method, device, versions), standard
@@ -31,9 +32,10 @@ MEASURES = {
     "parts": "milliseconds for each part of a model, one image",
     "sampling": "milliseconds for one image in 1, 3, 5 and 10 steps of sampling",
     "tokens": "attention and scans on 192 and 22 tokens: size, work, time, memory",
+    "cost": "multiplications and images per second with and without token reduction",
     "peer": "the same network here and in PyTorch (eager, fused, compiled), in turn",
 }
-ON_REQUEST = ("ops", "parts", "sampling", "tokens", "peer")
+ON_REQUEST = ("ops", "parts", "sampling", "tokens", "cost", "peer")
 DEFAULT = [name for name in MEASURES if name not in ON_REQUEST]
 
 VALUES = flags.FlagValues()
@@ -55,7 +57,7 @@ flags.DEFINE_integer(
     flag_values=VALUES,
 )
 flags.DEFINE_list(
-    "batch_sizes", ["1", "8"], "images at once, for peer", flag_values=VALUES
+    "batch_sizes", ["1", "8"], "images at once, for cost and peer", flag_values=VALUES
 )
 
 

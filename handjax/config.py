@@ -140,6 +140,7 @@ def stage(
     groups: dict[str, dict[str, Any]] | None = None,
     accumulate: int = 1,
     patience: int = 0,
+    ramps: dict[str, dict[str, float]] | None = None,
 ) -> dict[str, Any]:
     """The value of one `config.stages.<name>`, with every key present.
 
@@ -164,6 +165,9 @@ def stage(
         patience: evaluations in a row without a better `pa_mpjpe_mm` after which the
             stage ends before its last step; 0 never. Whatever comes next goes on from
             the step it ended at; the best step's checkpoint is kept beside it.
+        ramps: losses whose weight grows: name -> `middle`, the update at which it has
+            half of its weight, and `width`; at update n the weight is multiplied by
+            sigmoid((n - middle) / width).
     """
     return dict(
         steps=steps,
@@ -176,6 +180,7 @@ def stage(
         groups=groups or {},
         accumulate=accumulate,
         patience=patience,
+        ramps=ramps or {},
     )
 
 
@@ -357,11 +362,23 @@ def _check_stage(where: str, value: ml_collections.ConfigDict) -> None:
     _one_of(f"{where}.data", value.data, STAGE_DATA)
     for loss, weight in value.losses.items():
         _at_least(f"{where}.losses.{loss}", weight, 0)
+    for loss, ramp in value.ramps.items():
+        _check_ramp(f"{where}.ramps.{loss}", loss, ramp, value.losses)
     _check_updates(where, f"{where}.optimizer", value)
     for name, group in value.groups.items():
         here = f"{where}.groups.{name}"
         _check_group(here, name, group)
         _check_updates(here, here, of_group(value, name))
+
+
+def _check_ramp(where: str, loss: str, ramp: Any, losses: Any) -> None:
+    if loss not in losses:
+        raise ValueError(
+            f"config.{where} is of no loss of the stage{suggest(loss, losses)}"
+        )
+    _known(where, ramp, {"middle", "width"})
+    _at_least(f"{where}.middle", ramp.get("middle", None), 0)
+    _positive(f"{where}.width", ramp.get("width", None))
 
 
 def _check_updates(

@@ -37,6 +37,47 @@ def reduce_points(
     return jnp.mean(means)
 
 
+def edge_lengths(
+    prediction: Float[AnyArray, "batch vertex 3"],
+    target: Float[AnyArray, "batch vertex 3"],
+    faces: Int[AnyArray, "face 3"],
+) -> Float[Array, "batch face 3"]:
+    """Difference of length of each face's edges, absolute.
+
+    With FastMETRO, sqrt(square + 1e-8) is the length, so that a point has a gradient.
+    """
+    ours, theirs = (
+        jnp.sqrt(jnp.sum(jnp.square(_edges(vertices, faces)), axis=-1) + 1e-8)
+        for vertices in (prediction, target)
+    )
+    return jnp.abs(ours - theirs)
+
+
+def edge_normals(
+    prediction: Float[AnyArray, "batch vertex 3"],
+    target: Float[AnyArray, "batch vertex 3"],
+    faces: Int[AnyArray, "face 3"],
+) -> Float[Array, "batch face 3"]:
+    """|cos| of each face's edges and the normal of the same face of the target."""
+    edges = _edges(target, faces)
+    normals = _unit(jnp.cross(edges[:, :, 0], edges[:, :, 1]))
+    return jnp.abs(
+        jnp.sum(_unit(_edges(prediction, faces)) * normals[:, :, None], axis=-1)
+    )
+
+
+def _edges(vertices: AnyArray, faces: AnyArray) -> Float[Array, "batch face 3 3"]:
+    """From each corner of a face to the next."""
+    corners = jnp.asarray(vertices, jnp.float32)[:, jnp.asarray(faces)]
+    return jnp.roll(corners, -1, axis=2) - corners
+
+
+def _unit(x: Float[Array, "*batch 3"]) -> Float[Array, "*batch 3"]:
+    """To length 1; what has none stays zero, with a finite gradient."""
+    squared = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(squared, 1e-24))
+
+
 def commitment(
     tokens: Float[Array, "batch token dim"],
     codes: Float[Array, "batch token dim"],

@@ -20,10 +20,11 @@ import jax
 import ml_collections
 import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from handjax import (
     checkpoints,
+    cost_timings,
     data,
     launch,
     mano_files,
@@ -89,7 +90,7 @@ def run(
         what: keys of `benchmark.MEASURES`, in order.
         seconds: how long to repeat each timing.
         max_batch: largest batch that throughput tries.
-        batch_sizes: images at once when compared with PyTorch.
+        batch_sizes: images at once when compared with PyTorch, or with each other.
     """
     context = {
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
@@ -97,12 +98,14 @@ def run(
         "versions": launch.versions(),
     }
     found = []
-    subject = prepare(config) if set(what) - {"ops", "tokens"} else None
+    subject = prepare(config) if set(what) - {"ops", "tokens", "cost"} else None
     for name in what:
         if name == "ops":
             results = _ops(seconds / 10)
         elif name == "tokens":
             results = _tokens(config, seconds)
+        elif name == "cost":
+            results = _cost(config, seconds, batch_sizes)
         else:
             results = _measure(name, subject, seconds, max_batch, batch_sizes)
         for result in results:
@@ -353,6 +356,12 @@ def _tokens(config, seconds):
         yield Measurement(f"tokens/{row}", metric, value, unit, method)
 
 
+def _cost(config, seconds, batch_sizes):
+    dtype = launch.compute_dtype(config.train.precision)
+    for row, *rest in cost_timings.measure(config, dtype, batch_sizes, seconds):
+        yield Measurement(f"cost/{row}", *rest)
+
+
 # --- Helpers ----------------------------------------------------------------
 
 
@@ -370,16 +379,17 @@ def _no_compile_cache() -> Iterator[None]:
 def _print_table(results: list[Measurement], context: dict[str, Any]) -> None:
     title = f"{context['device']}, jax {context['versions']['jax']}"
     tables = []
-    mixers = [result for result in results if result.name.startswith("tokens/")]
-    rest = [result for result in results if result not in mixers]
+    tabled = [x for x in results if x.name.startswith(("tokens/", "cost/"))]
+    rest = [result for result in results if result not in tabled]
     if rest:
         tables.append(table := Table(title=title))
         for header in ("program", *Measurement._fields[1:]):
             table.add_column(header, justify="right" if header == "value" else "left")
         for result in rest:
             table.add_row(*(str(value) for value in result))
-    if mixers:
-        tables.append(_wide_table(mixers, title))
+    for kind in ("tokens/", "cost/"):
+        if rows := [x for x in tabled if x.name.startswith(kind)]:
+            tables.append(_wide_table(rows, title))
     # Pipes have no width; wide enough for every column but the last on one line.
     width = None if sys.stderr.isatty() else 140
     for table in tables:
@@ -393,7 +403,9 @@ def _wide_table(results: list[Measurement], title: str) -> Table:
         values.setdefault(result.name, {})[result.metric] = result.value
     units = {result.metric: result.unit for result in results}
     table = Table(
-        "", *(f"{metric}\n{unit}" for metric, unit in units.items()), title=title
+        Column("", no_wrap=True),
+        *(f"{metric}\n{unit}" for metric, unit in units.items()),
+        title=title,
     )
     for name, row in values.items():
         table.add_row(name, *(str(row.get(metric, "")) for metric in units))

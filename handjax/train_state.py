@@ -132,12 +132,16 @@ def make_step(
     """
     tx = optimizers.optimizer(config)
     rates = optimizers.schedules(config)
-    weights = config.losses.to_dict()
     own = batch_norm == "device" and devices > 1
     loss_fn = _on_each_device(stage, devices) if own else stage.loss_fn
 
     def total(
-        trainable: Any, rest: Any, collections: Any, batch: Any, rngs: Any
+        trainable: Any,
+        rest: Any,
+        weights: Any,
+        collections: Any,
+        batch: Any,
+        rngs: Any,
     ) -> Any:
         variables = {"params": nested({**rest, **trainable}), **collections}
         losses, metrics, updates = loss_fn(model, variables, batch, rngs)
@@ -155,7 +159,12 @@ def make_step(
         rngs = {n: jax.random.fold_in(rng, i) for i, n in enumerate(RNG_STREAMS)}
         trainable, rest = partition(state.params, stage)
         (loss, (losses, metrics, updates)), grads = gradients(
-            trainable, rest, state.collections, batch, rngs
+            trainable,
+            rest,
+            loss_weights(config, state.step),
+            state.collections,
+            batch,
+            rngs,
         )
         changes, opt_state = tx.update(grads, state.opt_state, trainable)
         trainable = optax.apply_updates(trainable, changes)
@@ -179,6 +188,19 @@ def make_step(
         return state, metrics
 
     return step
+
+
+def loss_weights(config: ml_collections.ConfigDict, step: Any) -> dict[str, Any]:
+    """Weights of the losses at an update, from `config.stages.<name>`.
+
+    Args:
+        config: with `losses` and `ramps`.
+        step: number of updates done before.
+    """
+    weights = config.losses.to_dict()
+    for name, ramp in config.ramps.items():
+        weights[name] *= jax.nn.sigmoid((step - ramp.middle) / ramp.width)
+    return weights
 
 
 def _on_each_device(stage: Stage, devices: int) -> Callable:
@@ -218,14 +240,19 @@ def _in_micro_batches(gradients: Callable, number: int, devices: int) -> Callabl
         return jnp.swapaxes(x, 0, 1).reshape(number, -1, *x.shape[3:])
 
     def mean_gradients(
-        trainable: Any, rest: Any, collections: Any, batch: Any, rngs: Any
+        trainable: Any,
+        rest: Any,
+        weights: Any,
+        collections: Any,
+        batch: Any,
+        rngs: Any,
     ) -> Any:
         keys = {name: jax.random.split(key, number) for name, key in rngs.items()}
 
         def one(carry: Any, part: Any) -> Any:
             moved, sums = carry
             (loss, (losses, metrics, updates)), grads = gradients(
-                trainable, rest, moved, *part
+                trainable, rest, weights, moved, *part
             )
             carry = {**moved, **updates}, jax.tree.map(jnp.add, sums, grads)
             return carry, (loss, losses, metrics)

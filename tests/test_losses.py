@@ -28,6 +28,31 @@ def test_masked_nan_does_not_reach_loss_or_gradient():
     np.testing.assert_array_equal(grad, [[0.5], [0.0]])
 
 
+TRIANGLE = np.float32([[[0, 0, 0], [2, 0, 0], [0, 2, 0]]])
+FACE = np.array([[0, 1, 2]])
+
+
+def test_edges_of_a_scaled_triangle_are_longer_by_its_scale():
+    found = losses.edge_lengths(1.5 * TRIANGLE, TRIANGLE, FACE)
+    np.testing.assert_allclose(found, [[[1, np.sqrt(2), 1]]], rtol=1e-5)
+    assert np.abs(losses.edge_lengths(TRIANGLE + 3, TRIANGLE, FACE)).max() < 1e-6
+
+
+def test_edges_in_the_plane_of_the_face_are_at_right_angles_to_its_normal():
+    inside = losses.edge_normals(TRIANGLE[:, [1, 2, 0]] * 3, TRIANGLE, FACE)
+    np.testing.assert_allclose(inside, 0, atol=1e-6)
+    lifted = TRIANGLE.copy()
+    lifted[0, 1] = 0, 0, 1  # straight up from the first corner
+    found = losses.edge_normals(lifted, TRIANGLE, FACE)
+    np.testing.assert_allclose(found, [[[1, 1 / np.sqrt(5), 0]]], rtol=1e-5)
+
+
+def test_meshes_shrunk_to_a_point_have_finite_gradients():
+    for loss in (losses.edge_lengths, losses.edge_normals):
+        slope = jax.grad(lambda x, f=loss: jnp.sum(f(x, TRIANGLE, FACE)))(0 * TRIANGLE)
+        assert np.isfinite(slope).all()
+
+
 def test_commitment_pulls_tokens_and_not_codes():
     tokens, codes = jnp.array([[[1.0, 2.0], [0.0, 0.0]]]), jnp.zeros((1, 2, 2))
     assert losses.commitment(tokens, codes)[0] == 5 / 4

@@ -280,6 +280,25 @@ def test_patience_needs_evaluations_and_makes_their_keys_count():
         configs.check(other)
 
 
+@pytest.mark.parametrize(
+    "ramps, message",
+    [
+        (dict(vertex=dict(middle=1, width=1)), "no loss.* Did you mean 'vertices'"),
+        (dict(vertices=dict(middle=1)), r"ramps.vertices.width=None must be a number"),
+        (dict(vertices=dict(middle=-1, width=1)), "middle=-1 must be a number of at"),
+        (dict(vertices=dict(start=0)), "ramps.vertices has no key 'start'"),
+    ],
+)
+def test_ramps_are_of_losses_and_have_a_middle_and_a_width(ramps, message):
+    config = fake_family.get_config()
+    config.stages.mesh.ramps = ramps
+    with pytest.raises(ValueError, match=message):
+        configs.check(config)
+    config.stages.mesh.ramps = dict(vertices=dict(middle=100, width=0.5))
+    configs.check(config)
+    assert configs.difference(config, configs.from_json(configs.to_json(config))) == []
+
+
 def test_a_config_from_before_a_key_existed_has_its_default():
     config = fake_family.get_config()
     old = config.to_dict()

@@ -65,6 +65,18 @@ def test_means_over_the_batch_do_not_depend_on_the_parts():
     jax.tree.map(np.testing.assert_array_equal, state, again)
 
 
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_the_weight_of_a_loss_grows_along_its_ramp(accumulate):
+    model, options, state = _start(MESH, accumulate)
+    options.ramps = dict(vertices=dict(middle=7, width=2))
+    step = jax.jit(train_state.make_step(model, MESH, options))
+    for done, share in ((0, 1 / (1 + np.exp(3.5))), (7, 0.5), (100, 1.0)):
+        after = state._replace(step=jnp.int32(done))
+        metrics = step(after, fake_family.batch(6, (3,)))[1]
+        expected = 10 * share * metrics["loss_vertices"] + 0.1 * metrics["loss_size"]
+        np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+
+
 def _collections_after(stage, parts_in_turn):
     """Each round, the mean of what the parts make of the collections, by hand."""
     model, _, state = _start(stage, 1)

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, UInt8
 from handjax import hmr_losses, losses, skeleton
 from handjax.mano import HandModel
 from handjax.models import HandConstants
-from handjax.nn import backbones, joint_graph, mano_head
+from handjax.nn import backbones, joint_graph, mano_head, token_pruner
 from handjax.nn.batch_norm import BatchNorm
 from handjax.nn.image import IMAGENET_MEAN, IMAGENET_STD, normalised
 from handjax.nn.joint_graph import JointGraphBlock
@@ -108,6 +108,9 @@ class Model(nn.Module):
     # Compute blocks again in the backward pass instead of storing them.
     remat: bool = False
     width: int = 512  # of the narrowed map and the tokens
+    # Share of the narrowed map's tokens that the regressor scans, clustered by TORE's
+    # pruner; 1, the paper's: all of them, where they are.
+    keep_ratio: float | int = 1.0
     regressor_depths: tuple[int, ...] = (2, 2, 2, 2)  # VSS blocks of each stage
     decoder_depths: tuple[int, ...] = (2, 2, 2, 2)
     # Of the scans, see `nn.ssm`. The paper prints "zoh".
@@ -158,6 +161,10 @@ class Model(nn.Module):
             dtype=dtype,
         )
         self.downsample = Filters(self.width, dtype)
+        if self.keep_ratio < 1:
+            self.regressor_pruner = token_pruner.TokenPruner(
+                self.keep_ratio, dtype=dtype
+            )
         self.regressor = Trunk(self.regressor_depths, **trunk)
         self.regressor_head = ManoHead(self.head_init)
         self.sampler = Filters(self.width, dtype)
@@ -249,6 +256,8 @@ class Model(nn.Module):
         The regressor scans the narrowed map (the paper says the backbone's); one linear
         layer (an MLP, there) makes the parameters of the mean over it.
         """
+        if self.keep_ratio < 1:  # a column of clusters
+            features = self.regressor_pruner(features).tokens[:, :, None]
         scanned = _mean(self.regressor(features, train=train), (1, 2))
         return self._hand(self.regressor_head(scanned, self._mean_parameters()))
 
@@ -487,6 +496,7 @@ def _check_fields(model: Model) -> None:
             f"config.model.fusion={tuple(model.fusion)} must name at least one of "
             f"{', '.join(FUSED)}, and nothing else."
         )
+    token_pruner.check_ratio(model.keep_ratio)
 
 
 # --- Training ----------------------------------------------------------------

@@ -35,7 +35,13 @@ from handjax import (
 )
 from handjax.mano import HandModel
 from handjax.models import HandConstants
-from handjax.nn import backbones, mano_head, masked_tokens, text_encoder
+from handjax.nn import (
+    backbones,
+    mano_head,
+    masked_tokens,
+    text_encoder,
+    token_pruner,
+)
 from handjax.nn.feature_pyramid import FeaturePyramid
 from handjax.nn.image import IMAGENET_MEAN, IMAGENET_STD, normalised
 from handjax.nn.joint_codec import JointDecoder, JointEncoder
@@ -226,7 +232,7 @@ class Seen(NamedTuple):
     detected: Joints2D | None
     """What the detector says, in pixels of the crop."""
     context: Float[Array, "batch word _"] | None = None
-    """Tokens of a text."""
+    """Tokens of a text, or clusters of the map."""
     context_valid: Bool[Array, "batch word"] | None = None
     """False for padding of the text."""
 
@@ -271,6 +277,9 @@ class Model(nn.Module):
     remat: bool = False  # a vision transformer stores less and computes more
     levels: tuple[str, ...] = ("1x", "4x")  # feature_pyramid.LEVELS, "1x" among them
     width: int = 256  # of maps and tokens
+    # Share of the map "1x" that is left as tokens, clustered by TORE's pruner, for the
+    # synthesizer to attend to as it does to a text's; 1, the paper's: maps, at places.
+    keep_ratio: float | int = 1.0
     shape_head: str = "attention"  # masked_synthesizer.SHAPE_HEADS
     shape_layers: int = 2
     head_init: str = "torch"  # mano_head.INITS
@@ -349,6 +358,8 @@ class Model(nn.Module):
         )
         if detects(self):
             self.detector = Detector()
+        if self.keep_ratio < 1:
+            self.pruner = token_pruner.TokenPruner(self.keep_ratio, dtype=dtype)
 
     def _build_synthesizer(self, dtype: Any) -> None:
         self.synthesizer = MaskedSynthesizer(
@@ -462,7 +473,8 @@ class Model(nn.Module):
             places = map_places(jnp.asarray(joints2d), **geometry)
         if places is not None and joints2d_seen is None:
             joints2d_seen = jnp.ones(places.shape[:2])
-        return Seen(maps, places, joints2d_seen, betas, cam, detected)
+        context = self.pruner(coarse).tokens if self.keep_ratio < 1 else None
+        return Seen(maps, places, joints2d_seen, betas, cam, detected, context)
 
     def score(
         self,
@@ -476,7 +488,7 @@ class Model(nn.Module):
         return self.synthesizer(
             indices,
             masked,
-            maps=seen.maps,
+            maps=seen.maps if seen.context is None else None,
             context=seen.context,
             context_valid=seen.context_valid,
             joints2d=seen.joints2d,
@@ -792,6 +804,7 @@ def _check_fields(model: Model) -> None:
             f"config.model.levels={tuple(model.levels)} has no '1x', which betas and "
             "camera are read from; add it."
         )
+    token_pruner.check_ratio(model.keep_ratio)
 
 
 # --- Training ----------------------------------------------------------------
@@ -1128,6 +1141,7 @@ _PARTS = {
     "pyramid": "pyramid",
     "shape_camera": "x-attention head",
     "detector": "detector",
+    "pruner": "image token pruner",
     "synthesizer/ggpm": "graph transformer",
     "synthesizer": "synthesizer",
 }

@@ -202,6 +202,26 @@ def test_without_a_sampler_every_joint_has_the_mean(narrow):
     np.testing.assert_allclose(inner["decoder"][:, :, 0], tokens, atol=1e-5)
 
 
+def test_the_regressor_can_scan_clusters_of_the_map(narrow):
+    """12 places of the map, a third of them kept; the sampler sees the whole map."""
+    whole = train_state.flat(narrow()[2]()["params"])
+    model, batch, init = narrow(backbone="vit_test", keep_ratio=0.35)
+    shapes = init()
+    more = set(train_state.flat(shapes["params"])) - set(whole)
+    assert {path.split("/")[0] for path in more} == {"regressor_pruner"}
+    prediction, inner = outputs_of(
+        model, drawn(shapes), batch.image, "regressor", "downsample", "sampler"
+    )
+    assert inner["downsample"].shape == (2, 4, 3, 16)
+    assert inner["regressor"].shape == (2, 4, 1, 16)
+    assert inner["sampler"].shape == (2, 21, 16)
+    assert np.isfinite(prediction.mesh.posed.vertices).all()
+    first, _ = hamba.stages(load_config("smoke"))
+    assert all(re.search(first.trainable, path) for path in more)
+    with pytest.raises(ValueError, match=r"keep_ratio=1.5 must be above 0 and at most"):
+        narrow(keep_ratio=1.5)[2]()
+
+
 def found_by(model, variables, features, joints2d):
     """What the last layer is given."""
     return model.apply(variables, features, joints2d, 128, False, method="_found")

@@ -630,6 +630,25 @@ def test_rows_that_change_parts_build(row):
     assert ("detector" in params) == ("detector" in config.stages.mesh.losses)
 
 
+def test_the_synthesizer_can_read_clusters_of_the_map():
+    """They are attended to as a text is; camera and detector see the map."""
+    model, batch, init = built(keep_ratio=0.5)
+    shapes, whole = init(), built()[2]()
+    assert "pruner" in shapes["params"] and "pruner" not in whole["params"]
+    layers = [x["params"]["synthesizer"]["layer0"] for x in (shapes, whole)]
+    assert ["cross_attention" in layer for layer in layers] == [True, False]
+    assert ["deformable" in layer for layer in layers] == [False, True]
+    see = functools.partial(model.apply, method="see")
+    seen = jax.eval_shape(see, shapes, batch.image)
+    # 4 x 3 places of the map "1x", half of which are tokens.
+    assert seen.context.shape == (4, 6, model.width)
+    output = jax.eval_shape(model.apply, shapes, batch.image)
+    assert output.cam.shape == (4, 3) and output.joints2d.shape == (4, 21, 2)
+    assert dict(mmhmr.parameter_table(shapes))["image token pruner"] > 0
+    with pytest.raises(ValueError, match=r"keep_ratio=0 must be above 0 and at most 1"):
+        built(keep_ratio=0)[2]()
+
+
 def test_other_rows_are_values_and_weights():
     of = lambda row: load_config(row).model  # noqa: E731
     assert [of(f"table6_{n}").steps for n in (1, 3, 5, 10)] == [1, 3, 5, 10]
