@@ -131,7 +131,9 @@ def traffic(run: Run, stage: Stage) -> Traffic:
     step = train_state.make_step(run.model, stage, config, devices=run.mesh.size)
     outputs = where, sharding.replicated(run.mesh)
     jitted = jax.jit(step, donate_argnums=(0,), out_shardings=outputs)
-    compiled = jitted.lower(state, batch).compile()
+    # Machine code is of no interest here, and takes most of the time to make.
+    quick = {"xla_backend_optimization_level": 0}
+    compiled = jitted.lower(state, batch).compile(compiler_options=quick)
     costs, memory = compiled.cost_analysis(), compiled.memory_analysis()
     assert costs is not None and memory is not None  # XLA:CPU tells both
     return Traffic(
