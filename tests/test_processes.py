@@ -210,6 +210,44 @@ def test_processes_with_other_values_are_named(tmp_path):
     assert not (tmp_path / "w").exists()
 
 
+def test_parameters_that_processes_hold_parts_of_train_and_are_saved(tmp_path):
+    """Split over all four devices, the decoder is nowhere whole."""
+    wide = [CALM, "--config.model.width=64"]
+    assert _run(tmp_path / "1", *wide, count=1, devices=1)[0] == [0]
+    split = [*wide, "--config.mesh.fsdp=4"]
+    codes, said = _run(tmp_path / "2", *split, "--stop_after=8")
+    assert codes == [0, 0], said
+    codes, said = _run(tmp_path / "2", *split)
+    assert codes == [0, 0] and "going on from step 2" in said[0], said
+    for stage in ("tokenizer", "mesh"):
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(y, x, rtol=1e-3, atol=1e-5),
+            _final(tmp_path / "1", stage),
+            _final(tmp_path / "2", stage),
+        )
+
+
+def test_facts_that_differ_are_refused_and_clocks_are_reported(monkeypatch):
+    def gathered(**other):
+        def both(mine):
+            return [mine, {**mine, "host": "b", **other}]
+
+        monkeypatch.setattr(processes, "_gather", both)
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    said = []
+    facts = {"versions": {"jax": "0.10.2"}, "data": "abc"}
+    gathered()
+    processes.compare(facts, said.append)
+    assert not said
+    gathered(time=time.time() + 90)
+    processes.compare(facts, said.append)
+    assert len(said) == 1 and "clocks of the hosts are 90 s apart" in said[0]
+    gathered(versions={"jax": "0.9.0"})
+    with pytest.raises(UsageError, match=r"Process 1 on b has versions .*0\.9\.0.*"):
+        processes.compare(facts, said.append)
+
+
 @pytest.mark.parametrize(
     ("cluster", "words"),
     [
