@@ -307,10 +307,10 @@ def contact_sheet(
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Predictions of a batch, one hand a row, to look at while training.
 
-    Columns: the crop with the predicted skeleton (where the model predicts 2-D joints),
-    the predicted mesh over the crop, the annotated mesh over the crop, and both meshes
-    from the side. Predicted meshes are placed at the annotated root: models predict
-    the hand relative to it.
+    Columns: the crop with the predicted skeleton (where the model predicts 2-D joints;
+    without a picture there is no such column), the predicted mesh over the crop, the
+    annotated mesh over the crop, and both meshes from the side. Predicted meshes are
+    placed at the annotated root: models predict the hand relative to it.
     """
     faces = np.asarray(faces)
     valid = np.flatnonzero(np.asarray(batch.example_valid))[:num]
@@ -326,7 +326,8 @@ def contact_sheet(
             joints2d = np.asarray(output.joints2d[i], np.float64)
             joints2d = (joints2d + 0.5) * scale - 0.5
             first = draw_skeleton(crop, joints2d, skeleton=skeleton)
-        pictures.append(first)
+        if batch.image is not None:
+            pictures.append(first)
         for mesh, color in ((prediction, PREDICTION_COLOR), (target, TARGET_COLOR)):
             pictures.append(
                 draw_mesh(crop, mesh + root3d, faces, intrinsics, color=color)
@@ -342,7 +343,7 @@ def contact_sheet(
             )
     if not pictures:
         return np.full((size, size, 3), _PAPER, np.uint8)
-    return side_by_side(pictures, columns=5)
+    return side_by_side(pictures, columns=4 if batch.image is None else 5)
 
 
 def _crop_size(batch) -> float:
