@@ -32,6 +32,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--to", required=True, help="directory that gets the result")
     add("--name", default="", help="backbone; default: found from the weights")
     add("--hand", default="", help="MANO_RIGHT.pkl, or open; whole models need it")
+    add(
+        "--hierarchy",
+        default="",
+        help="mano_downsampling.npz, or built; METRO's and FastMETRO's hands need it",
+    )
     add("--overwrite", action="store_true", help="replace an earlier conversion")
     return parser
 
@@ -74,6 +79,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     options = conversions.Options(
         name=arguments.name,
         hand=arguments.hand,
+        hierarchy=arguments.hierarchy,
         epoch=epoch if type(epoch) is int else None,
     )
     result = module.convert(state_dict, options)

@@ -69,16 +69,16 @@ def of(
         crop.warp_points(H_crop_photo, points)
         for points in (hand.joints2d, vertices_px)
     )
-    clusters = seen.clusters
+    clusters, attention = (None if x is None else np.asarray(x) for x in seen)
     if not hand.box.is_right:
         image = image[:, ::-1]
-        clusters = None if clusters is None else np.asarray(clusters)[..., ::-1]
+        clusters = None if clusters is None else clusters[..., ::-1]
         last = len(image) - 1
         joints_px, vertices_px = (
             np.stack([last - points[:, 0], points[:, 1]], axis=1)
             for points in (joints_px, vertices_px)
         )
-    return Looks(image, joints_px, vertices_px, clusters, seen.joints)
+    return Looks(image, joints_px, vertices_px, clusters, attention)
 
 
 def pictures(hand: "HandPrediction") -> dict[str, Picture]:

@@ -25,6 +25,8 @@ class Options(NamedTuple):
     """Of the backbone; "" to find it from the weights."""
     hand: str = ""
     """Hand model: a MANO file, or "open"; "" if none was given."""
+    hierarchy: str = ""
+    """Mesh hierarchy: METRO's file of it, or "built"; "" if none was given."""
     epoch: int | None = None
     """Epochs of training that the file says it has seen."""
 

@@ -6,7 +6,7 @@ takes the hand model from `--hand` and compares all with the family's network.
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.traverse_util
@@ -71,14 +71,23 @@ def assemble(
     hand = models.hand_constants(file)
     skipped = _backbones.by_rule(backbone.skipped, _BACKBONE)
     found = {
-        **_moved(state_dict, table, skipped),
+        **moved(state_dict, table, skipped, RULES),
         **{f"constants/hand/{name}": value for name, value in hand.arrays().items()},
         "constants/faces": hand.faces,
     }
     for collection, tree in backbone.variables.items():
         for path, value in flax.traverse_util.flatten_dict(tree, sep="/").items():
             found[f"{collection}/image_encoder/{path}"] = value
-    _check(found, config, hand, table, skipped)
+    paper = models.load(config.family).PAPER
+    check(
+        found,
+        config,
+        hand,
+        table,
+        skipped,
+        name=f"{paper.name} with {config.model.backbone}",
+        advice=f"Pass a checkpoint of {paper.name}, as Lightning saved it.",
+    )
     return Converted(
         variables=flax.traverse_util.unflatten_dict(_stacked(found), sep="/"),
         backbone=backbone.name,
@@ -108,13 +117,25 @@ def crop_size(backbone: Mapping[str, Any]) -> int:
     return size
 
 
-def _moved(state_dict: StateDict, table: Table, skipped: dict) -> dict[str, np.ndarray]:
-    """Everything but the backbone under its path; what no rule or table knows, too."""
+def moved(
+    state_dict: StateDict,
+    table: Table,
+    skipped: dict[str, list[str]],
+    rules: Sequence[tuple[str, str]],
+) -> dict[str, np.ndarray]:
+    """Everything but the backbone under its path; what no rule or table knows, too.
+
+    Args:
+        state_dict: Entries of the file.
+        table: Where each goes.
+        skipped: Gets the names that `rules` skip.
+        rules: Patterns of names, and why those are skipped.
+    """
     found = {}
     for key, value in state_dict.items():
         if key.startswith(_BACKBONE):
             continue
-        why = next((why for rule, why in RULES if re.search(rule, key)), "")
+        why = next((why for rule, why in rules if re.search(rule, key)), "")
         if why:
             skipped.setdefault(why, []).append(key)
             continue
@@ -127,22 +148,28 @@ def _moved(state_dict: StateDict, table: Table, skipped: dict) -> dict[str, np.n
     return found
 
 
-def _check(
+def check(
     found: dict[str, Any],
     config: Any,
     hand: models.HandConstants,
     table: Table,
     skipped: dict[str, list[str]],
+    *,
+    name: str,
+    advice: str,
 ) -> None:
-    """Compare with the model of the config."""
-    paper = models.load(config.family).PAPER
+    """Compare with the model of the config.
+
+    Raises:
+        ConversionError: Something differs; in the names of the file.
+    """
     names = {path: key for key, (path, _) in table.items()}
     try:
         misfits.check(
             {path: np.shape(value) for path, value in found.items()},
             _expected(config, hand, names),
-            name=f"{paper.name} with {config.model.backbone}",
-            advice=f"Pass a checkpoint of {paper.name}, as Lightning saved it.",
+            name=name,
+            advice=advice,
         )
     except misfits.ConversionError as error:
         left_out = [name for group in skipped.values() for name in group]

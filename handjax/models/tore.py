@@ -43,7 +43,14 @@ from handjax.nn.mesh_transformers import (
 from handjax.nn.metaformer import TokenLinear, linear
 from handjax.nn.token_pruner import Weights
 from handjax.stages import Stage
-from handjax.types import AnyArray, Batch, HandOutput, Paper, Variables
+from handjax.types import (
+    AnyArray,
+    Batch,
+    Explanation,
+    HandOutput,
+    Paper,
+    Variables,
+)
 
 PAPER = Paper(
     name="TORE",
@@ -223,17 +230,6 @@ class Prediction(NamedTuple):
     clusters: Weights | None
 
 
-class Explanation(NamedTuple):
-    """What the network looked at, for pictures."""
-
-    clusters: Weights | None
-    """Weight of every place of the map in each clustered token; None where none are."""
-    joints: Float[Array, "batch vertex joint"] | None
-    """How much each vertex of the full mesh looked at each joint, in the last layer, as
-    a mean over heads. Each row sums to 1 if vertices look at nothing else (`gtr`). None
-    for regressors without attention."""
-
-
 class Model(nn.Module):
     """Image to hand; the fields are `config.model`."""
 
@@ -375,7 +371,12 @@ class Model(nn.Module):
         return Prediction(output, joints, levels, found.clusters)
 
     def explain(self, image: Any) -> Explanation:
-        """What the model looks at in square crops of 0..255 RGB."""
+        """What the model looks at in square crops of 0..255 RGB.
+
+        Clusters where a pruner makes some; attention to joints in the last layer, but
+        of regressors without attention. Its rows sum to one if vertices look at nothing
+        else (`gtr`).
+        """
         found = self.find(self.see(image))
         attention = found.attention
         for matrix in self._matrices() if attention is not None else ():
