@@ -224,6 +224,15 @@ def decode(
         raise ValueError(f"not a record of the schema: {error}") from error
 
 
+def preload() -> None:
+    """Import what reading and writing records needs; before any thread is started.
+
+    While TFDS is imported, `import` itself is replaced for all threads, and one that
+    imports a function meanwhile, as Orbax does when it saves, gets something else.
+    """
+    _example_type()
+
+
 @functools.cache
 def _example_type():
     from tensorflow_datasets.proto import tf_example_pb2

@@ -68,6 +68,7 @@ def open_data(
         ValueError: for a named data set without a directory.
         FileNotFoundError: for a directory without that data set.
     """
+    schema.preload()
     data, directories = config.data, {}
     roots = hand_file.skeleton.roots
     if data.root not in roots:

@@ -1,5 +1,8 @@
 """Records: what goes in comes out, and agrees with tfds's own reading."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from fake_records import record
@@ -115,3 +118,22 @@ def test_half_a_record_is_refused():
 def test_another_schema_version_is_refused():
     with pytest.raises(ValueError, match="schema version is 99, this program reads"):
         schema.decode(schema.encode(record(0, schema_version=99)))
+
+
+def test_opening_data_imports_all_that_threads_will_need():
+    """TFDS replaces `import` meanwhile; a checkpoint, saved by a thread, tripped."""
+    program = """
+import sys
+from handjax import config, data, mano_files
+defaults = config.base()
+data.open_data(defaults, mano_files.load(), create=False)
+before = set(sys.modules)
+from data_pipelines import schema
+schema.features()
+schema._example_type()
+print(sorted(name for name in set(sys.modules) - before if "tensorflow" in name))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]", done.stdout
