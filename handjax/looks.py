@@ -2,8 +2,9 @@
 
 "clusters": the crop; the reconstructed joints and mesh in it; the cells that hold the
 mesh, which token reduction supervision leaves alone (TORE's Figure 7); the mean of all
-clusters; then the heat map of each cluster of the image's tokens (Figure 6), named
-after the joint that is nearest to its hottest cell, with the weight of that cell.
+clusters, with the weight of every cell of one that looks everywhere alike; then the
+heat map of each cluster of the image's tokens (Figure 6), from its least weight to its
+most, named after the joint nearest to its hottest cell, with the weight of that cell.
 
 "attention": the mesh from the front and the back, coloured by the joint that each
 vertex looks at, as skinning weights are shown; then for each joint how much the
@@ -106,6 +107,7 @@ def cluster_sheet(hand: "HandPrediction", looks: Looks) -> Picture:
     )
     skeleton = render.draw_skeleton(picture, joints_px, skeleton=hand.skeleton)
     cells = covered_cells(looks)
+    even = 1 / cells.size
     stretched = np.stack([_stretched(cluster) for cluster in looks.clusters])
     panels = [
         _captioned(picture, "what the network saw"),
@@ -114,7 +116,7 @@ def cluster_sheet(hand: "HandPrediction", looks: Looks) -> Picture:
         _captioned(
             _heated(picture, cells.astype(float), cv2.INTER_NEAREST), "its cells"
         ),
-        _captioned(_heated(picture, stretched.mean(axis=0)), "mean of the clusters"),
+        _captioned(_heated(picture, stretched.mean(axis=0)), f"mean; even: {even:.2f}"),
     ]
     panels = _row_of(panels, _CLUSTER_COLUMNS)
     for i, (weights, heat) in enumerate(zip(looks.clusters, stretched, strict=True)):

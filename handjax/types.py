@@ -116,7 +116,8 @@ class Explanation(NamedTuple):
     """What a model looked at, for pictures; None what it has not."""
 
     clusters: Float[AnyArray, "batch cluster height width"] | None = None
-    """Weight of every place of the image's map in each clustered token."""
+    """Weight of every place of the image's map, which covers the whole crop, in each
+    clustered token."""
     joints: Float[AnyArray, "batch vertex joint"] | None = None
     """How much each vertex of the mesh looked at each joint, as a mean over heads."""
 
