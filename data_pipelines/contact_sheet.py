@@ -103,7 +103,8 @@ def _annotated(record: Record, mesh: Any) -> list[Image.Image]:
     drawn = tile.copy()
     _draw_bones(drawn, points, BONES, record["joints2d"][:, 2] > 0)
     label = " ".join(["right" if record["is_right"] else "left", record["text"]])
-    ImageDraw.Draw(drawn).text((3, 2), label, fill="white", stroke_width=1)
+    shade = {"stroke_width": 1, "stroke_fill": "black"}
+    ImageDraw.Draw(drawn).text((3, 2), label, fill="white", **shade)
     if mesh is None or not record["has_K"]:
         return [tile, drawn]
     K = record["K"].astype(np.float64)

@@ -278,7 +278,9 @@ def parameters(
     return fields
 
 
-def needs_model(name: str) -> bool:
-    """Whether MANO parameters cannot all be told without the hand model."""
+def left_out(name: str) -> str:
+    """MANO parameters that a record lacks if there is no hand model; "" if none."""
     row = ROWS[name]
-    return row.pose in ("mean", "pca") or (row.pose == "flat" and row.axes != OPENCV)
+    if row.pose in ("mean", "pca"):
+        return "poses"
+    return "translations" if row.pose == "flat" and row.axes != OPENCV else ""

@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipelines import conventions, pictures
+from data_pipelines.builders import Archive, Builder, Index, text
 from data_pipelines.conventions import HandModels
-from data_pipelines.sources import Archive, Builder, Index, Source, SourceError, text
+from data_pipelines.sources import Source, SourceError
 from handjax import safe_pickle
 
 

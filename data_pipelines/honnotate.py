@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from data_pipelines import conventions, pictures
+from data_pipelines.builders import DroppedError, Index, text
 from data_pipelines.conventions import HandModels
-from data_pipelines.sources import DroppedError, Index, Source, text
+from data_pipelines.sources import Source
 
 FOLDERS = {"train": "train", "test": "evaluation"}
 _PREFIX = {True: "rightHand", False: "leftHand"}

@@ -12,7 +12,7 @@ import collections
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,12 @@ from data_pipelines import (
     skinning,
     tables,
 )
+from data_pipelines.builders import Builder, Index
 from data_pipelines.directories import check_same, locked
 from data_pipelines.progress import Report
+from data_pipelines.runners import Runner
 from data_pipelines.shard_jobs import Job, Part, Task
-from data_pipelines.sources import Builder, Index, SourceError
-from data_pipelines.workers import Workers
+from data_pipelines.sources import SourceError
 from handjax import files
 
 VERSION = 1
@@ -82,9 +83,11 @@ def prepare(
         "source": kind,
         "hands_sha256": [m.sha256 if m else "" for m in models],
     }
+    if not root.is_dir() and not all(_is_complete(out, split) for split in splits):
+        raise opened.missing(".", "the unpacked archives")
     with locked(out):
-        check_same(out, settings)
-        runner = _Runner(job, workers, beam, beam_options)
+        _claim(out, settings)
+        runner = Runner(workers, beam, beam_options)
         for split in splits:
             if not _is_complete(out, split):
                 _make(job, split, runner)
@@ -100,6 +103,19 @@ def _checked(builder: Builder, splits: Sequence[str]) -> Sequence[str]:
                 f"{builder.name} has no split {split!r}; it has {', '.join(known)}."
             )
     return tuple(splits) or builder.default_splits or tuple(known)
+
+
+def _claim(out: Path, settings: dict[str, Any]) -> None:
+    """Note what a directory is for; refuse one that holds records made otherwise."""
+    try:
+        check_same(out, settings)
+    except ValueError:
+        if (out / MANIFEST).is_file() or any(out.glob("*.array_record-*")):
+            raise
+        # A job that failed before its first shard leaves nothing to keep to.
+        (out / "settings.json").unlink(missing_ok=True)
+        shutil.rmtree(out / shard_jobs.WORK, ignore_errors=True)
+        check_same(out, settings)
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -121,7 +137,7 @@ def _is_complete(out: Path, split: str) -> bool:
 # --- one split ----------------------------------------------------------------------
 
 
-def _make(job: Job, split: str, runner: "_Runner") -> None:
+def _make(job: Job, split: str, runner: Runner) -> None:
     """Write the shards of a split that are missing, and its entry of the manifest."""
     out = Path(job.out)
     index, digest = _index(job, split)
@@ -135,7 +151,7 @@ def _make(job: Job, split: str, runner: "_Runner") -> None:
         left = sum(ranges[t.number][1] - ranges[t.number][0] for t in missing)
         name = f"{job.dataset} {split}"
         with Report(name, left, unit="examples") as bar:
-            for part in runner.run(missing):
+            for part in runner.run(job, missing):
                 bar.add(part.examples)
     parts = [shard_jobs.finished(job, task) for task in tasks]
     _write_entry(job, index, [part for part in parts if part])
@@ -226,37 +242,6 @@ def _write_entry(job: Job, index: Index, parts: Sequence[Part]) -> None:
         },
     }
     files.write_json(Path(job.out) / MANIFEST, manifest)
-
-
-# --- who does the work --------------------------------------------------------------
-
-
-class _Runner:
-    """Makes shards in this process, in others, or by Apache Beam."""
-
-    def __init__(self, job: Job, workers: int, beam: str, options: Sequence[str]):
-        self._job, self._workers = job, workers
-        self._beam, self._options = beam, options
-
-    def run(self, tasks: Sequence[Task]) -> Iterator[Part]:
-        """Yield what is in each shard."""
-        if self._beam:
-            from data_pipelines import beam_jobs
-
-            yield from beam_jobs.run(self._job, tasks, self._beam, self._options)
-        elif self._workers == 1:
-            yield from (shard_jobs.write(self._job, task) for task in tasks)
-        else:
-            with Workers(min(self._workers, len(tasks)), _start) as pool:
-                pairs = [(self._job, task) for task in tasks]
-                yield from pool.run(shard_jobs.write, pairs)
-
-
-def _start() -> None:
-    """Set up a worker process: the cores are shared out already."""
-    import cv2
-
-    cv2.setNumThreads(1)
 
 
 # --- the whole data set -------------------------------------------------------------

@@ -108,8 +108,9 @@ def _run(arguments: argparse.Namespace) -> str:
 
 
 def _summary(arguments: argparse.Namespace, out: Path) -> str:
-    from data_pipelines import conventions, preparation
+    from data_pipelines import conventions, datasets, preparation, shards
 
+    made_from = shards.read_metadata(out)["made_by"]["source"]
     lines = []
     for split, made in preparation.read_manifest(out)["splits"].items():
         dropped = "".join(
@@ -125,10 +126,11 @@ def _summary(arguments: argparse.Namespace, out: Path) -> str:
                 f"  note: {made['published']:,} are published, so a part of the source "
                 "may be missing."
             )
-    if not arguments.hand and conventions.needs_model(arguments.dataset):
+    missing = conventions.left_out(arguments.dataset)
+    if missing and not arguments.hand and made_from == datasets.PUBLISHED:
         lines.append(
-            "note: MANO poses of this data set cannot be written down without MANO, so "
-            "they are left out; give its folder with --hand."
+            f"note: MANO {missing} of this data set cannot be written down without the "
+            "hand model, so they are left out; give its folder with --hand."
         )
     lines.append(f"{out}: complete. See {out / 'contact_sheet_*.png'}.")
     return "\n".join(lines)

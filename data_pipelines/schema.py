@@ -142,6 +142,17 @@ def encode(example: dict[str, Any], counts: Counts = HAND) -> bytes:
         ValueError: for an unknown or missing field, a wrong shape, or an image that is
             not JPEG.
     """
+    full = complete(example, counts)
+    proto = _serializer(counts).get_tf_example(features(counts).encode_example(full))
+    # By default the order of a proto's map differs from process to process.
+    return proto.SerializeToString(deterministic=True)
+
+
+def complete(example: dict[str, Any], counts: Counts = HAND) -> dict[str, Any]:
+    """All fields of a record, with flags and fillings for those that are absent.
+
+    Arguments and errors are those of `encode`.
+    """
     kinds = features(counts)
     unknown = sorted(set(example) - set(kinds))
     missing = [name for name in _REQUIRED if name not in example]
@@ -165,9 +176,7 @@ def encode(example: dict[str, Any], counts: Counts = HAND) -> bytes:
         full[name] = dtype(example.get(name, default))
     for flag, name in _FLAGS.items():
         full[flag] = name in example
-    proto = _serializer(counts).get_tf_example(kinds.encode_example(full))
-    # By default the order of a proto's map differs from process to process.
-    return proto.SerializeToString(deterministic=True)
+    return full
 
 
 @functools.cache

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_pipelines import conventions, datasets, schema, shards, tables
-from data_pipelines.sources import DroppedError, Index, Source
+from data_pipelines.builders import DroppedError, Index
+from data_pipelines.sources import Source
 from handjax import files
 
 WORK = ".work"

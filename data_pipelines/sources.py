@@ -1,4 +1,4 @@
-"""What a data set's file says of it, and reading what the user downloaded.
+"""Reading what the user downloaded.
 
 Every error names the file, what was expected in it and which archive it comes from.
 """
@@ -7,79 +7,20 @@ import fnmatch
 import json
 import tarfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from data_pipelines import json_stream, pictures
+from data_pipelines.builders import Archive, Builder
 from handjax import safe_pickle
 from handjax.skeleton import NUM_VERTICES
 
 
-class Archive(NamedTuple):
-    """One download."""
-
-    name: str
-    """Its file name."""
-    holds: tuple[str, ...]
-    """Patterns (`fnmatch`) of paths below the source directory that are in it."""
-    url: str = ""
-    """Where it is, if elsewhere than the data set."""
-
-
-class Builder(NamedTuple):
-    """Description of a data set."""
-
-    name: str
-    title: str
-    url: str
-    licence: str
-    download: str
-    """Steps, for people to follow."""
-    archives: tuple[Archive, ...]
-    splits: dict[str, int]
-    """Split -> number of hands that are published or used in papers; 0: not known."""
-    default_splits: tuple[str, ...] = ()
-    """What is prepared when no split is named; () for all."""
-
-    def describe(self) -> str:
-        """A page of text."""
-        splits = ", ".join(
-            f"{split} ({count:,})" if count else split
-            for split, count in self.splits.items()
-        )
-        return (
-            f"{self.title}\n{self.url}\n\nLicence: {self.licence}\n\n"
-            f"{self.download.strip()}\n\nSplits: {splits}\n"
-        )
-
-
-class Index(NamedTuple):
-    """Annotations of a split, read once: arrays that processes share through files."""
-
-    split: str
-    count: int
-    """Number of examples."""
-    columns: dict[str, np.ndarray]
-    """No objects; text as UTF-8 bytes (`text`)."""
-    dropped: Mapping[str, int] = MappingProxyType({})
-    """Reason -> examples that are not even in the index."""
-
-
 class SourceError(ValueError):
     """What was downloaded is not as it should be; the message says what to do."""
-
-
-class DroppedError(Exception):
-    """An example is left out, for the reason that is its text."""
-
-
-def text(values: Sequence[str]) -> np.ndarray:
-    """A column of texts."""
-    return np.array([value.encode() for value in values], np.bytes_)
 
 
 class Source:
@@ -234,9 +175,9 @@ class Source:
                 if array.shape != shape:
                     raise ValueError(f"element {number} has shape {array.shape}")
                 values.append(array)
+        except SourceError:
+            raise
         except (TypeError, ValueError) as error:
-            if isinstance(error, SourceError):
-                raise
             raise self.damaged(relative, expected, error) from None
         return np.stack(values) if values else np.zeros((0, *shape), dtype)
 

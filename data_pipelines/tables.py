@@ -1,6 +1,6 @@
 """Columns of numbers on disk that processes read without copying them.
 
-An index (`sources.Index`) of millions of hands is read from a data set's own files
+An index (`builders.Index`) of millions of hands is read from a data set's own files
 once, and then by every process from here: one `.npy` a column, mapped into memory.
 """
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.sources import Index
+from data_pipelines.builders import Index
 from handjax import files
 
 _ABOUT = "about.json"

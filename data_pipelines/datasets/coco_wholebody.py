@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from data_pipelines import conventions, pictures
+from data_pipelines.builders import Archive, Builder, Index, text
 from data_pipelines.conventions import HandModels
-from data_pipelines.sources import Archive, Builder, Index, Source, text
+from data_pipelines.sources import Source, SourceError
 
 BUILDER = Builder(
     name="coco_wholebody",
@@ -44,13 +45,13 @@ def index(source: Source, split: str) -> Index:
     """Collect the hands that are annotated."""
     file = f"coco_wholebody_{split}_v1.0.json"
     path = source.first(file, f"annotations/{file}")
-    names = {
-        image["id"]: image["file_name"]
-        for image in source.json_elements(path, "images", "photos")
-    }
     dropped: Counter[str] = Counter()
     photos, points, boxes, rows = [], [], [], []
     try:
+        names = {
+            image["id"]: image["file_name"]
+            for image in source.json_elements(path, "images", "photos")
+        }
         for person in source.json_elements(path, "annotations", "people"):
             for is_right, hand in _SIDES.items():
                 joints = np.array(person[f"{hand}_kpts"], np.float64).reshape(21, 3)
@@ -63,6 +64,8 @@ def index(source: Source, split: str) -> Index:
                     points.append(joints)
                     boxes.append(np.array(person[f"{hand}_box"], np.float64))
                     rows.append((person["id"], is_right))
+    except SourceError:
+        raise
     except (KeyError, TypeError, ValueError) as error:
         what = "people with lefthand_kpts, lefthand_box, lefthand_valid"
         raise source.damaged(path, what, f"{error!r}") from None

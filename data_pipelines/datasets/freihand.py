@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from data_pipelines import conventions, pictures, skinning
+from data_pipelines.builders import Archive, Builder, Index
 from data_pipelines.conventions import HandModels
-from data_pipelines.sources import Archive, Builder, Index, Source
+from data_pipelines.sources import Source
 
 BUILDER = Builder(
     name="freihand",

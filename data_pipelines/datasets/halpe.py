@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from data_pipelines import conventions, pictures, schema
+from data_pipelines.builders import Archive, Builder, Index, text
 from data_pipelines.conventions import HandModels
-from data_pipelines.sources import Archive, Builder, Index, Source, text
+from data_pipelines.sources import Source, SourceError
 
 BUILDER = Builder(
     name="halpe",
@@ -47,14 +48,14 @@ _HIDDEN = 1
 def index(source: Source, split: str) -> Index:
     """Collect the hands that are annotated, each once."""
     path = f"halpe_{split}_v1.json"
-    names = {
-        image["id"]: image["file_name"]
-        for image in source.json_elements(path, "images", "photos")
-    }
     dropped: Counter[str] = Counter()
     known: set[tuple[str, bytes]] = set()
     photos, hands, rows = [], [], []
     try:
+        names = {
+            image["id"]: image["file_name"]
+            for image in source.json_elements(path, "images", "photos")
+        }
         for person in source.json_elements(path, "annotations", "people"):
             if not person.get("keypoints"):
                 dropped["no points"] += len(_HANDS)
@@ -73,6 +74,8 @@ def index(source: Source, split: str) -> Index:
                     photos.append(photo)
                     hands.append(hand)
                     rows.append((person["id"], is_right))
+    except SourceError:
+        raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         what = "people with 136 keypoints"
         raise source.damaged(path, what, f"{error!r}") from None

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from data_pipelines import conventions, pictures
+from data_pipelines.builders import Archive, Builder, Index, text
 from data_pipelines.conventions import HandModels
-from data_pipelines.sources import Archive, Builder, Index, Source, text
+from data_pipelines.sources import Source
 
 _COUNTS = {
     **{"train_newdays": 9_666, "train_visor": 2_780, "train_ego4d": 11_652},

@@ -3,8 +3,9 @@
 from typing import Any
 
 from data_pipelines import honnotate
+from data_pipelines.builders import Archive, Builder, Index
 from data_pipelines.conventions import HandModels
-from data_pipelines.sources import Archive, Builder, Index, Source
+from data_pipelines.sources import Source
 
 BUILDER = Builder(
     name="ho3d_v3",

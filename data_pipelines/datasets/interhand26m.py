@@ -17,15 +17,9 @@ from typing import Any
 import numpy as np
 
 from data_pipelines import conventions, pictures
+from data_pipelines.builders import Archive, Builder, DroppedError, Index, text
 from data_pipelines.conventions import HandModels
-from data_pipelines.sources import (
-    Archive,
-    Builder,
-    DroppedError,
-    Index,
-    Source,
-    text,
-)
+from data_pipelines.sources import Source
 
 _NAME = "interhand26m"
 BUILDER = Builder(
@@ -47,6 +41,7 @@ BUILDER = Builder(
 )
 
 _SIDES = {"right": (True,), "left": (False,), "interacting": (True, False)}
+_IMAGE = ("file_name", "width", "height", "capture", "frame_idx", "camera")
 _WRIST = 20
 """Of each hand's 21 joints, in the data set's order."""
 
@@ -58,22 +53,23 @@ def index(source: Source, split: str) -> Index:
     frames = _Frames(source, f"{stem}_joint_3d.json")
     fits = _Fits(source, f"{stem}_MANO_NeuralAnnot.json")
     data = f"{stem}_data.json"
-    images: dict[int, dict[str, Any]] = {
-        image["id"]: image for image in source.json_elements(data, "images", "pictures")
-    }
+    images: dict[int, tuple[Any, ...]] = {}
+    for image in source.json_elements(data, "images", "pictures"):
+        try:
+            images[image["id"]] = tuple(image[field] for field in _IMAGE)
+        except (KeyError, TypeError) as error:
+            what = f"pictures with {', '.join(_IMAGE)}"
+            raise source.damaged(data, what, f"{error!r}") from None
     dropped: Counter[str] = Counter()
     names, rows, valid = [], [], []
     for annotation in source.json_elements(data, "annotations", "hands"):
         try:
-            image = images[annotation["image_id"]]
+            name, width, height, *where, camera = images[annotation["image_id"]]
             sides = _SIDES[annotation["hand_type"]]
             seen = np.array(annotation["joint_valid"], bool).reshape(2, 21)
-            where = str(image["capture"]), str(image["frame_idx"])
-            row = (
-                *(image["width"], image["height"]),
-                cameras.number(where[0], str(image["camera"])),
-                frames.number(*where),
-            )
+            capture, frame = map(str, where)
+            number = cameras.number(capture, str(camera))
+            row = width, height, number, frames.number(capture, frame)
         except (KeyError, TypeError, ValueError) as error:
             raise source.damaged(
                 data, "annotations that fit the other files", f"{error!r}"
@@ -83,8 +79,8 @@ def index(source: Source, split: str) -> Index:
             if not joints[_WRIST]:
                 dropped["wrist not valid"] += 1
                 continue
-            names.append(image["file_name"])
-            rows.append((*row, is_right, fits.number(*where, is_right)))
+            names.append(name)
+            rows.append((*row, is_right, fits.number(capture, frame, is_right)))
             valid.append(joints)
     columns = {
         "name": text(names),

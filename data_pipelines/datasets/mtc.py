@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from data_pipelines import conventions, pictures
+from data_pipelines.builders import Archive, Builder, Index, text
 from data_pipelines.conventions import HandModels
-from data_pipelines.sources import Archive, Builder, Index, Source, text
+from data_pipelines.sources import Source
 
 BUILDER = Builder(
     name="mtc",

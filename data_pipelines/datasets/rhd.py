@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from data_pipelines import conventions, pictures
+from data_pipelines.builders import Archive, Builder, DroppedError, Index
 from data_pipelines.conventions import HandModels
-from data_pipelines.sources import Archive, Builder, DroppedError, Index, Source
+from data_pipelines.sources import Source
 
 BUILDER = Builder(
     name="rhd",

@@ -173,8 +173,26 @@ def test_other_settings_and_names_are_refused(source, made, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+def test_a_job_that_made_nothing_can_be_told_otherwise(source, tmp_path):
+    """A wrong path or a forgotten hand model must not spoil the directory."""
+    out, root = tmp_path / "out", prepared.copy(source, tmp_path / "source")
+    with pytest.raises(ValueError, match=r"There is no directory .*nowhere"):
+        prepared.prepare("freihand", tmp_path / "nowhere", out)
+    assert not out.exists()
+    (root / "training_K.json").rename(root / "K.json")
+    with pytest.raises(ValueError, match=r"training_K\.json"):
+        preparation.prepare("freihand", root, out)  # without a hand model
+    (root / "K.json").rename(root / "training_K.json")
+    prepared.prepare("freihand", root, out)
+    assert len(prepared.records(out)) == 8
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/mine.jpg").write_text("x")
+    with pytest.raises(ValueError, match=r"mine\.jpg.*Choose an empty"):
+        prepared.prepare("freihand", root, tmp_path / "photos")
+
+
 def test_the_manifest_counts_every_example(source, tmp_path, monkeypatch):
-    module, drop = datasets.load("freihand"), {1, 6}
+    module, drop = datasets.load("freihand"), {0, 1, 6}
     whole = module.example
 
     def example(source, index, row, models):
@@ -185,12 +203,12 @@ def test_the_manifest_counts_every_example(source, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "example", example)
     out = prepared.prepare("freihand", source, tmp_path / "out")
     train = preparation.read_manifest(out)["splits"]["train"]
-    assert (train["examples"], train["kept"]) == (8, 6)
-    assert train["dropped"] == {"ugly": 2}
-    assert (train["right"], train["left"]) == (6, 0)
-    assert [part["records"] for part in train["shards"]] == [1, 3, 2]
+    assert (train["examples"], train["kept"]) == (8, 5)
+    assert train["dropped"] == {"ugly": 3}
+    assert (train["right"], train["left"]) == (5, 0)
+    assert [part["records"] for part in train["shards"]] == [0, 3, 2]
     keys = [record["key"][-7:-4] for record in prepared.records(out)]
-    assert keys == ["000", "002", "003", "004", "005", "007"]
+    assert keys == ["002", "003", "004", "005", "007"]
 
 
 def test_a_split_of_which_nothing_is_left_is_an_error(source, tmp_path, monkeypatch):

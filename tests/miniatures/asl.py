@@ -14,13 +14,14 @@ _PARTS = ("train", "test")
 def make(root: Path):
     """Write the files; returns the bytes of each picture."""
     made = {}
-    rng = np.random.default_rng(0)
     train, test = (f"asl_alphabet_{part}/asl_alphabet_{part}" for part in _PARTS)
-    for letter in CLASSES:
+    for shape, letter in enumerate(CLASSES):
+        image = _picture(shape, empty=letter == "nothing")
         for number in range(1, COUNT + 1):
-            made[f"{train}/{letter}/{letter}{number}.jpg"] = _picture(rng)
+            frame = np.roll(image, number, axis=1)  # the hand moves a little
+            made[f"{train}/{letter}/{letter}{number}.jpg"] = hands.encoded(frame)
         if letter != "del":
-            made[f"{test}/{letter}_test.jpg"] = _picture(rng)
+            made[f"{test}/{letter}_test.jpg"] = hands.encoded(image)
     for name, content in made.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,6 +29,7 @@ def make(root: Path):
     return made
 
 
-def _picture(rng: np.random.Generator) -> bytes:
-    colour = rng.integers(0, 255, 3, dtype=np.uint8)
-    return hands.encoded(np.broadcast_to(colour, (200, 200, 3)).copy())
+def _picture(shape: int, *, empty: bool) -> np.ndarray:
+    hand = hands.posed(shape, place=(0, 0, 0.6))
+    K = hands.camera(200, 200, 400.0)
+    return hands.picture([] if empty else [hand], K, 200, 200, seed=shape)

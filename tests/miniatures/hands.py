@@ -75,9 +75,15 @@ def project(points: np.ndarray, K: np.ndarray) -> np.ndarray:
 
 
 def picture(
-    hands: list[Posed], K: np.ndarray, width: int, height: int, *, seed: int = 0
+    hands: list[Posed],
+    K: np.ndarray,
+    width: int,
+    height: int,
+    *,
+    seed: int = 0,
+    noise: float = 0.0,
 ) -> np.ndarray:
-    """Hands before coloured clouds, RGB."""
+    """Hands before coloured clouds, RGB; with noise like a sensor's."""
     rng = np.random.default_rng(seed)
     clouds = cv2.resize(
         rng.uniform(30, 200, (4, 4, 3)), (width, height), interpolation=cv2.INTER_CUBIC
@@ -86,6 +92,9 @@ def picture(
     for hand in sorted(hands, key=lambda h: -h.transl[2]):
         faces = FILES[hand.is_right].faces
         image = render.draw_mesh(image, hand.vertices, faces, K, alpha=1.0)
+    if noise:
+        noisy = image + rng.normal(0, noise, image.shape)
+        image = noisy.clip(0, 255).astype(np.uint8)
     return image
 
 

@@ -34,12 +34,25 @@ FRAMES = {
 FROM_JOINTS = np.argsort(ORDERS["interhand"])
 
 
-def make(root: Path, split: str = "train"):
-    """Write the files; returns {(frame, is_right): the hand in world coordinates}."""
+def make(root: Path, split: str = "train", *, copies: int = 1, noise: float = 0.0):
+    """Write the files; returns {(frame, is_right): the hand in world coordinates}.
+
+    Args:
+        root: Where to.
+        split: Of the data set.
+        copies: Of the four times, under further frame numbers (for measurements).
+        noise: Of the pictures.
+    """
+    times = {
+        str(int(frame) + 12 * copy): what
+        for copy in range(copies)
+        for frame, what in FRAMES.items()
+    }
+    drawn: dict[tuple[int, str], bytes] = {}
     annotations = root / "annotations" / split
     annotations.mkdir(parents=True)
     posed, joints, fits = {}, {}, {}
-    for number, (frame, (kind, valid)) in enumerate(FRAMES.items()):
+    for number, (frame, (kind, valid)) in enumerate(times.items()):
         world = np.ones((42, 3))
         known = np.zeros((42, 1), int)
         fits[frame] = {"right": None, "left": None}
@@ -47,13 +60,13 @@ def make(root: Path, split: str = "train"):
             if kind not in ("interacting", "right" if is_right else "left"):
                 continue
             x = -0.06 if is_right else 0.08
-            hand = hands.posed(number, is_right=is_right, place=(x, 0.02, 0.35))
+            hand = hands.posed(number % 4, is_right=is_right, place=(x, 0.02, 0.35))
             rows = slice(0, 21) if is_right else slice(21, 42)
             if is_right or valid:
                 posed[frame, is_right] = hand
                 world[rows] = hand.joints3d[FROM_JOINTS] * 1000
                 known[rows] = 1
-            if frame != "7759":
+            if number % 4 != 2:
                 side = "right" if is_right else "left"
                 fits[frame][side] = _fit(hand)
         joints[frame] = {
@@ -62,15 +75,19 @@ def make(root: Path, split: str = "train"):
             "hand_type": kind,
             "hand_type_valid": 1,
         }
-    del fits["7762"]  # most frames have no fit
+    for frame in list(fits)[3::4]:  # most frames have no fit
+        del fits[frame]
     images, entries = [], []
-    for frame in FRAMES:
+    for number, frame in enumerate(times):
         for camera in CAMERAS:
-            shown = [hand for (time, _), hand in posed.items() if time == frame]
+            sides = [side for side in (True, False) if (frame, side) in posed]
+            shown = [posed[frame, side] for side in sides]
             name = f"Capture{CAPTURE}/{SEQUENCE}/cam{camera}/image{frame}.jpg"
             path = root / "images" / split / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(_picture(camera, shown))
+            if (number % 4, camera) not in drawn:
+                drawn[number % 4, camera] = _picture(camera, shown, noise)
+            path.write_bytes(drawn[number % 4, camera])
             width, height = CAMERAS[camera][0]
             images.append(
                 {
@@ -91,7 +108,7 @@ def make(root: Path, split: str = "train"):
                     "image_id": images[-1]["id"],
                     "bbox": [1.0, 2.0, 300.0, 200.0],
                     "joint_valid": joints[frame]["joint_valid"],
-                    "hand_type": FRAMES[frame][0],
+                    "hand_type": times[frame][0],
                     "hand_type_valid": 1,
                 }
             )
@@ -130,10 +147,10 @@ def seen_from(camera: str, points: np.ndarray) -> np.ndarray:
     return (points - position) @ R.T
 
 
-def _picture(camera: str, shown: list[hands.Posed]) -> bytes:
+def _picture(camera: str, shown: list[hands.Posed], noise: float) -> bytes:
     size = CAMERAS[camera][0]
     moved = [hand._replace(vertices=seen_from(camera, hand.vertices)) for hand in shown]
-    image = hands.picture(moved, intrinsics(camera), *size)
+    image = hands.picture(moved, intrinsics(camera), *size, noise=noise)
     if camera.startswith("41"):
         image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     return hands.encoded(image)

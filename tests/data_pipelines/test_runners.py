@@ -1,4 +1,4 @@
-"""Apache Beam writes the shards that local processes write, byte for byte."""
+"""Whoever makes them, shards are the same: Apache Beam as local processes."""
 
 import sys
 
