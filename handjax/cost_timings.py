@@ -86,8 +86,11 @@ def measure(
         )
     backbone = _backbone(config, dtype)
     heads = {row.name: _head(config, row.fields, dtype, backbone) for row in ROWS}
+    image = _image(backbone, 1)
+    maps = jax.eval_shape(backbone.see, backbone.variables, image)
+    before = multiply_adds(backbone.see, backbone.variables, image)
     for name, head in heads.items():
-        for value in _counted(backbone, head):
+        for value in _counted(head, maps, before):
             yield Value(name, *value)
     for batch in batch_sizes:
         yield from _timed(backbone, heads, batch, seconds)
@@ -160,18 +163,23 @@ def _made(model: Any, known: Any, x: Any, **options: Any) -> Any:
     )
 
 
-def _counted(backbone: _Part, head: _Part) -> Iterator[tuple[str, float, str, str]]:
-    """Column, value, unit and method of what needs no clock."""
-    image = _image(backbone, 1)
-    maps = jax.eval_shape(backbone.see, backbone.variables, image)
+def _counted(
+    head: _Part, maps: Any, before: int
+) -> Iterator[tuple[str, float, str, str]]:
+    """Column, value, unit and method of what needs no clock.
+
+    Args:
+        head: Of a row.
+        maps: Their shapes.
+        before: Multiplications of the backbone.
+    """
     work = multiply_adds(head.find, head.variables, maps)
-    whole = work + multiply_adds(backbone.see, backbone.variables, image)
     exact = "batch 1, of matrices and convolutions"
     size = round(head.parameters() / 1e6, 3)
     yield "parameters", size, "M", "all but the backbone"
     yield "head_mac", round(work / 1e9, 3), "GMAC", exact
     yield "head_flops", round(2 * work / 1e9, 3), "GFLOP", "twice the multiply-adds"
-    yield "mac", round(whole / 1e9, 2), "GMAC", f"{exact}, with the backbone"
+    yield "mac", round((before + work) / 1e9, 2), "GMAC", f"{exact}, with the backbone"
 
 
 def _timed(

@@ -549,7 +549,8 @@ def _joint_terms(
 
     In 3-D those of the tokens (TORE Eq. joint loss) and of the mesh (TORE Eq. regressed
     joint loss); by weak perspective those of the mesh (TORE Eq. projection loss), and
-    those of the tokens, which the paper's formula does not have.
+    those of the tokens, which the paper's formula does not have. The camera is that of
+    the code, s (X + t); the paper prints s X + t.
     """
     known = jnp.broadcast_to(
         jnp.asarray(batch.joints3d_valid)[:, None], batch.joints3d.shape[:2]
