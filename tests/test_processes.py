@@ -260,10 +260,11 @@ def test_what_is_missing_is_named(cluster, words):
         processes.join(cluster)
 
 
-FAMILIES = ("tokenhand", "simplehand", "hamer", "hamba", "mmhmr")
+FAMILIES = ("tokenhand", "simplehand", "hamer", "hamba", "mmhmr", "tore")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_trains_on_two_processes_as_on_one(family, tmp_path):
     """Losses agree to 1e-5, codebooks and their resets, too."""

@@ -16,7 +16,6 @@ FastMETRO S, M, L: 9,179,782, 16,999,046, 24,818,310.
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +23,12 @@ from jaxtyping import Array, Bool, Float, UInt8
 
 from handjax import camera, losses, mesh_hierarchy, skeleton
 from handjax.mesh_hierarchy import MeshHierarchy
-from handjax.models import HandConstants, joints_from_vertices
+from handjax.models import (
+    HandConstants,
+    check_root,
+    joints_from_vertices,
+    parameters_by_part,
+)
 from handjax.nn import backbones, token_pruner
 from handjax.nn.detr import Transformer
 from handjax.nn.image import IMAGENET_MEAN, IMAGENET_STD, normalised
@@ -489,13 +493,7 @@ def _check_fields(model: Model) -> None:
 
 def stages(config: Any) -> tuple[Stage, ...]:
     """One stage that trains everything."""
-    root = config.model.get("root", Model.root)
-    if root != config.data.root:
-        raise ValueError(
-            f"config.model.root={root!r} is not config.data.root="
-            f"{config.data.root!r}; predictions and annotations have to be relative to "
-            "the same joint."
-        )
+    check_root(config, Model)
     return (Stage("mesh", mesh_loss, predict_image, "", True),)
 
 
@@ -635,9 +633,4 @@ _PARTS = {
 
 def parameter_table(variables: Variables) -> list[tuple[str, int]]:
     """Parameters by part: rows (part, number)."""
-    rows: dict[str, int] = {}
-    leaves = flax.traverse_util.flatten_dict(variables["params"], sep="/")
-    for path, leaf in leaves.items():
-        part = next(part for name, part in _PARTS.items() if path.startswith(name))
-        rows[part] = rows.get(part, 0) + int(np.prod(leaf.shape))
-    return sorted(rows.items())
+    return parameters_by_part(variables, _PARTS)
