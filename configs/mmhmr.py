@@ -8,7 +8,7 @@
 | variant | images          | hardware    | time    | PA-MPJPE, test | tokenizer    |
 |---------|-----------------|-------------|---------|----------------|--------------|
 | paper   | 100,000 + 4,000 | one GPU     | unknown | not measured   | not measured |
-| small   | 20,000 + 1,000  | 2 CPU cores | unknown | not measured   | not measured |
+| small   | 20,000 + 1,000  | 2 CPU cores | unknown | not measured   | 1.13, 0.91   |
 | demo    | 2,000 + 200     | 2 CPU cores | unknown | not measured   | not measured |
 | smoke   | 64 + 16         | 2 CPU cores | 2 min   | means nothing  |              |
 
