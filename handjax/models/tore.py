@@ -88,6 +88,16 @@ UPSAMPLINGS = {
     "fixed": "barycentric matrices of the mesh hierarchy, as FastMETRO's are fixed",
     "learned": "linear layers over the vertices, as METRO's",
 }
+CAM_INITS = {
+    "zero": "a scale near 0, as released",
+    "rest": "added to one that sees the joints at rest around the middle of the crop",
+}
+"""Where the predicted camera begins. At scale 0 its shifts have no gradient: released
+networks, pretrained, get away from there; in short runs from random weights all joints
+stay in the middle of the crop."""
+REST_FILL = 0.8
+"""Side of the box around the joints at rest, in units of the crop: of a tight box grown
+by 1.25, the default of `config.data.box_scale`."""
 KEYPOINT_LOSSES = {"l1": "absolute, as FastMETRO", "mse": "squared, as METRO"}
 NO_PRUNER = "none"
 
@@ -262,6 +272,7 @@ class Model(nn.Module):
     coarse_level: int = 1
     upsampling: str = "fixed"  # UPSAMPLINGS
     root: str = "wrist"  # that all is relative to; config.data.root
+    cam_init: str = "zero"  # CAM_INITS
     # Losses.
     keypoint_loss: str = "l1"  # KEYPOINT_LOSSES
     pruning_reduction: str = "sum"  # token_pruner.REDUCTIONS
@@ -346,8 +357,13 @@ class Model(nn.Module):
 
     def find(self, maps: Maps, *, train: bool = False) -> Found:
         """What the transformers say of maps from `see`."""
-        mesh = self.get_variable("constants", "mesh")
-        return self.head(maps, _rest(mesh), train=train)
+        rest = _rest(self.get_variable("constants", "mesh"))
+        found = self.head(maps, rest, train=train)
+        if self.cam_init == "zero":
+            return found
+        extent = jnp.max(jnp.ptp(rest.joints, axis=0))
+        start = jnp.stack([2 * REST_FILL / extent, 0.0, 0.0])
+        return found._replace(cam=found.cam + start[None])
 
     def read(self, maps: Maps, size_px: int, *, train: bool = False) -> Prediction:
         """Everything behind the backbone.
@@ -456,6 +472,7 @@ def _check_fields(model: Model) -> None:
         ("regressor", REGRESSORS),
         ("pruner", pruners),
         ("upsampling", UPSAMPLINGS),
+        ("cam_init", CAM_INITS),
         ("keypoint_loss", KEYPOINT_LOSSES),
         ("pruning_reduction", token_pruner.REDUCTIONS),
     ):

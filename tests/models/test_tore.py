@@ -158,6 +158,25 @@ def test_a_hand_is_relative_to_its_wrist_and_seen_by_its_camera(narrow):
     assert found.clusters.shape == (2, 3, 2, 2)
 
 
+def test_a_camera_that_begins_at_rest_sees_the_joints_at_rest_in_most_of_the_crop(
+    narrow,
+):
+    """With weights of zero the camera is the one that it is added to."""
+    model, batch, init = narrow(cam_init="rest")
+    shapes = init()
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    known = zeros | {"constants": constants()}
+    cam = run(model, known, batch.image, method="predict").output.cam
+    rest = constants()["mesh"]["joints"]
+    seen = camera.weak_project(rest[None], cam[:1])
+    extent = np.ptp(np.asarray(rest), axis=0).argmax()
+    across = np.ptp(rest[:, extent]) * cam[0, 0] / 2  # sides of the crop
+    np.testing.assert_allclose(across, tore.REST_FILL, rtol=1e-5)
+    assert np.abs(seen).max() <= 2 * tore.REST_FILL
+    direct = run(model.clone(cam_init="zero"), known, batch.image).cam
+    np.testing.assert_array_equal(direct, 0)
+
+
 def test_the_rest_mesh_is_the_coarse_one_relative_to_the_wrist():
     hand, mesh = tiny.hand(), constants()["mesh"]
     joints = hand.joint_regressor @ hand.v_template
@@ -314,6 +333,7 @@ def test_recipes_are_those_of_the_hosts():
             r"pruner='top_k' is not one of none, itp, token_learner",
         ),
         (dict(upsampling="none"), r"upsampling='none' is not one of fixed, learned"),
+        (dict(cam_init="box"), r"cam_init='box' is not one of zero, rest"),
         (dict(keypoint_loss="l2"), r"keypoint_loss='l2' is not one of l1, mse"),
         (dict(keep_ratio=0.0), r"keep_ratio=0.0 must be above 0 and at most 1"),
         (dict(coarse_level=0), r"coarse_level=0 must be at least 1"),
