@@ -16,7 +16,6 @@ import jax
 import ml_collections
 
 from handjax import (
-    allocator,
     checkpoints,
     files,
     init_from,
@@ -63,8 +62,6 @@ def train(
         processes.join(cluster)
         stop.listen()  # joining takes SIGTERM for itself
     _use_compile_cache(config.train.compile_cache)
-    if jax.default_backend() == "cpu":
-        allocator.keep_freed_memory()
     try:
         with _explained():
             run = prepare(config, workdir, force_config=force_config, stop=stop)
