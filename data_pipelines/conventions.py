@@ -4,7 +4,7 @@ One row a data set. Records have metres, OpenCV camera axes, the 21 joints of
 `skeleton.JOINTS`, and poses as absolute axis-angle; what differs from that stands in
 the row and nowhere else:
 
-    order       of the 21 joints: a gather, `ORDERS`
+    order       of the 21 joints: a gather, `skeleton.ORDERS`
     unit        metres in one unit of 3-D points: 1, 0.01 or 0.001
     axes        factors that make its camera axes OpenCV's: `OPENCV`, `OPENGL`
     first_pixel coordinate of the centre of the first one: 0, or 1 as Matlab counts
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 from scipy.spatial.transform import Rotation
 
 from handjax import mano_files, skeleton
@@ -29,17 +29,6 @@ from handjax.mano_files import ManoFile
 OPENCV = (1.0, 1.0, 1.0)
 OPENGL = (1.0, -1.0, -1.0)
 """y up, the camera looks along -z: half a turn about x, so rotations stay such."""
-
-_TIP_FIRST = [4 * finger + 3 - i for finger in range(5) for i in range(4)]
-
-ORDERS: dict[str, Int[np.ndarray, "21"]] = {
-    "openpose": np.arange(21),
-    "mano": skeleton.MANO_TO_JOINTS,
-    # Thumb to little, each from tip to base; the wrist is last, or first.
-    "interhand": np.array([20, *_TIP_FIRST]),
-    "rhd": np.array([0, *(1 + joint for joint in _TIP_FIRST)]),
-}
-"""Gather from an order to `skeleton.JOINTS`: `joints = theirs[ORDERS[name]]`."""
 
 POSES = ("none", "flat", "mean", "pca")
 """What the finger numbers of a MANO pose are: not there; absolute axis-angle;
@@ -163,12 +152,12 @@ def _model(row: Convention, hand: str | Path, side: str) -> ManoFile:
 
 def to_joints(name: str, points: Shaped[np.ndarray, "21 *k"]) -> np.ndarray:
     """Reorder rows of a data set's joints (3-D, 2-D, flags) to `skeleton.JOINTS`."""
-    return np.asarray(points)[ORDERS[ROWS[name].order]]
+    return np.asarray(points)[skeleton.ORDERS[ROWS[name].order]]
 
 
 def from_joints(name: str, joints: Shaped[np.ndarray, "21 *k"]) -> np.ndarray:
     """Reorder joints to the data set's own order, as submissions to it need."""
-    return np.asarray(joints)[np.argsort(ORDERS[ROWS[name].order])]
+    return np.asarray(joints)[np.argsort(skeleton.ORDERS[ROWS[name].order])]
 
 
 def to_camera(name: str, points: Float[np.ndarray, "*n 3"]) -> np.ndarray:

@@ -6,8 +6,9 @@ from miniatures import hands
 from scipy.spatial.transform import Rotation
 
 from data_pipelines import conventions, skinning
-from data_pipelines.conventions import ORDERS, ROWS
+from data_pipelines.conventions import ROWS
 from handjax import mano_files, skeleton
+from handjax.skeleton import ORDERS
 
 TIP_TO_BASE = [f"{finger}{i}" for finger in skeleton.FINGERS for i in (4, 3, 2, 1)]
 NAMES = {

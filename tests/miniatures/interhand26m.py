@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from data_pipelines.conventions import ORDERS
+from handjax.skeleton import ORDERS
 
 from . import hands
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import python2_pickle
 
-from data_pipelines.conventions import ORDERS
+from handjax.skeleton import ORDERS
 
 from . import hands
 
