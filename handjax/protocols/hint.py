@@ -132,9 +132,9 @@ class HInt(Benchmark):
     ) -> dict[str, Score]:
         """`<source>_<kind>_pck_<threshold>`, shares."""
         del procrustes
-        _check_names(truth, predictions)
+        chosen = _with_predictions(truth, predictions)
         found = {}
-        for (source, kind), annotated in truth.items():
+        for (source, kind), annotated in chosen.items():
             rows = [i for i, n in enumerate(annotated.names) if n in predictions]
             guess = np.array([predictions[annotated.names[i]] for i in rows])
             guess = guess.reshape(-1, NUM_JOINTS, 2)
@@ -201,20 +201,30 @@ def pck(
     return float(np.mean(correct.sum(axis=0)[seen] / total[seen]))
 
 
-def _check_names(truth: Truth, predictions: Predictions) -> None:
-    missing = sorted(
-        {
-            name
-            for annotated in truth.values()
-            for name, there in zip(annotated.names, annotated.has_picture, strict=True)
-            if there and name not in predictions
-        }
-    )
+def _with_predictions(truth: Truth, predictions: Predictions) -> Truth:
+    """The sources that predictions are of: each is prepared, and scored, by itself.
+
+    Raises:
+        ValueError: A picture of such a source has none, or there is no such source.
+    """
+    chosen = {
+        source
+        for (source, _), annotated in truth.items()
+        if predictions.keys() & set(annotated.names)
+    }
+    wanted = {
+        name
+        for (source, _), annotated in truth.items()
+        for name, there in zip(annotated.names, annotated.has_picture, strict=True)
+        if there and (source in chosen or not chosen)
+    }
+    missing = sorted(wanted - predictions.keys())
     if missing:
         raise ValueError(
             f"{len(missing):,} pictures have no prediction, first {missing[0]!r}; "
-            "every picture of the ground truth needs one."
+            "every picture of a source (NewDays, VISOR, Ego4D) needs one, or none has."
         )
+    return {key: annotated for key, annotated in truth.items() if key[0] in chosen}
 
 
 def _joints2d(rows: Any, path: Path, key: str) -> np.ndarray:

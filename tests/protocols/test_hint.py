@@ -145,6 +145,18 @@ def test_frames_that_nobody_has_are_counted_and_left_out(data, guesses):
         BENCHMARK.scores(truth, fewer, procrustes="")
 
 
+def test_a_source_can_be_scored_alone(data, guesses):
+    truth = BENCHMARK.read_truth(data[0])
+    whole = BENCHMARK.scores(truth, guesses, procrustes="")
+    part = {k: v for k, v in guesses.items() if "newdays" in k}
+    found = BENCHMARK.scores(truth, part, procrustes="")
+    assert found == {k: v for k, v in whole.items() if k.startswith("newdays")}
+    with pytest.raises(ValueError, match="8 pictures have no prediction"):
+        BENCHMARK.scores(
+            truth, {"TEST_newdays_img/other": np.ones((21, 2))}, procrustes=""
+        )
+
+
 def test_degenerate_predictions_score_nothing(data):
     truth = BENCHMARK.read_truth(data[0])
     zeros = {name: np.zeros((21, 2)) for name in data[1]}
