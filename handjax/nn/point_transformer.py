@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from handjax.nn.largest import largest
+
 NEIGHBOURS = ("posed", "template")
 SHARE = 8
 """Channels that share an attention weight: channel c uses weight c mod (C / 8)."""
@@ -151,7 +153,7 @@ class TransitionDown(nn.Module):
         # for each point and not once for each neighbourhood they are in.
         y = gather(_linear(self.dim, self.dtype, "feature")(x), index)
         y = y + _linear(self.dim, self.dtype, "position")(offsets)
-        return jnp.max(nn.relu(batch_norm(train, self.dtype, "bn")(y)), axis=2)
+        return largest(nn.relu(batch_norm(train, self.dtype, "bn")(y)), axis=2)
 
 
 class PointTransformer(nn.Module):

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 from handjax.nn import ops
 from handjax.nn.backbones import _weights
 from handjax.nn.conv import Conv, Map, Output
+from handjax.nn.largest import largest
 from handjax.types import Variables
 
 
@@ -199,7 +200,8 @@ class Mlp(nn.Module):
 def max_pool(x: Map) -> Output:
     """Take the maximum of every 2 x 2 tokens, channel by channel."""
     batch, height, width, dim = x.shape
-    return x.reshape(batch, height // 2, 2, width // 2, 2, dim).max((2, 4))
+    x = x.reshape(batch, height // 2, 2, width // 2, 2, dim)
+    return largest(largest(x, 4), 2)
 
 
 def to_windows(

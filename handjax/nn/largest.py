@@ -1,0 +1,22 @@
+"""The largest of some values, with a gradient that a compiler cannot lose."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def largest(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
+    """Maximum along an axis; its gradient goes to one of the values that have it.
+
+    The gradient of `jnp.max` asks once more which values equal the maximum. XLA may
+    compute them anew for that, fused with other operations and so rounded otherwise;
+    then none is equal, and the gradient is gone. Here the winner is known by its place.
+
+    Args:
+        x: values.
+        axis: which goes away.
+    """
+    winner = jnp.argmax(jax.lax.stop_gradient(x), axis=axis, keepdims=True)
+    places = jax.lax.broadcasted_iota(winner.dtype, x.shape, axis % x.ndim)
+    # A sum with one summand; its gradient is a choice, where a gather's is a scatter.
+    return jnp.sum(jnp.where(places == winner, x, 0), axis=axis)
