@@ -53,7 +53,7 @@ def _start(workdir, *arguments, count=2, devices=2, command=()):
             cwd=TESTS.parent,
             env={
                 **os.environ,
-                "XLA_FLAGS": "",
+                "XLA_FLAGS": "--xla_backend_optimization_level=0",
                 "JAX_NUM_CPU_DEVICES": str(devices),
                 "JAX_PLATFORMS": "cpu",
             },
