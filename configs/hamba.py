@@ -47,8 +47,12 @@ Where paper and release differ, or the release is not known, there are further r
 | mano_order              | joints scanned in MANO's order (the paper's text)         |
 | released_clip           | sampling as released, with its switch on                  |
 | released_noclip         | the same, off                                             |
-| mix                     | the ten data sets of `MIX`, prepared as data/freihand ... |
+| mix                     | HaMeR's ten data sets, `data_pipelines.recipes.HAMER`    |
 | body                    | bodies; see below                                         |
+
+`mix` takes prepared data sets, data/freihand, data/interhand26m and so on, with HaMeR's
+shares and filters, and evaluates on FreiHAND; `--config.data.mixture.dir=DIR` takes
+those of another directory, `--config.data.mixture.shares.halpe=0` does without one.
 
 `body` trains on a body model and pictures of it, for example those that
 `python -m data_pipelines.synthetic.body --out DIR --num 2000 --num_test 200` makes:
@@ -65,8 +69,9 @@ from collections.abc import Callable
 
 import ml_collections
 
+from data_pipelines.recipes import HAMER
 from handjax.config import base, stage
-from handjax.variants import every, parse, short_run_pictures
+from handjax.variants import every, parse, short_run_pictures, train_on
 
 VARIANTS = ("paper", "small", "demo", "smoke")
 LOSSES = dict(
@@ -74,20 +79,6 @@ LOSSES = dict(
 )
 """The paper's weights (appendix A.2)."""
 ADVERSARY = dict(adversarial=0.0005, discriminator=0.0005)
-MIX = dict(
-    freihand=0.25,
-    interhand26m=0.25,
-    mtc=0.10,
-    coco_wholebody=0.10,
-    rhd=0.05,
-    halpe=0.05,
-    mpii_nzsl=0.05,
-    ho3d=0.05,
-    h2o3d=0.05,
-    dexycb=0.05,
-)
-"""Share of each data set in HaMeR's and Hamba's training examples."""
-
 Config = ml_collections.ConfigDict
 
 
@@ -273,16 +264,6 @@ def _no_sampler(config: Config) -> None:
     _without(config, "sampled")
 
 
-def _mix(config: Config) -> None:
-    """Train on `MIX`, evaluate on FreiHAND; weights are relative to its."""
-    config.data.name, config.data.dir = "freihand", "data/freihand"
-    config.data.mix = {
-        f"data/{name}": share / MIX["freihand"]
-        for name, share in MIX.items()
-        if name != "freihand"
-    }
-
-
 def _body(config: Config) -> None:
     config.data.name, config.data.root = "synthetic_body", "pelvis"
     _change(config, root="pelvis", adversarial=False)
@@ -314,7 +295,7 @@ ROWS: dict[str, Callable[[Config], None]] = {
     "mano_order": functools.partial(_change, scan_order="mano"),
     "released_clip": functools.partial(_change, sampling="released_clip"),
     "released_noclip": functools.partial(_change, sampling="released_noclip"),
-    "mix": _mix,
+    "mix": functools.partial(train_on, mixture=HAMER),
     "body": _body,
 }
 """Rows of the paper's tables 4 and S1, and of what differs elsewhere, by name."""

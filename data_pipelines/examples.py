@@ -12,7 +12,15 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from data_pipelines import augment, schema
-from data_pipelines.hands import BadRecordError, Hands, flags, right_hands, tight_boxes
+from data_pipelines.hands import (
+    BadRecordError,
+    Hands,
+    flags,
+    has_mano,
+    right_hands,
+    tight_boxes,
+)
+from data_pipelines.posing import Poser
 from data_pipelines.schema import Counts
 from handjax import crop, skeleton
 from handjax.crop import CropConfig
@@ -20,9 +28,6 @@ from handjax.types import Batch
 
 HAND_ANCHORS = tuple(skeleton.HAND.roots.values())
 """Wrist and middle knuckle: 3-D of a hand counts where one of them is seen."""
-
-_RIGHT_MODEL = (0, 2)
-"""`left_model` values whose betas mean the same on the mirrored, right-hand model."""
 
 
 def decode_image(jpeg: bytes) -> np.ndarray:
@@ -51,6 +56,8 @@ def make(
     load_image: bool = True,
     augmentation: augment.Recipe | None = None,
     drawn: np.ndarray | None = None,
+    poser: Poser | None = None,
+    neutral_betas: bool = False,
 ) -> Batch:
     """One batch.
 
@@ -63,11 +70,13 @@ def make(
         load_image: whether to decode the pictures.
         augmentation: None for evaluation.
         drawn: what `augment.draws` gave for these examples.
+        poser: makes meshes of parameters where none are stored.
+        neutral_betas: whether betas that are not known count as zero.
 
     Raises:
         BadRecordError: if a record or its picture makes no sense.
     """
-    hands = right_hands(records, counts)
+    hands = right_hands(records, counts, poser)
     inside = hands.annotated & strictly_inside(hands.joints2d, hands.last_px[:, None])
     center, extent = tight_boxes(hands, inside)
     angle, flip = np.zeros(len(records)), np.zeros(len(records), bool)
@@ -83,7 +92,12 @@ def make(
     batch = _labels(
         records, hands, inside, view, root=root, anchors=anchors, size=config.size
     )
-    batch = batch._replace(mano_valid=batch.mano_valid & ~flip)
+    known = batch.mano_valid & ~flip
+    batch = batch._replace(
+        mano_valid=known,
+        betas=np.where(known[:, None], batch.betas, np.float32(0)),
+        betas_valid=known | (neutral_betas & ~has_mano(records)),
+    )
     if not load_image:
         return batch
     H = view.H_crop_image @ hands.mirror
@@ -144,32 +158,33 @@ def _labels(
     root3d = joints3d[:, root]
     # The mesh in float32: most of the numbers, and rounding it costs nanometres.
     vertices = hands.vertices - hands.joints3d[:, None, root, :3].astype(np.float32)
+    # Where an assumed camera puts a hand is no annotation.
+    placed = np.where(flags(records, "has_K")[:, None], root3d, 0.0)
     seen = inside & strictly_inside(joints2d, np.full(2, float(size)))
     # As released: 3-D counts unless both the middle knuckle and the wrist are unseen.
     anchored = seen[:, list(anchors)].any(axis=1)
-    known = (hands.joints3d[..., 3] > 0).all(axis=1)
     has_3d = flags(records, "has_joints3d") & anchored
-    has_mano = flags(records, "has_pose") & flags(records, "has_betas") & anchored
-    same_model = [r["is_right"] or r["left_model"] in _RIGHT_MODEL for r in records]
+    known = (hands.joints3d[..., 3] > 0) & has_3d[:, None]
+    known &= known[:, [root]]  # that the others are relative to
     return Batch(
         image=None,
         vertices=crop.rotate(R.astype(np.float32), vertices),
         joints3d=(joints3d - root3d[:, None]).astype(np.float32),
         joints2d=joints2d.astype(np.float32),
-        root3d=root3d.astype(np.float32),
+        root3d=placed.astype(np.float32),
         intrinsics=view.intrinsics.astype(np.float32),
         R_crop_camera=R.astype(np.float32),
         mano_pose=_turned_pose(R, hands.mano_pose),
         betas=hands.betas.astype(np.float32),
         joints2d_valid=seen,
-        joints3d_valid=has_3d & known,
-        vertices_valid=has_3d
-        & flags(records, "has_vertices")
-        & (hands.joints3d[:, root, 3] > 0),
-        mano_valid=has_mano & np.array(same_model, bool),
+        joints3d_valid=known.all(axis=1),
+        vertices_valid=hands.meshed & known[:, root],
+        mano_valid=has_mano(records) & anchored,
         is_right=flags(records, "is_right"),
         example_valid=np.ones(len(records), bool),
         index=np.array([r["index"] for r in records], np.int64),
+        joints2d_confidence=hands.confidence.astype(np.float32),
+        joints3d_known=known,
     )
 
 

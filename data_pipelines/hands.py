@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipelines import schema
+from data_pipelines.posing import Poser
 from data_pipelines.schema import Counts
 from handjax import crop
 
 _MIRROR_AXIS_ANGLE = -crop.MIRROR
-
+_RIGHT_MODEL = (0, 2)
+"""`left_model` values whose betas mean the same on the mirrored, right-hand model."""
 
 FIELDS = (
     "K",
@@ -24,6 +26,7 @@ FIELDS = (
     "has_betas",
     "has_joints3d",
     "has_pose",
+    "has_transl",
     "has_vertices",
     "image",
     "image_size",
@@ -33,9 +36,11 @@ FIELDS = (
     "left_model",
     "mano_betas",
     "mano_pose",
+    "mano_transl",
     "vertices",
 )
-"""Fields of a record that `make` needs."""
+"""Fields of a record that `examples.make` needs; `readers.Reader` adds `index`, its
+position, and `posable`, whether the `Poser` is its annotators' hand model."""
 
 
 class BadRecordError(ValueError):
@@ -55,6 +60,8 @@ class Hands(NamedTuple):
     """(batch, joint, 4): metres, camera axes; 1 where known."""
     vertices: np.ndarray
     """(batch, vertex, 3) metres; float32."""
+    meshed: np.ndarray
+    """(batch,): whether `vertices` are known."""
     mano_pose: np.ndarray
     """(batch, bone, 3)."""
     betas: np.ndarray
@@ -63,6 +70,8 @@ class Hands(NamedTuple):
     """(batch, joint, 2) photo pixels."""
     annotated: np.ndarray
     """(batch, joint): whether `joints2d` is known."""
+    confidence: np.ndarray
+    """(batch, joint): how sure it is, 0..1; 1 where it is a projection."""
     bbox_center: np.ndarray
     bbox_size: np.ndarray
     last_px: np.ndarray
@@ -72,17 +81,28 @@ class Hands(NamedTuple):
 
 
 def right_hands(
-    records: Sequence[dict[str, Any]], counts: Counts = schema.HAND
+    records: Sequence[dict[str, Any]],
+    counts: Counts = schema.HAND,
+    poser: Poser | None = None,
 ) -> Hands:
     """Annotations of a batch, left hands mirrored, 2-D joints as they are trained on.
 
     2-D joints are projections where 3-D and the camera are known, as in the released
     code: a data set's own 2-D annotation may disagree with its 3-D one.
+
+    Args:
+        records: with `FIELDS`.
+        counts: of their data set.
+        poser: makes meshes of parameters where no mesh is stored.
+
+    Raises:
+        BadRecordError: names a record that makes no sense.
     """
     left = ~flags(records, "is_right")
     height, width = stacked(records, "image_size").astype(np.float64).T
     K, joints3d = _cameras(records), finite(records, "joints3d")
     pose = finite(records, "mano_pose").reshape(-1, counts.bones, 3)
+    betas, transl = finite(records, "mano_betas"), finite(records, "mano_transl")
     vertices = _vertices(records, counts.vertices)
     stored2d, center = finite(records, "joints2d"), finite(records, "bbox_center")
     mirror = np.broadcast_to(np.eye(3), K.shape).copy()
@@ -92,24 +112,55 @@ def right_hands(
         joints3d[left, :, :3] *= crop.MIRROR
         vertices[left] *= crop.MIRROR.astype(np.float32)
         pose[left] *= _MIRROR_AXIS_ANGLE
+        transl[left] *= crop.MIRROR
         stored2d[left, :, 0] = width[left, None] - 1 - stored2d[left, :, 0]
         center[left, 0] = width[left] - 1 - center[left, 0]
-    projectable = (flags(records, "has_joints3d") & flags(records, "has_K"))[:, None]
-    in_front = (joints3d[..., 2] > 1e-6) & (joints3d[..., 3] > 0)
+    meshed = flags(records, "has_vertices")
+    if poser is not None:
+        meshless = ~meshed & has_mano(records) & flags(records, "posable")
+        if (rows := np.flatnonzero(meshless)).size:
+            mesh = poser.vertices(pose[rows], betas[rows])
+            # Without a translation the mesh's root is put onto that of the joints.
+            place = joints3d[rows, poser.root, :3] - poser.roots(mesh)
+            placed = flags(records, "has_transl")[rows, None]
+            place = np.where(placed, transl[rows], place).astype(np.float32)
+            vertices[rows], meshed[rows] = mesh + place[:, None], True
+    projectable = _projectable(records)[:, None]
     projected = crop.project(joints3d[..., :3], K)
     return Hands(
         K=K,
         joints3d=joints3d,
         vertices=vertices,
+        meshed=meshed,
         mano_pose=pose,
-        betas=finite(records, "mano_betas"),
+        betas=betas,
         joints2d=np.where(projectable[..., None], projected, stored2d[..., :2]),
-        annotated=np.where(projectable, in_front, stored2d[..., 2] > 0),
+        annotated=annotated2d(records),
+        confidence=np.where(projectable, 1.0, stored2d[..., 2].clip(0, 1)),
         bbox_center=center,
         bbox_size=finite(records, "bbox_size"),
         last_px=np.stack([width, height], -1) - 1,
         mirror=mirror,
     )
+
+
+def annotated2d(records: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Whether a 2-D joint (batch, joint) is known: by projection, or as stored."""
+    joints3d = stacked(records, "joints3d")
+    in_front = (joints3d[..., 2] > 1e-6) & (joints3d[..., 3] > 0)
+    stored = stacked(records, "joints2d")[..., 2] > 0
+    return np.where(_projectable(records)[:, None], in_front, stored)
+
+
+def _projectable(records: Sequence[dict[str, Any]]) -> np.ndarray:
+    return flags(records, "has_joints3d") & flags(records, "has_K")
+
+
+def has_mano(records: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Whether pose and betas (batch,) are known, and are those of the right hand."""
+    same = [r["is_right"] or r["left_model"] in _RIGHT_MODEL for r in records]
+    known = flags(records, "has_pose") & flags(records, "has_betas")
+    return known & np.array(same, bool)
 
 
 def finite(records: Sequence[dict[str, Any]], name: str) -> np.ndarray:

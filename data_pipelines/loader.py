@@ -1,7 +1,8 @@
 """Batches for training and evaluation, as a grain graph.
 
-    indices -> shuffled, repeated -> mixed -> grouped -> this process's groups
-            -> batch (read, decode, crop, augment) -> from the step to resume at
+    positions -> mixed -> indices, shuffled, repeated -> grouped
+              -> this process's groups -> batch (read, decode, crop, augment)
+              -> from the step to resume at
 
 The graph carries indices; records are read where a whole batch is made, in one go and
 in one thread. Everything random follows from the seed and the position of an example in
@@ -10,8 +11,9 @@ global batch whatever the number of processes, and a run that resumes at step n 
 with exactly the batch it would have seen.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import grain
@@ -19,15 +21,19 @@ import numpy as np
 
 from data_pipelines import augment as augmentations
 from data_pipelines import examples
+from data_pipelines.mixtures import Order
+from data_pipelines.posing import Poser
 from data_pipelines.readers import (
     CorruptDataError,
     CorruptRecords,
     Reader,
     with_replacements,
 )
+from data_pipelines.recipes import Filters
 from data_pipelines.shards import Split
 from handjax import skeleton
 from handjax.crop import CropConfig
+from handjax.mano_files import ManoFile
 from handjax.types import Batch
 
 __all__ = ["CorruptDataError", "Source", "eval_batches", "train_batches"]
@@ -38,6 +44,16 @@ class Source(NamedTuple):
 
     split: Split
     weight: float = 1.0
+    rows: np.ndarray | None = None
+    """Positions of the records that are read (`selections`); None for all."""
+    hand: ManoFile | None = None
+    """Hand model of its MANO parameters, with which hands that have no mesh are posed;
+    None leaves them without."""
+
+    @property
+    def size(self) -> int:
+        """Examples of one epoch."""
+        return len(self.split) if self.rows is None else len(self.rows)
 
 
 def train_batches(
@@ -52,6 +68,7 @@ def train_batches(
     augment: augmentations.Recipe,
     root: int = skeleton.MIDDLE_MCP,
     anchors: Sequence[int] = examples.HAND_ANCHORS,
+    filters: Filters = Filters(),  # noqa: B008 - immutable
     load_image: bool = True,
     num_threads: int = 2,
     max_corrupt: int = 10,
@@ -70,6 +87,7 @@ def train_batches(
         augment: strengths of the augmentation.
         root: joint (`skeleton.JOINTS` index) that 3-D targets are relative to.
         anchors: joints one of which must be seen for 3-D to count.
+        filters: what of each record counts; `Source.rows` says which records do.
         load_image: False leaves pictures undecoded (`Batch.image` is None) and keeps
             the geometry the same.
         num_threads: that prepare batches ahead of time; 0 prepares none.
@@ -80,11 +98,7 @@ def train_batches(
             among bodies.
         CorruptDataError: while iterating, when too many records are unreadable.
     """
-    if not sources or any(source.weight <= 0 for source in sources):
-        raise ValueError(
-            f"Weights {[source.weight for source in sources]} of the data mixture must "
-            "be positive, and there must be at least one."
-        )
+    order = Order([source.weight for source in sources])
     found = {source.split.counts for source in sources}
     if len(found) > 1:
         raise ValueError(
@@ -93,7 +107,17 @@ def train_batches(
         )
     (counts,) = found
     corrupt = CorruptRecords(max_corrupt)
-    readers = [Reader(source.split, corrupt) for source in sources]
+    readers = [
+        Reader(
+            source.split,
+            corrupt,
+            rows=source.rows,
+            filters=filters,
+            posable=source.hand is not None,
+        )
+        for source in sources
+    ]
+    poser = _poser([source.hand for source in sources], root)
 
     def make(items: Sequence[tuple[int, tuple[int, int]]]) -> Batch:
         drawn = augmentations.draws(seed, [position for position, _ in items])
@@ -108,21 +132,21 @@ def train_batches(
                 load_image=load_image,
                 augmentation=augment,
                 drawn=drawn,
+                poser=poser,
+                neutral_betas=filters.neutral_betas,
             ),
         )
 
-    shuffled = [
-        grain.MapDataset.range(len(source.split))
-        .seed(seed + number)
-        .shuffle()
-        .repeat()
-        .map(lambda index, number=number: (number, index))
+    shuffled: list[Any] = [
+        grain.MapDataset.range(source.size).seed(seed + number).shuffle().repeat()
         for number, source in enumerate(sources)
     ]
-    mixed = shuffled[0]
-    if len(shuffled) > 1:
-        mixed = grain.MapDataset.mix(shuffled, [source.weight for source in sources])
-    placed = mixed.map_with_index(lambda position, item: (position, item))
+
+    def placed_at(position: int) -> tuple[int, tuple[int, int]]:
+        number, given = order.at(position)
+        return position, (number, shuffled[number][given])
+
+    placed = grain.MapDataset.range(sys.maxsize).map(placed_at)
     groups = placed.batch(batch_size, drop_remainder=True, batch_fn=list)
     mine = groups[process_index::process_count].map(make)
     return _iterate(mine[start_step:], num_threads)
@@ -138,6 +162,7 @@ def eval_batches(
     process_count: int = 1,
     root: int = skeleton.MIDDLE_MCP,
     anchors: Sequence[int] = examples.HAND_ANCHORS,
+    hand: ManoFile | None = None,
     load_image: bool = True,
     num_threads: int = 2,
     max_corrupt: int = 0,
@@ -156,6 +181,7 @@ def eval_batches(
         process_count: number of processes.
         root: joint (`skeleton.JOINTS` index) that 3-D targets are relative to.
         anchors: joints one of which must be seen for 3-D to count.
+        hand: as `Source.hand`.
         load_image: False leaves pictures undecoded.
         num_threads: that prepare batches ahead of time; 0 prepares none.
         max_corrupt: unreadable records that may be left out (`example_valid` False);
@@ -164,7 +190,8 @@ def eval_batches(
     Raises:
         CorruptDataError: while iterating, when too many records are unreadable.
     """
-    reader = Reader(split, CorruptRecords(max_corrupt))
+    reader = Reader(split, CorruptRecords(max_corrupt), posable=hand is not None)
+    poser = _poser([hand], root)
     count = min(num or len(split), len(split))
     step = batch_size * process_count
 
@@ -179,6 +206,7 @@ def eval_batches(
                 root=root,
                 anchors=anchors,
                 load_image=load_image,
+                poser=poser,
             ),
         )
         valid = (np.array(positions) < count) & (batch.index == wanted)
@@ -188,6 +216,12 @@ def eval_batches(
     mine = ordered[process_index::process_count]
     batches = mine.batch(batch_size, drop_remainder=True, batch_fn=list).map(make)
     return _iterate(batches, num_threads)
+
+
+def _poser(hands: Sequence[ManoFile | None], root: int) -> Poser | None:
+    """Of the one hand model there is, if there is one."""
+    known = [hand for hand in hands if hand is not None]
+    return Poser(known[0], root) if known else None
 
 
 def _iterate(batches: grain.MapDataset, threads: int) -> Iterator[Batch]:

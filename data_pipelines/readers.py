@@ -1,11 +1,15 @@
-"""Records of a split, with others in the place of damaged ones."""
+"""Records of a split as they count, with others in the place of damaged ones."""
 
 import logging
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
+from data_pipelines.filters import counted
 from data_pipelines.hands import FIELDS, BadRecordError
+from data_pipelines.recipes import Filters
 from data_pipelines.shards import Split
 from handjax.types import Batch
 
@@ -58,13 +62,32 @@ class Reader:
     tells), so that batches stay the same on every run.
     """
 
-    def __init__(self, split: Split, corrupt: CorruptRecords):
+    def __init__(
+        self,
+        split: Split,
+        corrupt: CorruptRecords,
+        *,
+        rows: np.ndarray | None = None,
+        filters: Filters = Filters(),  # noqa: B008 - immutable
+        posable: bool = False,
+    ):
+        """Read some records of a split.
+
+        Args:
+            split: the records.
+            corrupt: counts those that cannot be read.
+            rows: positions of those that are given, by their number here; None for all.
+            filters: what of them counts.
+            posable: whether their MANO parameters are of the hand model of the run.
+        """
         self._split, self._corrupt = split, corrupt
+        self._rows = np.arange(len(split)) if rows is None else rows
+        self._filters, self._posable = filters, posable
         self._bad: set[int] = set()
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        for step in range(len(self._split)):
-            at = (index + step) % len(self._split)
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        for step in range(len(self._rows)):
+            at = int(self._rows[(number + step) % len(self._rows)])
             if at in self._bad:
                 continue
             try:
@@ -72,14 +95,14 @@ class Reader:
             except ValueError as error:
                 self.reject(at, error)
             else:
-                record["index"] = at
-                return record
+                given = {"index": at, "posable": self._posable}
+                return counted(record, self._filters) | given
         raise CorruptDataError(
             f"No record of {self._split.name} can be read. Make the dataset again."
         )
 
     def reject(self, index: int, error: ValueError) -> None:
-        """Never give a record again, because of what is wrong with it."""
+        """Never give a record (of this position) again, because of what is wrong."""
         where = self._split.locate(index)
         self._corrupt.add(where, str(error).removeprefix(f"{where}: "))
         self._bad.add(index)
@@ -92,14 +115,14 @@ def with_replacements(
     """Make a batch, with other records for those that turn out to be damaged.
 
     Args:
-        wanted: reader and index of each row.
+        wanted: reader of each row, and number of its record there.
         make: from records to the batch; raises `BadRecordError`.
     """
-    records = [reader[index] for reader, index in wanted]
+    records = [reader[number] for reader, number in wanted]
     while True:
         try:
             return make(records)
         except BadRecordError as error:
-            reader, index = wanted[error.row]
+            reader, number = wanted[error.row]
             reader.reject(records[error.row]["index"], error)
-            records[error.row] = reader[index]
+            records[error.row] = reader[number]

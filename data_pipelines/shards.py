@@ -333,7 +333,7 @@ class Split:
         self.metadata, self.counts = metadata, counts_of(metadata)
         self.name = f"split {name!r} of {str(paths[0].parent)!r}"
         self._source = grain.sources.ArrayRecordDataSource([str(p) for p in paths])
-        self._paths, self._counts, self._length = paths, counts, sum(counts)
+        self.paths, self._counts, self._length = paths, counts, sum(counts)
 
     def __len__(self) -> int:
         return self._length
@@ -358,7 +358,7 @@ class Split:
 
     def locate(self, index: int) -> str:
         """Shard file and position of a record, for messages."""
-        for path, count in zip(self._paths, self._counts, strict=True):
+        for path, count in zip(self.paths, self._counts, strict=True):
             if index < count:
                 return f"{path} record {index}"
             index -= count

@@ -14,6 +14,7 @@ from typing import Any
 
 import ml_collections
 
+from data_pipelines import recipes
 from handjax.stages import LABELLED_POSES
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -88,7 +89,16 @@ def _data() -> dict[str, Any]:
         poses="",
         label_turn=30.0,  # as max_turn, of labelled poses (synthetic.letters)
         vocabulary="",  # CLIP's file for encoders of any text (byte_pairs)
-        mix=dict(),  # further datasets: directory -> weight (this one weighs 1)
+        # To train on instead: prepared data sets, each in a folder of its name in dir,
+        # and their shares of the examples, relative to each other (0: left out).
+        # Recipes are in data_pipelines.recipes. Evaluation is on name, there if its
+        # own dir is "".
+        mixture=dict(dir="", shares=dict.fromkeys(recipes.PREPARED, 0.0)),
+        # Further datasets to train on: directory -> weight, beside those shares or the
+        # 1 that this one weighs.
+        mix=dict(),
+        # What of training records counts; see data_pipelines.filters. 0: anything.
+        filters=recipes.Filters()._asdict(),
         threads=2,
         max_corrupt=10,  # unreadable records that are skipped before training stops
         augment=dict(  # see data_pipelines.augment

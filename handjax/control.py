@@ -169,7 +169,7 @@ def _built_in() -> Path:
     config.data.num_train, config.data.num_test = _NUM_TRAIN, _NUM_TEST
     opened = data.open_data(config, mano_files.load("open"))
     print(f"data: {opened.describe()}", flush=True)
-    return next(iter(opened.directories))
+    return opened.evaluated
 
 
 class _Meshes(NamedTuple):

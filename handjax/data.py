@@ -1,13 +1,13 @@
 """From `config.data` to the batches of a stage.
 
-Training reads the "train" split and evaluation "test". The built-in data set is made on
-first use; a named one has to be there, and nothing is ever replaced silently.
+Training reads the "train" split, of one data set or of a mixture (`training_sets`), and
+evaluation "test" of `config.data.name`. The built-in data set is made on first use; a
+named one has to be there, and nothing is ever replaced silently.
 """
 
 import functools
 import hashlib
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -15,11 +15,13 @@ import ml_collections
 import numpy as np
 
 from data_pipelines import augment, loader, schema, shards
+from data_pipelines.mixtures import Drawn
 from data_pipelines.pose_files import PoseFile
 from data_pipelines.synthetic import letters
 from handjax import config as configs
-from handjax import mano_files, processes
+from handjax import data_directories
 from handjax.crop import CropConfig
+from handjax.data_directories import default_directory
 from handjax.mano_files import ManoFile, joint_regressor
 from handjax.nn import text_encoder
 from handjax.pose_batches import (
@@ -31,27 +33,10 @@ from handjax.pose_batches import (
 )
 from handjax.shares import WHOLE, Share
 from handjax.stages import Stage
+from handjax.training_sets import TrainingSets, annotators_hand
 from handjax.types import Batch
 
-BUILT_IN = "synthetic"
-
-
-def default_directory(config: ml_collections.ConfigDict) -> Path:
-    """Where the built-in data of `config.data` is kept when `dir` is empty.
-
-    The name has all that decides the pictures, down to the hand they are rendered of,
-    so that a newer handjax makes its own beside the old ones.
-    """
-    from data_pipelines.synthetic import generate
-
-    root = os.environ.get("HANDJAX_DATA") or Path.home() / ".cache" / "handjax"
-    size = "" if config.image_size == 224 else f"-{config.image_size}px"
-    view = "" if config.max_turn == 180 else f"-turn{config.max_turn:g}"
-    hand = mano_files.load("open").sha256[:6]
-    return Path(root) / (
-        f"synthetic-{config.num_train}-{config.num_test}-seed{config.seed}{size}{view}"
-        f"-v{schema.SCHEMA_VERSION}.{generate.VERSION}-{hand}"
-    )
+__all__ = ["OpenData", "default_directory", "example_batch", "for_stage", "open_data"]
 
 
 def open_data(
@@ -62,14 +47,15 @@ def open_data(
     Args:
         config: of the run.
         hand_file: poses without pictures are of this hand.
-        create: whether to render; otherwise a missing built-in set is only described.
+        create: whether to render, and to keep what filters find; otherwise a missing
+            built-in set is only described.
 
     Raises:
         ValueError: for a named data set without a directory.
         FileNotFoundError: for a directory without that data set.
     """
     schema.preload()
-    data, directories = config.data, {}
+    data = config.data
     roots = hand_file.skeleton.roots
     if data.root not in roots:
         raise ValueError(
@@ -81,77 +67,11 @@ def open_data(
             "config.data.augment.flip mirrors pictures, but not the sides of a body's "
             "joints; set it to 0.0."
         )
-    if data.name == BUILT_IN and not data.dir:
-        if not hand_file.is_hand:
-            raise ValueError(
-                "The built-in data are of hands. Make pictures of a body with `python "
-                "-m data_pipelines.synthetic.body --out DIR`, and name them: "
-                "--config.data.name=synthetic_body --config.data.dir=DIR."
-            )
-        directory = default_directory(data)
-        if create:
-            _render(data, directory)
-    else:
-        directory = _named(data)
-    directories[directory] = 1.0
-    for extra, weight in data.mix.items():
-        directories[Path(extra)] = float(weight)
-    for directory in directories:
-        _check_counts(directory, hand_file)
-    return OpenData(config, directories, hand_file)
-
-
-def _check_counts(directory: Path, hand_file: ManoFile) -> None:
-    """Refuse a data set of another mesh or skeleton than the hand model's."""
-    if not (directory / "metadata.json").is_file():
-        return  # reading it will say so, or it is yet to be made
-    counts = schema.Counts.of(hand_file)
-    found = shards.counts_of(shards.read_metadata(directory))
-    if found != counts:
-        raise ValueError(
-            f"The data in {str(directory)!r} have {_counted(found)}, the hand model "
-            f"{hand_file.name!r} has {_counted(counts)}. Set config.hand.source to the "
-            "model of the data, or config.data.dir to data of the model."
-        )
-
-
-def _counted(counts: schema.Counts) -> str:
-    return ", ".join(f"{n} {name}" for name, n in counts._asdict().items())
-
-
-def _render(data: ml_collections.ConfigDict, directory: Path) -> None:
-    """Make the built-in data set unless it is there; one process does the work."""
-    from data_pipelines import synthetic
-
-    if jax.process_index() == 0:
-        synthetic.ensure(
-            directory,
-            num=data.num_train,
-            num_test=data.num_test,
-            seed=data.seed,
-            image_size=data.image_size,
-            max_turn=data.max_turn,
-        )
-    processes.wait_for_all("built-in data")
-
-
-def _named(data: ml_collections.ConfigDict) -> Path:
-    """Directory of a data set that has to exist."""
-    how = (
-        "Write its records with data_pipelines.shards (data_pipelines/README.md has "
-        f"the schema), or use the built-in data: --config.data.name={BUILT_IN} "
-        "--config.data.dir=''."
-    )
-    if data.name == BUILT_IN:
-        how = "Make it with `python -m data_pipelines.synthetic --out DIR`."
-    if not data.dir:
-        raise ValueError(f"config.data.name={data.name!r} needs config.data.dir. {how}")
-    directory = Path(data.dir).expanduser()
-    if not (directory / "metadata.json").is_file():
-        raise FileNotFoundError(
-            f"config.data.dir={data.dir!r} holds no data set {data.name!r}. {how}"
-        )
-    return directory
+    evaluated = data_directories.evaluated(data, hand_file, create=create)
+    directories = data_directories.trained_on(data, evaluated)
+    for each in {evaluated, *directories}:
+        data_directories.check_counts(each, hand_file)
+    return OpenData(config, directories, hand_file, evaluated=evaluated, keep=create)
 
 
 class OpenData:
@@ -162,9 +82,30 @@ class OpenData:
         config: ml_collections.ConfigDict,
         directories: dict[Path, float],
         hand_file: ManoFile,
+        *,
+        evaluated: Path | None = None,
+        keep: bool = True,
     ):
+        """Know where data are; they are opened when they are needed.
+
+        Args:
+            config: of the run.
+            directories: those to train on, and their weights.
+            hand_file: of the run.
+            evaluated: directory of `config.data.name`; None for the first of those.
+            keep: whether to keep what filters find for the next run.
+        """
         self.config, self.data = config, config.data
         self.directories, self.hand_file = directories, hand_file
+        self.evaluated = evaluated or next(iter(directories), Path())
+        built_in = data_directories.is_built_in(self.data)
+        self.training = TrainingSets(
+            self.data,
+            directories,
+            hand_file,
+            unmade=self.evaluated if built_in else None,
+            keep=keep,
+        )
         roots = hand_file.skeleton.roots
         self.root, self.anchors = roots[self.data.root], tuple(roots.values())
         self.augment = augment.config_from(self.data.augment.to_dict())
@@ -172,27 +113,41 @@ class OpenData:
 
     def describe(self) -> str:
         """One line: which data, where, how much."""
-        parts = []
-        for directory, weight in self.directories.items():
-            if (directory / "metadata.json").is_file():
-                splits = shards.read_metadata(directory)["splits"]
-                sizes = ", ".join(f"{n:,} {split}" for split, n in splits.items())
-            else:
-                sizes = (
-                    f"{self.data.num_train:,} train, {self.data.num_test:,} test, "
-                    "not rendered yet"
-                )
-            share = f", weight {weight:g}" if len(self.directories) > 1 else ""
-            parts.append(f"{directory} ({sizes}{share})")
-        return f"{self.data.name} in " + "; ".join(parts)
+        trained = self.training.describe()
+        if next(iter(self.directories), self.evaluated) == self.evaluated:
+            return f"{self.data.name} in {trained}"
+        where = self.training.describe_one(self.evaluated)
+        return f"trained on {trained}; evaluated on {self.data.name} in {where}"
 
     def fingerprint(self) -> str:
         """Hash of what the data sets say of themselves, wherever they are."""
         digest = hashlib.sha256()
-        for directory in self.directories:
+        for directory in [*self.directories, self.evaluated]:
             path = directory / "metadata.json"
             digest.update(path.read_bytes() if path.is_file() else b"not there")
         return digest.hexdigest()[:12]
+
+    def describe_filters(self, stages: Sequence[Stage]) -> list[str]:
+        """What filters take from the records of the stages, a line each."""
+        reads = any(self.config.stages[s.name].data == "images" for s in stages)
+        return self.training.describe_filters() if reads else []
+
+    def drawn(self, stage: Stage, examples: int) -> list[Drawn]:
+        """How many of a stage's first examples are of each data set.
+
+        Args:
+            stage: of the run.
+            examples: of all processes together.
+
+        Returns:
+            [] for examples that are made, not read.
+        """
+        kind = self.config.stages[stage.name].data
+        if kind == "images":
+            return self.training.drawn(examples)
+        if kind == "poses" and self.poses is not None:
+            return [Drawn("poses", examples, len(self.poses))]
+        return []
 
     @functools.cached_property
     def poses(self) -> PoseFile | None:
@@ -258,10 +213,7 @@ class OpenData:
                 letters_as=self.letters if self._is_labelled(stage) else None,
             )
         return loader.train_batches(
-            [
-                loader.Source(shards.open_split(directory, "train"), weight)
-                for directory, weight in self.directories.items()
-            ],
+            self.training.sources,
             batch_size=batch_size,
             seed=seed,
             start_step=start_step,
@@ -271,6 +223,7 @@ class OpenData:
             augment=self.augment,
             root=self.root,
             anchors=self.anchors,
+            filters=self.training.filters,
             load_image=stage.needs_image,
             num_threads=self.data.threads,
             max_corrupt=self.data.max_corrupt,
@@ -305,10 +258,13 @@ class OpenData:
 
     def records(self, split: str = "test") -> shards.Split:
         """The records that `evaluation` makes batches of."""
-        return shards.open_split(next(iter(self.directories)), split)
+        return shards.open_split(self.evaluated, split)
 
     def train_split(self, stage: Stage) -> Iterator[Batch]:
-        """What a stage trains on, once, in order, without pictures or augmentation."""
+        """What a stage trains on, once, in order, without pictures or augmentation.
+
+        Of a mixture, that of the data set which is evaluated on.
+        """
         if self._is_labelled(stage):
             return self._letters_in_order("train", self.data.num_train)
         return self._in_order("train", 0, False)
@@ -344,8 +300,9 @@ class OpenData:
     def _in_order(
         self, split: str, num: int, load_image: bool, share: Share = WHOLE
     ) -> Iterator[Batch]:
+        records = self.records(split)
         return loader.eval_batches(
-            self.records(split),
+            records,
             batch_size=self.config.eval.batch_size,
             crop=self.crop,
             num=num,
@@ -353,6 +310,7 @@ class OpenData:
             process_count=share.count,
             root=self.root,
             anchors=self.anchors,
+            hand=annotators_hand(records.metadata, self.hand_file),
             load_image=load_image,
             num_threads=self.data.threads,
         )

@@ -59,27 +59,26 @@ def terms(
             f"config.model.reduction={reduction!r} is not one of "
             f"{', '.join(REDUCTIONS)}."
         )
-    seen = jnp.asarray(batch.joints2d_valid)
-    known3d, known = (
-        jnp.asarray(flag)[:, None, None]
-        for flag in (batch.joints3d_valid, batch.mano_valid)
-    )
+    confidence = jnp.asarray(batch.joints2d_weights)[..., None]
+    known3d = jnp.asarray(batch.known_joints3d)
+    known3d = (known3d & known3d[:, WRIST, None])[..., None]
+    known = jnp.asarray(batch.mano_valid)[:, None, None, None]
     target2d = jnp.asarray(batch.joints2d) / crop_size - 0.5
     target3d = _from_wrist(jnp.asarray(batch.joints3d))
     matrices = rotations.axis_angle_to_matrix(batch.mano_pose)
     betas = parameters.betas - jnp.asarray(batch.betas)
     errors = {
-        "joints2d": (jnp.abs(posed.joints2d - target2d), seen[..., None]),
+        "joints2d": (
+            jnp.abs(posed.joints2d - target2d) * confidence,
+            confidence > 0,
+        ),
         "joints3d": (jnp.abs(_from_wrist(posed.joints3d) - target3d), known3d),
         "global_orient": (
             jnp.square(parameters.global_orient - matrices[:, :1]),
-            known[..., None],
+            known,
         ),
-        "hand_pose": (
-            jnp.square(parameters.hand_pose - matrices[:, 1:]),
-            known[..., None],
-        ),
-        "betas": (jnp.square(betas), known[..., 0]),
+        "hand_pose": (jnp.square(parameters.hand_pose - matrices[:, 1:]), known),
+        "betas": (jnp.square(betas), jnp.asarray(batch.known_betas)[:, None]),
     }
     return {
         name: _reduced(jnp.where(valid, error, 0.0), reduction, per_device)

@@ -216,6 +216,8 @@ def prepare(
 
 def _introduce(run: Run, stages: tuple, dtype: str) -> None:
     """Print what is about to happen."""
+    from data_pipelines import mixtures
+
     config, device = run.config, jax.devices()[0]
     run.say(
         f"{config.family} on {jax.device_count()} x {device.device_kind} "
@@ -224,6 +226,8 @@ def _introduce(run: Run, stages: tuple, dtype: str) -> None:
     )
     run.say(f"hand model: {run.hand_info['name']} ({run.hand_info['sha256'][:12]})")
     run.say(f"data: {run.data.describe()}")
+    for line in run.data.describe_filters(stages):
+        run.say(line)
     if any(config.stages[stage.name].data == "poses" for stage in stages):
         run.say(f"poses without pictures: {run.data.describe_poses()}")
     if any(config.stages[s.name].data == configs.LABELLED_POSES for s in stages):
@@ -247,6 +251,9 @@ def _introduce(run: Run, stages: tuple, dtype: str) -> None:
                 f"stage {stage.name}, group {name}: {own.optimizer.name} lr "
                 f"{own.optimizer.lr:g} {own.schedule.name}"
             )
+        seen = run.data.drawn(stage, options.steps * options.batch_size)
+        if seen:
+            run.say(f"stage {stage.name} sees {mixtures.describe(seen)}")
 
 
 def _compare_with(workdir: Path, config: ml_collections.ConfigDict) -> None:

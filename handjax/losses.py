@@ -27,8 +27,18 @@ def reduce_points(
     *,
     example_valid: Bool[AnyArray, "batch"] | None = None,
     point_valid: Bool[AnyArray, "batch point"] | None = None,
+    confidence: Float[AnyArray, "batch point"] | None = None,
 ) -> Float[Array, ""]:
-    """Mean over examples of the mean over points; invalid ones count as zero."""
+    """Mean over examples of the mean over points; invalid ones count as zero.
+
+    Args:
+        errors: Of each point.
+        example_valid: Examples that count; all by default.
+        point_valid: Points that count; all by default.
+        confidence: Weight of each point, 0 of those that do not count.
+    """
+    if confidence is not None:
+        errors, point_valid = errors * confidence, jnp.asarray(confidence) > 0
     if point_valid is not None:
         errors = jnp.where(point_valid, errors, 0.0)
     means = jnp.mean(errors, axis=-1)
@@ -122,10 +132,18 @@ def cross_entropy(
 
 
 def accuracy(
-    logits: Float[Array, "*batch code"], indices: Int[AnyArray, "*batch"]
+    logits: Float[Array, "batch *token code"],
+    indices: Int[AnyArray, "batch *token"],
+    *,
+    example_valid: Bool[AnyArray, "batch"] | None = None,
 ) -> Float[Array, ""]:
-    """Share of tokens whose highest score is the right code."""
-    return jnp.mean((jnp.argmax(logits, axis=-1) == indices).astype(jnp.float32))
+    """Share of tokens whose highest score is the right code, in valid examples."""
+    right = jnp.argmax(logits, axis=-1) == indices
+    if example_valid is None:
+        return jnp.mean(right.astype(jnp.float32))
+    valid = jnp.asarray(example_valid).reshape(-1, *[1] * (right.ndim - 1))
+    counted = jnp.broadcast_to(valid, right.shape)
+    return jnp.sum(right & counted) / jnp.maximum(jnp.sum(counted), 1)
 
 
 def mean_distance(

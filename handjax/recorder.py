@@ -93,11 +93,17 @@ class Recorder:
             **self.sums.mean(),
             **self._rates,
             "images_per_s": (step - self._at) * self.config.batch_size / training,
+            **self._epochs(step),
             **{f"share_{name}": share for name, share in shares.items()},
         }
         self._at = step
         self.writer.scalars(step, values)
         self.progress.log(step, values)
+
+    def _epochs(self, step: int) -> dict[str, float]:
+        """How often the stage has been through each data set since its first step."""
+        seen = self.run.data.drawn(self.stage, step * self.config.batch_size)
+        return {f"epochs_{each.name}": each.epochs for each in seen}
 
     def at_intervals(
         self, step: int, state: TrainState, *, last: bool, stopping: bool

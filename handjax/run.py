@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import ml_collections
 
+from data_pipelines.mixtures import Drawn
 from handjax import logs, processes
 from handjax.skeleton import HAND, Skeleton
 from handjax.stages import Stage
@@ -19,6 +20,10 @@ class Data(Protocol):
 
     def train(self, stage: Stage, batch_size: int, start_step: int) -> Iterator[Batch]:
         """Endless batches of this process, from the one of update `start_step` on."""
+        ...
+
+    def drawn(self, stage: Stage, examples: int) -> list[Drawn]:
+        """How many of a stage's first examples are of each data set."""
         ...
 
 

@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from handjax import optimizers
+from handjax import optimizers, supervision
 from handjax.stages import Stage
 from handjax.types import Variables
 
@@ -126,6 +126,8 @@ def make_step(
     Metrics hold `loss`, `loss_<name>` unweighted, `lr` and `lr_<group>`, `grad_norm`,
     `update_norm`, `skipped`, what the family returns, and `GRAD_NORMS`.
 
+    What is not annotated is cleared first, so that no loss sees it.
+
     An update that is not finite is not made. If it may be skipped, the state is at the
     next step all the same; if not, it stays for good what it was before that update,
     however often the function is called after it.
@@ -153,6 +155,7 @@ def make_step(
         rngs: Any,
     ) -> Any:
         variables = {"params": nested({**rest, **trainable}), **collections}
+        batch = supervision.cleared(batch)
         losses, metrics, updates = loss_fn(model, variables, batch, rngs)
         _check_losses(stage, losses, weights)
         _check_updates(stage, updates, collections)

@@ -47,7 +47,8 @@ class Batch(NamedTuple):
     joints2d: Float[AnyArray, "batch joint 2"]
     """Pixels of the crop, x right, y down; the centre of the first pixel is (0, 0)."""
     root3d: Float[AnyArray, "batch 3"]
-    """Root joint (`config.data.root`) in the crop camera, metres."""
+    """Root joint (`config.data.root`) in the crop camera, metres; zero where the real
+    camera is not known."""
     intrinsics: Float[AnyArray, "batch 3 3"]
     """Camera matrix of the crop, pixels."""
     R_crop_camera: Float[AnyArray, "batch 3 3"]
@@ -59,8 +60,10 @@ class Batch(NamedTuple):
     joints2d_valid: Bool[AnyArray, "batch joint"]
     """The joint is annotated and strictly inside both the photo and the crop."""
     joints3d_valid: Bool[AnyArray, "batch"]
+    """All joints are known."""
     vertices_valid: Bool[AnyArray, "batch"]
     mano_valid: Bool[AnyArray, "batch"]
+    """Pose and betas are known."""
     is_right: Bool[AnyArray, "batch"]
     """Side in the photo, before mirroring."""
     example_valid: Bool[AnyArray, "batch"]
@@ -75,6 +78,35 @@ class Batch(NamedTuple):
     text: Int[AnyArray, "batch length"] | None = None
     """Token ids of what the hand shows in words (`nn.text_encoder`); None in stages
     that read none."""
+    joints2d_confidence: Float[AnyArray, "batch joint"] | None = None
+    """How sure the annotators are of `joints2d`, 0..1; None where they do not say."""
+    joints3d_known: Bool[AnyArray, "batch joint"] | None = None
+    """Joints of which the place is known, of hands some of whose are not; none without
+    the root. None where it is all or none."""
+    betas_valid: Bool[AnyArray, "batch"] | None = None
+    """Betas count, be it as what is likely (zero) of a hand whose shape is not known
+    (`data_pipelines.filters`); None where they count with the pose alone."""
+
+    @property
+    def joints2d_weights(self) -> AnyArray:
+        """Confidence of the joints that are valid, 0 of the others; float32."""
+        valid = self.joints2d_valid.astype(np.float32)
+        if self.joints2d_confidence is None:
+            return valid
+        return valid * self.joints2d_confidence
+
+    @property
+    def known_joints3d(self) -> AnyArray:
+        """(batch, joint): whether a joint's place is known."""
+        if self.joints3d_known is None:
+            shape = self.joints3d.shape[:2]
+            return self.joints3d_valid[:, None] & np.ones(shape, bool)
+        return self.joints3d_known
+
+    @property
+    def known_betas(self) -> AnyArray:
+        """(batch,): whether betas count."""
+        return self.mano_valid if self.betas_valid is None else self.betas_valid
 
 
 class TextFeatures(NamedTuple):

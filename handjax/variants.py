@@ -8,6 +8,8 @@ from collections.abc import Collection
 
 import ml_collections
 
+from data_pipelines.recipes import Mixture
+
 Config = ml_collections.ConfigDict
 
 
@@ -47,6 +49,19 @@ def every(config: Config, *, log: int, evaluate: int) -> Config:
     config.train.eval_every = config.train.image_every = evaluate
     config.train.checkpoint_every = evaluate or 500
     return config
+
+
+def train_on(config: Config, mixture: Mixture) -> None:
+    """Train on a mixture of prepared data sets, and evaluate on FreiHAND.
+
+    Args:
+        config: Changed in place.
+        mixture: Its data sets lie in `config.data.mixture.dir`.
+    """
+    config.data.name, config.data.dir = "freihand", ""
+    config.data.mixture.dir = "data"
+    config.data.mixture.shares.update(mixture.shares)
+    config.data.filters.update(mixture.filters._asdict())
 
 
 def short_run_pictures(config: Config, *, crop_size: int, box_scale: float) -> None:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from data_pipelines.mixtures import Drawn
 from handjax import config as configs
 from handjax.stages import Stage
 from handjax.types import Batch, HandOutput
@@ -185,8 +186,14 @@ class Data:
         made = batch(8, (self.seed, 10**6))
         yield made if stage.needs_image else made._replace(image=None)
 
+    def drawn(self, stage, examples):
+        return [Drawn("noise", examples, 32)] if stage.needs_image else []
+
     def describe(self) -> str:
         return "noise from memory"
+
+    def describe_filters(self, stages):
+        return []
 
     def fingerprint(self) -> str:
         return "noise"

@@ -99,6 +99,38 @@ def test_sums_are_those_of_one_device_however_large_the_batch():
         np.testing.assert_allclose(again[key], once[key], rtol=1e-6)
 
 
+def test_single_joints_teach_by_their_confidence():
+    """Released: confidence times L1, in 2-D and in 3-D, joint by joint."""
+    parameters, posed, batch = made()
+    rng = np.random.default_rng(2)
+    confidence = rng.random((BATCH, 21)).astype(np.float32)
+    known = rng.random((BATCH, 21)) < 0.5
+    known[:, 0] = [True, True, False, True]
+    unsure = batch._replace(
+        joints2d_confidence=confidence,
+        joints3d_known=known,
+        betas_valid=~batch.mano_valid,
+    )
+    found = terms(parameters, posed, unsure, reduction="sum", per_device=BATCH)
+    expected = dict.fromkeys(("joints2d", "joints3d", "betas"), 0.0)
+    for b in range(BATCH):
+        expected["betas"] += (~batch.mano_valid[b]) * np.sum(
+            (parameters.betas[b] - batch.betas[b]) ** 2
+        )
+        for j in range(21):
+            flat = posed.joints2d[b, j] - (batch.joints2d[b, j] / 64 - 0.5)
+            valid = batch.joints2d_valid[b, j]
+            expected["joints2d"] += valid * confidence[b, j] * np.abs(flat).sum()
+            deep = posed.joints3d[b] - batch.joints3d[b]
+            # Without the wrist there is nothing that the others are relative to.
+            both = known[b, j] and known[b, 0]
+            expected["joints3d"] += both * np.abs(deep[j] - deep[0]).sum()
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=2e-5, err_msg=name)
+    same = terms(parameters, posed, batch, reduction="sum", per_device=BATCH)
+    np.testing.assert_array_equal(found["hand_pose"], same["hand_pose"])
+
+
 def test_unknown_reduction_is_refused():
     with pytest.raises(ValueError, match="reduction='max' is not one of sum, mean"):
         hmr_losses.terms(*made(), crop_size=64, reduction="max")

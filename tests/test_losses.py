@@ -17,6 +17,10 @@ def test_reduction_counts_masked_elements_as_zero():
     assert losses.reduce_points(errors, example_valid=jnp.array([True, False])) == 1
     point_valid = jnp.array([[True, False], [True, True]])
     assert losses.reduce_points(errors, point_valid=point_valid) == 13 / 4
+    confidence = jnp.array([[0.5, 0.0], [1.0, 0.25]])
+    expected = jnp.mean(jnp.where(confidence > 0, errors * confidence, 0))
+    strange = errors.at[0, 1].set(jnp.nan)
+    assert losses.reduce_points(strange, confidence=confidence) == expected
 
 
 def test_masked_nan_does_not_reach_loss_or_gradient():
@@ -90,6 +94,10 @@ def test_cross_entropy_with_smoothing_equals_its_definition():
 def test_accuracy_and_distance():
     logits = jnp.array([[0.0, 1.0], [2.0, 1.0]])
     assert losses.accuracy(logits, jnp.array([1, 1])) == 0.5
+    some = jnp.array([False, True])
+    assert losses.accuracy(logits, jnp.array([1, 1]), example_valid=some) == 0
+    assert losses.accuracy(logits, jnp.array([1, 1]), example_valid=~some) == 1
+    assert losses.accuracy(logits, jnp.array([1, 1]), example_valid=some & ~some) == 0
     a = jnp.array([[[3.0, 4.0, 0.0]], [[9.0, 9.0, 9.0]]])
     valid = jnp.array([True, False])
     assert losses.mean_distance(a, 0 * a, example_valid=valid) == 5

@@ -59,6 +59,7 @@ def test_a_run_says_what_it_uses_and_ends_with_a_table(unbroken):
         "1 x cpu",
         "compiling train step ... ",
         "mesh 6/6  loss ",
+        "stage mesh sees 48 of noise (1.50 epochs of 32)",
         "mean hand  ",
     ):
         assert words in out, words
@@ -68,6 +69,8 @@ def test_a_run_says_what_it_uses_and_ends_with_a_table(unbroken):
         "DONE", "checkpoints", "config.json", "environment.json", "eval", "images",
         "metrics.jsonl", "tensorboard",
     }  # fmt: skip
+    told = [n["epochs_noise"] for n in _numbers(workdir) if "epochs_noise" in n]
+    assert told == [step * 8 / 32 for step in range(1, 7)]
     report = json.loads((workdir / "eval" / "6" / "synthetic_test.json").read_text())
     assert {"benchmark", "protocol", "step", "count", "metrics", "baseline"} <= set(
         report

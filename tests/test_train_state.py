@@ -65,6 +65,20 @@ def test_means_over_the_batch_do_not_depend_on_the_parts():
     jax.tree.map(np.testing.assert_array_equal, state, again)
 
 
+def test_what_is_not_annotated_is_cleared_before_a_loss_sees_it():
+    batch = fake_family.batch(6, (3,))
+    known = np.arange(6) < 4
+    strange = batch.vertices.copy()
+    strange[~known] = np.nan
+    state, metrics = _step(
+        MESH, batch._replace(vertices=strange, vertices_valid=known), 1
+    )
+    strange[~known] = 0
+    again, expected = _step(MESH, batch._replace(vertices=strange), 1)
+    assert np.isfinite(metrics["loss_vertices"]) and metrics["loss_vertices"] > 0
+    _assert_close((metrics, state.params), (expected, again.params))
+
+
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_the_weight_of_a_loss_grows_along_its_ramp(accumulate):
     model, options, state = _start(MESH, accumulate)
@@ -138,13 +152,13 @@ def test_devices_accumulate_without_sending_pictures_to_each_other():
 def test_activations_are_those_of_one_part():
     def loss_fn(model, variables, batch, rngs):
         del model, rngs
-        x = batch
+        x = batch.mano_pose.reshape(-1, 48)
         for _ in range(4):
             x = jnp.sin(x @ variables["params"]["kernel"])
         return {"size": jnp.mean(x**2)}, {}, {}
 
     stage = Stage("wide", loss_fn, lambda *_: None, "", needs_image=False)
-    kernel, batch = jnp.ones((32, 32)), jnp.ones((4096, 32))
+    kernel, batch = jnp.ones((48, 48)), fake_family.batch(4096, (0,))
 
     def temporaries(accumulate):
         options = ml_collections.ConfigDict(

@@ -31,6 +31,7 @@ from handjax import (
     losses,
     rotations,
     skeleton,
+    supervision,
 )
 from handjax.mano import HandModel
 from handjax.models import (
@@ -868,7 +869,7 @@ def tokenizer_loss(
     terms["commitment"] = jnp.mean(jnp.where(valid, far, 0.0))
     angle = jnp.where(valid[:, None], rotations.geodesic_angle(found, matrices), 0.0)
     metrics = {**quantized.metrics, "degrees": jnp.degrees(jnp.mean(angle))}
-    return terms, metrics, dict(updates)
+    return terms, metrics, supervision.moved(updates, variables, valid)
 
 
 def _turned(
@@ -969,7 +970,7 @@ def mesh_loss(
     if found.detected is not None:
         error = losses.point_l1(found.detected, batch.joints2d) / size_px
         terms["detector"] = losses.reduce_points(
-            error, point_valid=batch.joints2d_valid
+            error, confidence=batch.joints2d_weights
         )
     output = mano_head.hand_output(
         found.posed, root=skeleton.root_joint(model.root), size_px=size_px
@@ -1078,11 +1079,15 @@ def hide(model: Model, variables: Variables, batch: Batch, key: Array) -> Hidden
 def mask_metrics(
     logits: Float[Array, "batch token code"], hidden: Hidden
 ) -> dict[str, Float[Array, ""]]:
-    """Share of the hidden tokens that is named rightly, and share that is hidden."""
+    """Share of the hidden tokens that is named rightly, and share that is hidden.
+
+    Tokens of poses that nobody knows are hidden, but there is no right name for them.
+    """
     right = jnp.argmax(logits, axis=-1) == hidden.labels
-    count = jnp.maximum(jnp.sum(hidden.masked), 1)
+    asked = hidden.masked & hidden.known[:, None]
+    count = jnp.maximum(jnp.sum(asked), 1)
     return {
-        "token_accuracy": jnp.sum(right & hidden.masked) / count,
+        "token_accuracy": jnp.sum(right & asked) / count,
         "masked": jnp.mean(hidden.masked.astype(jnp.float32)),
     }
 

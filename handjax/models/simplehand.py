@@ -246,11 +246,11 @@ def mesh_loss(
     whole = _is_whole(batch)
     terms = {
         "joints2d": losses.reduce_points(
-            losses.point_l1(points, target), point_valid=seen
+            losses.point_l1(points, target), confidence=seen
         ),
         "joints3d": losses.reduce_points(
             losses.point_l1(output.joints3d, batch.joints3d),
-            example_valid=whole & batch.joints3d_valid,
+            point_valid=whole[:, None] & batch.known_joints3d,
         ),
         "vertices": losses.reduce_points(
             losses.point_l1(output.vertices, batch.vertices),
@@ -270,11 +270,11 @@ def mesh_loss(
 
 def _targets2d(
     variables: Variables, batch: Batch
-) -> tuple[Float[Array, "batch point 2"], Bool[Array, "batch point"]]:
-    """Points in units of the crop, and which of them count."""
+) -> tuple[Float[Array, "batch point 2"], Float[Array, "batch point"]]:
+    """Points in units of the crop, and how much each of them counts."""
     size = _size_px(batch.image)
     target = jnp.asarray(batch.joints2d) / size
-    seen = jnp.asarray(batch.joints2d_valid)
+    seen = jnp.asarray(batch.joints2d_weights)
     if "coarse_vertices" in variables["constants"]:
         coarse = jnp.asarray(batch.vertices)[
             :, variables["constants"]["coarse_vertices"]
@@ -282,8 +282,11 @@ def _targets2d(
         placed = coarse + jnp.asarray(batch.root3d)[:, None]
         projected = camera.project(placed, batch.intrinsics) / size
         inside = jnp.all((projected > 0) & (projected < 1), axis=-1)
+        # A hand whose place is not known is nowhere in the picture.
+        known = batch.vertices_valid & (batch.root3d[:, 2] > 0)
+        inside = (inside & known[:, None]).astype(seen.dtype)
         target = jnp.concatenate([target, projected], axis=1)
-        seen = jnp.concatenate([seen, inside & batch.vertices_valid[:, None]], axis=1)
+        seen = jnp.concatenate([seen, inside], axis=1)
     return target, seen
 
 

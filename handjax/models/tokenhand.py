@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from handjax import frozen_tokenizer, losses
+from handjax import frozen_tokenizer, losses, supervision
 from handjax.models import HandConstants, joints_from_vertices, parameters_by_part
 from handjax.nn import backbones
 from handjax.nn.image import IMAGENET_MEAN, IMAGENET_STD, normalised
@@ -361,25 +361,27 @@ def tokenizer_loss(
     """Reconstruction and commitment (TokenHand Eq. tokenizer loss).
 
     The commitment is the mean of squares, not the sum; see `losses.commitment`.
+    Examples without a mesh count for nothing, nor do they for batch statistics.
     """
     valid = jnp.asarray(batch.vertices_valid)
+    vertices = jnp.asarray(batch.vertices)[supervision.stand_ins(valid)]
     (output, tokens, quantized), updates = model.apply(
         variables,
-        batch.vertices,
+        vertices,
         valid,
         train=True,
         method="reconstruct",
         mutable=["batch_stats", "codebook"],
         rngs=rngs,
     )
-    error = losses.point_l1(output.vertices, batch.vertices)
+    error = losses.point_l1(output.vertices, vertices)
     far = losses.commitment(tokens, quantized.codes, reduction=model.commitment)
     terms = {
         "vertices": losses.reduce_points(error, example_valid=valid),
         "commitment": jnp.mean(jnp.where(valid, far, 0.0)),
     }
     metrics = {**quantized.metrics, "mm": _millimetres(output, batch)}
-    return terms, metrics, dict(updates)
+    return terms, metrics, supervision.moved(updates, variables, valid)
 
 
 def mesh_loss(
@@ -387,8 +389,9 @@ def mesh_loss(
 ) -> tuple[dict[str, Array], dict[str, Array], dict[str, Any]]:
     """Classification plus geometry (TokenHand Eq. reconstruction loss).
 
-    2-D in units of the crop, joints outside of it masked; 3-D in metres; reductions as
-    in SimpleHand. Labels come from the frozen encoder on the true mesh.
+    2-D in units of the crop, joints outside of it masked, others by their confidence;
+    3-D in metres; reductions as in SimpleHand. Labels come from the frozen encoder on
+    the true mesh.
     """
     labels = model.apply(variables, batch.vertices, method="encode")
     output, updates = model.apply(
@@ -403,15 +406,17 @@ def mesh_loss(
         ),
         "joints3d": losses.reduce_points(
             losses.point_l1(output.joints3d, batch.joints3d),
-            example_valid=batch.joints3d_valid,
+            point_valid=batch.known_joints3d,
         ),
-        "joints2d": losses.reduce_points(joints2d, point_valid=batch.joints2d_valid),
+        "joints2d": losses.reduce_points(joints2d, confidence=batch.joints2d_weights),
         "vertices": losses.reduce_points(
             losses.point_l1(output.vertices, batch.vertices), example_valid=mesh_valid
         ),
     }
     metrics = {
-        "token_accuracy": losses.accuracy(output.logits, labels),
+        "token_accuracy": losses.accuracy(
+            output.logits, labels, example_valid=mesh_valid
+        ),
         "mm": _millimetres(output, batch),
     }
     return terms, metrics, dict(updates)

@@ -564,13 +564,12 @@ def _joint_terms(
 
     In 3-D those of the tokens (TORE Eq. joint loss) and of the mesh (TORE Eq. regressed
     joint loss); by weak perspective those of the mesh (TORE Eq. projection loss), and
-    those of the tokens, which the paper's formula does not have. The camera is that of
-    the code, s (X + t); the paper prints s X + t.
+    those of the tokens, which the paper's formula does not have. In 2-D joints count by
+    their confidence, as released. The camera is that of the code, s (X + t); the paper
+    prints s X + t.
     """
-    known = jnp.broadcast_to(
-        jnp.asarray(batch.joints3d_valid)[:, None], batch.joints3d.shape[:2]
-    )
-    seen = jnp.asarray(batch.joints2d_valid)
+    known = jnp.asarray(batch.known_joints3d)
+    seen = jnp.asarray(batch.joints2d_weights)
     size_px = jnp.asarray(batch.image).shape[1]
     target2d = 2 * jnp.asarray(batch.joints2d) / size_px - 1
     terms = {}
@@ -621,9 +620,11 @@ def _surface_terms(
 
 
 def _mean(
-    errors: Float[Array, "batch point _"], valid: Bool[Array, "batch point"]
+    errors: Float[Array, "batch point _"],
+    weights: Bool[Array, "batch point"] | Float[Array, "batch point"],
 ) -> Float[Array, ""]:
-    return jnp.mean(jnp.where(valid[..., None], errors, 0.0))
+    weights = weights[..., None]
+    return jnp.mean(jnp.where(weights > 0, errors * weights, 0.0))
 
 
 def predict_image(model: Model, variables: Variables, batch: Batch) -> HandOutput:

@@ -1,5 +1,8 @@
 """From records to batches: geometry, labels, mirroring, validity."""
 
+import re
+from pathlib import Path
+
 import cv2
 import jax
 import numpy as np
@@ -8,6 +11,7 @@ from fake_records import SIZE, decoded, joints, jpeg, mirrored, record
 from jaxtyping import jaxtyped
 from scipy.spatial.transform import Rotation
 
+import data_pipelines
 from data_pipelines import augment, examples
 from data_pipelines.augment import AugmentConfig, HamerConfig
 from data_pipelines.hands import BadRecordError
@@ -96,6 +100,20 @@ def test_left_hands_give_the_batch_of_their_mirror_image():
             getattr(a, name), getattr(b, name), atol=1e-4, err_msg=name
         )
     assert np.abs(a.image.astype(float) - b.image).mean() < 6  # JPEG, twice
+
+
+def test_left_hands_are_mirrored_in_one_place():
+    """`hands.py`; `examples.py` flips crops of either hand, which is augmentation."""
+    folder = Path(data_pipelines.__file__).parent
+    found = {
+        path.name
+        for path in folder.glob("*.py")
+        if re.search(r"crop\.(mirror|MIRROR)", path.read_text())
+    }
+    assert found == {"hands.py", "examples.py"}
+    text = (folder / "examples.py").read_text()
+    mirroring = [line for line in text.splitlines() if "crop.m" in line.lower()]
+    assert all("[flip]" in line for line in mirroring if "mirror" in line.lower())
 
 
 @pytest.mark.parametrize("augmentation", [AUGMENT, HAMER])
@@ -243,3 +261,55 @@ def test_records_without_sense_are_refused(changes, message):
     with pytest.raises(BadRecordError, match=message) as caught:
         _make(good, decoded(record(1, **changes)), good)
     assert caught.value.row == 1
+
+
+# --- what is annotated --------------------------------------------------------------
+
+
+def test_some_joints_of_a_hand_may_be_known():
+    """InterHand2.6M's joints are triangulated one by one."""
+    example = record(3)
+    example["joints3d"][[4, 12], 3] = 0
+    batch = _make(decoded(example))
+    missing = np.isin(np.arange(21), (4, 12))
+    np.testing.assert_array_equal(batch.joints3d_known[0], ~missing)
+    assert not batch.joints3d_valid[0] and batch.vertices_valid[0]
+    whole = _make(decoded(record(3)))
+    # The box is around other joints, so the crop's camera looks elsewhere.
+    found, expected = (b.joints3d[0] @ b.R_crop_camera[0] for b in (batch, whole))
+    np.testing.assert_allclose(found[~missing], expected[~missing], atol=1e-6)
+    assert whole.joints3d_known.all() and whole.joints3d_valid.all()
+    example["joints3d"][9, 3] = 0  # the root, which the others are relative to
+    assert not _make(decoded(example)).joints3d_known.any()
+
+
+def test_confidence_is_that_of_the_annotators_or_of_a_projection():
+    example = record(3)
+    example["joints2d"][:, 2] = np.linspace(0, 1, 21)
+    seen = _make(decoded(example))
+    assert (seen.joints2d_confidence == 1).all() and seen.joints2d_valid.all()
+    del example["K"]  # nothing can be projected
+    seen = _make(decoded(example))
+    np.testing.assert_allclose(seen.joints2d_confidence[0], np.linspace(0, 1, 21))
+    assert seen.joints2d_valid[0].tolist() == [False, *[True] * 20]
+    np.testing.assert_array_equal(
+        seen.joints2d_weights, seen.joints2d_valid * seen.joints2d_confidence
+    )
+
+
+def test_an_assumed_camera_puts_a_hand_nowhere():
+    assert (_make(decoded(record(3))).root3d[:, 2] > 0).all()
+    assert not _make(decoded(record(3, K=None))).root3d.any()
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_betas_that_are_not_known_may_count_as_zero(known):
+    """But not where they are known and the hand is out of sight, or flipped."""
+    changes = {} if known else dict(mano_pose=None, mano_betas=None)
+    plain = _make(decoded(record(3, **changes)))
+    assert plain.betas_valid[0] == plain.mano_valid[0] == known
+    batch = _make(decoded(record(3, **changes)), neutral_betas=True)
+    assert batch.betas_valid[0] and batch.betas.any() == known
+    flip = AugmentConfig(flip=1.0)
+    batch = _make(decoded(record(3, **changes)), neutral_betas=True, augmentation=flip)
+    assert batch.betas_valid[0] == (not known) and not batch.betas.any()

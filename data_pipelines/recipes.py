@@ -1,0 +1,84 @@
+"""Recipes of several data sets: which, in which shares, and what of them counts.
+
+Nothing is imported here, for config files name recipes and have to load at once.
+"""
+
+from typing import NamedTuple
+
+PREPARED = (
+    "freihand",
+    "dexycb",
+    "ho3d_v2",
+    "ho3d_v3",
+    "h2o3d",
+    "interhand26m",
+    "rhd",
+    "mtc",
+    "coco_wholebody",
+    "halpe",
+    "mpii_nzsl",
+    "hint",
+    "asl",
+)
+"""What `data_pipelines.prepare` makes: the keys of `config.data.mixture.shares`."""
+
+
+class Filters(NamedTuple):
+    """`config.data.filters` (see `filters.py`); the defaults let everything pass."""
+
+    min_confidence: float = 0.0
+    max_beta: float = 0.0
+    """0: any."""
+    min_joints: int = 0
+    max_fit_loss: float = 0.0
+    """0: any."""
+    neutral_betas: bool = False
+    """Whether betas that are not known are taken for zero, the mean shape, and count:
+    it keeps those of hands that only 2-D joints teach from running away."""
+
+    def describe(self) -> str:
+        """One line; "none" where everything passes."""
+        said = (
+            (
+                self.min_confidence,
+                f"joints under confidence {self.min_confidence:g} are unknown",
+            ),
+            (self.max_beta, f"no pose where a beta is beyond {self.max_beta:g}"),
+            (self.min_joints, f"{self.min_joints} known joints or more"),
+            (self.max_fit_loss, f"fit loss under {self.max_fit_loss:,g}"),
+            (self.neutral_betas, "unknown betas are zero"),
+        )
+        return ", ".join(words for value, words in said if value) or "none"
+
+
+class Mixture(NamedTuple):
+    """Data sets and how they are used."""
+
+    shares: dict[str, float]
+    """Data set -> its share of the training examples; they sum to 1."""
+    filters: Filters
+
+
+HAMER = Mixture(
+    shares=dict(
+        freihand=0.25,
+        interhand26m=0.25,
+        mtc=0.10,
+        coco_wholebody=0.10,
+        rhd=0.05,
+        halpe=0.05,
+        mpii_nzsl=0.05,
+        ho3d_v3=0.05,
+        h2o3d=0.05,
+        dexycb=0.05,
+    ),
+    filters=Filters(
+        min_confidence=0.3,
+        max_beta=3.0,
+        min_joints=5,
+        max_fit_loss=31_000.0,
+        neutral_betas=True,
+    ),
+)
+"""HaMeR's (Pavlakos et al., CVPR 2024), which Hamba and MMHMR train on, too. From its
+released configuration; its code would by default let fits of up to 10^4.5 pass."""
