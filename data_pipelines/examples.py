@@ -92,11 +92,11 @@ def make(
     batch = _labels(
         records, hands, inside, view, root=root, anchors=anchors, size=config.size
     )
-    known = batch.mano_valid & ~flip
+    known, likely = batch.mano_valid & ~flip, neutral_betas & ~has_mano(records)
     batch = batch._replace(
         mano_valid=known,
-        betas=np.where(known[:, None], batch.betas, np.float32(0)),
-        betas_valid=known | (neutral_betas & ~has_mano(records)),
+        betas=np.where(likely[:, None], np.float32(0), batch.betas),
+        betas_valid=known | likely,
     )
     if not load_image:
         return batch

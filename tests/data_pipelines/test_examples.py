@@ -312,4 +312,9 @@ def test_betas_that_are_not_known_may_count_as_zero(known):
     assert batch.betas_valid[0] and batch.betas.any() == known
     flip = AugmentConfig(flip=1.0)
     batch = _make(decoded(record(3, **changes)), neutral_betas=True, augmentation=flip)
-    assert batch.betas_valid[0] == (not known) and not batch.betas.any()
+    assert batch.betas_valid[0] == (not known)
+    # Those of a left model that cannot be mirrored are not known.
+    record_of_left = decoded(record(3, is_right=False, left_model=1))
+    assert not _make(record_of_left).betas_valid[0]
+    batch = _make(record_of_left, neutral_betas=True)
+    assert batch.betas_valid[0] and not batch.betas.any() and not batch.mano_valid[0]
