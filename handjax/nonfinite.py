@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from handjax import checkpoints, files, resume
+from handjax import checkpoints, files, resume, supervision
 from handjax import config as configs
 from handjax.checkpoints import Checkpoints
 from handjax.run import Run
@@ -141,3 +142,16 @@ def read(directory: Path) -> tuple[Kept, Batch]:
     missing = {name: None for name in Batch._fields if name not in parts[0]}
     joined = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
     return kept, Batch(**joined, **missing)
+
+
+def brought(batch: Batch) -> str:
+    """What the batch itself has that is not finite where it counts; "" if nothing."""
+    found = []
+    for name, values in supervision.cleared(batch)._asdict().items():
+        if values is None or not jnp.issubdtype(values.dtype, jnp.floating):
+            continue
+        finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+        if not finite.all():
+            rows = ", ".join(map(str, np.flatnonzero(~finite)))
+            found.append(f"{name} of example {rows}")
+    return "; ".join(found)

@@ -3,7 +3,8 @@ r"""Make an update again that was inf or nan, and say where it breaks.
     python -m handjax.replay --update runs/tokenhand/nonfinite/mesh-1200
 
 Training names the directory when it stops. Nothing is written. Losses and gradients are
-printed, and the operation that first makes a number that is not finite.
+printed, and what of the batch is not finite, or else the operation that first makes such
+a number.
 """
 
 import sys
@@ -62,7 +63,10 @@ def main(values: flags.FlagValues) -> int:
         logs.say("here it is finite: another device or version computes it otherwise")
         return 0
     logs.say(f"here, too: {bad}")
-    if values.where:
+    brought = nonfinite.brought(batch)
+    if brought:
+        logs.say(f"it came with the batch: {brought}")
+    elif values.where:
         logs.say(_first_operation(step, state, batch))
     return 1
 

@@ -18,16 +18,16 @@ BAD = (3, 5)
 
 
 class Poisoned(fake_family.Data):
-    def __init__(self, bad=BAD, broken="vertices"):
+    def __init__(self, bad=BAD, broken="vertices", value=np.nan):
         super().__init__()
-        self.bad, self.broken = bad, broken
+        self.bad, self.broken, self.value = bad, broken, value
 
     def train(self, stage, batch_size, start_step):
         batches = super().train(stage, batch_size, start_step)
         for step, batch in enumerate(batches, start_step + 1):
             if step in self.bad:
                 array = getattr(batch, self.broken).copy()
-                array[1, 2] = np.nan
+                array[1, 2] = self.value
                 batch = batch._replace(**{self.broken: array})
             yield batch
 
@@ -90,16 +90,28 @@ def test_state_and_batch_of_the_update_are_kept(stopped, tmp_path):
     np.testing.assert_array_equal(batch.vertices, expected.vertices)
 
 
-def test_it_is_made_again_and_the_operation_is_named(stopped, monkeypatch, capsys):
-    workdir, _ = stopped
+def _replayed(workdir, monkeypatch, capsys):
     monkeypatch.setattr(models, "load", lambda name: fake_family)
     monkeypatch.setattr(
         models, "skeleton_of", lambda variables: types.SimpleNamespace(bones=())
     )
     update = str(workdir / "nonfinite" / "tokenizer-3")
     assert replay.cli(["replay", "--update", update]) == 1
-    text = capsys.readouterr().out
+    return capsys.readouterr().out
+
+
+def test_it_is_made_again_and_the_batch_is_named(stopped, monkeypatch, capsys):
+    text = _replayed(stopped[0], monkeypatch, capsys)
     assert "here, too: loss 'vertices' is nan" in text
+    assert "it came with the batch: vertices of example 1\n" in text
+
+
+def test_it_is_made_again_and_the_operation_is_named(tmp_path, monkeypatch, capsys):
+    huge = Poisoned(value=3e38)  # finite, but not the sum of three of it
+    changes = {"train.checkpoint_every": 1}
+    with pytest.raises(NonFiniteError):
+        training.fit(_run(tmp_path / "w", huge, **changes))
+    text = _replayed(tmp_path / "w", monkeypatch, capsys)
     assert "first made in tests/fake_family.py" in text
 
 
