@@ -90,6 +90,7 @@ def test_sigterm_saves_and_exits_with_a_sentence(tmp_path, unbroken):
     assert code == 0 and _numbers(tmp_path / "w") == _numbers(unbroken[0])
 
 
+@pytest.mark.slow
 def test_a_profile_is_a_trace_of_updates(tmp_path, unbroken):
     code, out, error = _finish(_start(tmp_path / "w", "--profile"))
     assert code == 0, error

@@ -34,9 +34,9 @@ golden_names = pytest.mark.parametrize(
 )
 
 
-def apply(name, variables, image, fused=False):
+def apply(name, variables, image, fused=False, options=None):
     model = fastvit.build(name, fused=fused)
-    return jax.jit(model.apply)(variables, image)
+    return jax.jit(model.apply, compiler_options=options)(variables, image)
 
 
 def golden(name):
@@ -136,8 +136,10 @@ def test_fusion_changes_nothing_but_the_speed(small):
     model, variables, image = small
     fused = fastvit.fuse(variables)
     assert set(fused) == {"params"}
-    expected = jax.jit(model.apply)(variables, image)
-    maps = apply("fastvit_test", fused, image, fused=True)
+    # Sums in the order of one rounding after the other are off by a little more.
+    options = {"xla_backend_optimization_level": 3}
+    expected = jax.jit(model.apply, compiler_options=options)(variables, image)
+    maps = apply("fastvit_test", fused, image, fused=True, options=options)
     for tap in TAPS:
         scale = jnp.abs(expected[tap]).max()
         np.testing.assert_allclose(maps[tap], expected[tap], rtol=0, atol=1e-6 * scale)
