@@ -100,8 +100,9 @@ class _Cameras:
         what = "campos, camrot, focal and princpt of each camera"
         self._numbers: dict[tuple[str, str], int] = {}
         self._values: list[np.ndarray] = []
+        content = source.json(path, what)
         try:
-            for capture, cameras in source.json(path, what).items():
+            for capture, cameras in content.items():
                 for camera in cameras["campos"]:
                     of = {kind: np.array(cameras[kind][camera]) for kind in cameras}
                     K = np.diag([*of["focal"], 1.0])
@@ -131,8 +132,9 @@ class _Frames:
         what = "world_coord (42 x 3, millimetres) of each frame"
         self._numbers: dict[tuple[str, str], int] = {}
         self._joints: list[np.ndarray] = []
+        content = source.json(path, what)
         try:
-            for capture, frames in source.json(path, what).items():
+            for capture, frames in content.items():
                 for frame, value in frames.items():
                     joints = np.array(value["world_coord"], np.float64)
                     self._numbers[capture, frame] = len(self._joints)
@@ -154,8 +156,9 @@ class _Fits:
         what = "pose, shape and trans of each frame and hand, or null"
         self._numbers: dict[tuple[str, str, bool], int] = {}
         self._fits: list[np.ndarray] = []
+        content = source.json(path, what)
         try:
-            for capture, frames in source.json(path, what).items():
+            for capture, frames in content.items():
                 for frame, sides in frames.items():
                     for side, fit in sides.items():
                         if fit is None:

@@ -136,7 +136,7 @@ def test_missing_and_truncated_annotations_are_named(source, tmp_path, kind):
     with pytest.raises(SourceError, match=f"{kind}.json.*annotations of v1.0"):
         converter.index(Source(root, builder), "train")
     path.unlink()
-    with pytest.raises(SourceError, match=f"{kind}.json' is missing"):
+    with pytest.raises(SourceError, match=rf"^'[^']*{kind}\.json' is missing"):
         converter.index(Source(root, builder), "train")
 
 
