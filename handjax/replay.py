@@ -3,8 +3,8 @@ r"""Make an update again that was inf or nan, and say where it breaks.
     python -m handjax.replay --update runs/tokenhand/nonfinite/mesh-1200
 
 Training names the directory when it stops. Nothing is written. Losses and gradients are
-printed, and what of the batch is not finite, or else the operation that first makes such
-a number.
+printed, and what of the batch is not finite, or else the operation that first makes a
+number that is not.
 """
 
 import sys
