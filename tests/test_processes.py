@@ -277,6 +277,9 @@ def test_every_family_trains_on_two_processes_as_on_one(family, tmp_path):
     if family in ("tokenhand", "mmhmr"):
         # Codes that no token chooses are reset after some updates.
         options.append("--config.model.reset_below=0.95")
+    if family == "tokenhand":
+        # With seed 0 a token is as near to two codes as rounding can tell.
+        options.append("--config.seed=1")
     command = ["handjax.train", f"--config={config}", *options]
     for count, devices in ((1, 1), (2, 2)):
         started = _start(
