@@ -96,7 +96,12 @@ class Stop:
         return self.asked()
 
     def asked(self) -> bool:
-        """Whether the run should end, agreed by all processes."""
-        if not processes.all_agree(not self.reason):
+        """Whether the run should end, agreed by all processes.
+
+        A signal that comes while they agree waits for the next time: only what was
+        agreed on counts, or one process would stop and the others wait for it.
+        """
+        stopping = not processes.all_agree(not self.reason)
+        if stopping:
             self.reason = self.reason or "another process, which was told to stop"
-        return bool(self.reason)
+        return stopping
