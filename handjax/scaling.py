@@ -91,11 +91,12 @@ def efficiency(traffic: Traffic, chip: Chip, devices: int) -> Efficiency:
     """Share of the time of an update that is spent computing, on so many chips.
 
     A ring of n devices sends 2 (n - 1) / n of the bytes of an all-reduce over each
-    link, and (n - 1) / n of those of other collectives.
+    link, and (n - 1) / n of those of other collectives. Bytes are counted in results,
+    and that of a reduce-scatter is an n-th of what goes round.
     """
-    around = (devices - 1) / devices
+    rounds = {"all-reduce": 2, "reduce-scatter": devices}
     sent = sum(
-        around * count * (2 if kind == "all-reduce" else 1)
+        (devices - 1) / devices * count * rounds.get(kind, 1)
         for kind, count in traffic.bytes_by_kind.items()
     )
     talking = sent / chip.link

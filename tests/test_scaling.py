@@ -32,6 +32,9 @@ def test_efficiency_is_the_share_of_computing():
     found = scaling.efficiency(more, chip, 8)
     assert found.alone == pytest.approx(1 / 2.4)
     assert found.overlapped == pytest.approx(1 / 1.4)
+    # An all-reduce is a reduce-scatter and an all-gather.
+    halves = Traffic({"reduce-scatter": 50_000_000, "all-gather": 4e8}, 1e12, 0)
+    assert scaling.efficiency(halves, chip, 8) == scaling.efficiency(seen, chip, 8)
 
 
 def test_an_update_sums_every_gradient_over_the_devices_once(tmp_path, monkeypatch):
