@@ -132,6 +132,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.data.crop_size = 16
     config.train.checkpoint_every = 2
     config.train.log_every = 1
+    config.train.num_images = 1
     config.train.compile_cache = ""
     return config
 

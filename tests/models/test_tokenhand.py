@@ -315,15 +315,20 @@ def settings(name):
     )
 
 
+@functools.cache
+def compiled(index, model):
+    name = stage(index).name
+    return jax.jit(train_state.make_step(model, stage(index), settings(name)))
+
+
 def trained(index, steps, model, variables, batch):
     name = stage(index).name
     state = train_state.create(
         variables, stage(index), settings(name), jax.random.key(3)
     )
-    step = jax.jit(train_state.make_step(model, stage(index), settings(name)))
     history = []
     for _ in range(steps):
-        state, metrics = step(state, batch)
+        state, metrics = compiled(index, model)(state, batch)
         history.append(jax.device_get(metrics))
     return state.variables, history
 
