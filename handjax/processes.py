@@ -5,6 +5,7 @@ needs to be told nothing; elsewhere it is told the address of process 0, how man
 are, and which one it is.
 """
 
+import itertools
 import json
 import os
 import socket
@@ -22,6 +23,10 @@ MAX_CLOCK_S = 60.0
 """Clocks that are further apart make logs of several hosts hard to read together."""
 
 _FACTS_BYTES = 4096
+_MAX_WAIT_S = 24 * 3600
+"""Long: a process that has died is noticed by its missing heartbeats."""
+_BARRIERS = itertools.count()
+"""Every one needs a name of its own."""
 
 
 class Cluster(NamedTuple):
@@ -122,21 +127,38 @@ def _gather(mine: dict[str, Any]) -> list[dict[str, Any]]:
     return [json.loads(row.tobytes().rstrip(b"\0")) for row in rows]
 
 
-def all_agree(yes: bool) -> bool:
-    """Whether every process says yes; every process calls it."""
+def all_agree(yes: bool, after: Any = None) -> bool:
+    """Whether every process says yes; every process calls it.
+
+    Args:
+        yes: what this process says.
+        after: arrays of a program that may still run. Accelerators run programs one
+            after another. CPUs do not: what processes send each other for two programs
+            at once can take all threads of a process, and each waits for the other.
+    """
     if jax.process_count() == 1:
         return yes
     from jax.experimental import multihost_utils
 
+    if jax.default_backend() == "cpu":
+        jax.block_until_ready(after)
     return bool(np.all(multihost_utils.process_allgather(np.array(yes))))
 
 
 def wait_for_all(what: str) -> None:
-    """Block until every process is here."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
+    """Block until every process is here.
 
-        multihost_utils.sync_global_devices(what)
+    They may be an hour apart (one renders, the others wait), which connections between
+    devices do not allow; so this asks the service that knows who is alive.
+
+    Args:
+        what: has been done; the same on all of them.
+    """
+    if jax.process_count() > 1:
+        from orbax.checkpoint import multihost
+
+        barrier = multihost.get_barrier_sync_fn()
+        barrier(key=f"{what} {next(_BARRIERS)}", timeout_ms=1000 * _MAX_WAIT_S)
 
 
 # --- Deaths ------------------------------------------------------------------

@@ -87,21 +87,25 @@ class Stop:
         self.reason = signal.Signals(number).name
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def step(self) -> bool:
-        """Count a step; True if the run should end now, agreed by all processes."""
+    def step(self, after: Any = None) -> bool:
+        """Count a step; True if the run should end now, agreed by all processes.
+
+        Args:
+            after: arrays that the step computes.
+        """
         if self._left is not None:
             self._left -= 1
             if self._left <= 0:
                 self.reason = self.reason or "--stop_after"
-        return self.asked()
+        return self.asked(after)
 
-    def asked(self) -> bool:
+    def asked(self, after: Any = None) -> bool:
         """Whether the run should end, agreed by all processes.
 
         A signal that comes while they agree waits for the next time: only what was
         agreed on counts, or one process would stop and the others wait for it.
         """
-        stopping = not processes.all_agree(not self.reason)
+        stopping = not processes.all_agree(not self.reason, after)
         if stopping:
             self.reason = self.reason or "another process, which was told to stop"
         return stopping

@@ -17,6 +17,7 @@ from handjax import (
     integrity,
     logs,
     nonfinite,
+    processes,
     resume,
     sharding,
     train_state,
@@ -104,6 +105,7 @@ def train_stage(
     batch = sharding.global_batch(run.mesh, next(batches))
     with logs.timed("compiling train step", active=run.first):
         step_fn = _compiled(run, stage, state, batch)
+        processes.wait_for_all("compiled")  # before devices wait for each other
     # ---- loop ---------------------------------------------------------------
     recording = Recorder(run, stage, store, sums, patience, begin, meta)
     with recording as recorder, closing(Profile(run, stage.name, begin)) as profile:
@@ -111,13 +113,14 @@ def train_stage(
             profile.before(step)
             state, metrics = step_fn(state, batch)
             profile.after(step, state)
-            last, stopping = step == config.steps, run.stop.step()
+            last = step == config.steps
             try:
                 recorder.fetch_later(step, metrics)
-                if not (last or stopping):  # while the device computes
+                if not last:  # while the device computes
                     batch = recorder.waited(
                         lambda: sharding.global_batch(run.mesh, next(batches))
                     )
+                stopping = run.stop.step(after=metrics)
                 ended = recorder.at_intervals(step, state, last=last, stopping=stopping)
             except NonFiniteError as error:
                 raise _kept(run, stage, state, store, error) from error

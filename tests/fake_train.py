@@ -1,6 +1,8 @@
 """`python tests/fake_train.py ...` is `handjax.train` with the fake family and data."""
 
+import os
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -9,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import fake_family
 import jax
 
-from handjax import models, train
+from handjax import models, train, training
 
 models.load = lambda name: fake_family
 models.hand_constants = lambda file: types.SimpleNamespace(faces=file.faces)
@@ -25,6 +27,17 @@ sys.modules["handjax.data"] = types.SimpleNamespace(  # type: ignore[assignment]
     example_batch=lambda config, hand_file: fake_family.batch(2, (0,)),
     for_stage=lambda batch, stage: batch,
 )
+
+compiled, late = training._compiled, float(os.environ.get("FAKE_LATE_S", "0"))
+
+
+def compiled_late(*arguments):
+    if jax.process_index() > 0:
+        time.sleep(late)
+    return compiled(*arguments)
+
+
+training._compiled = compiled_late
 
 if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")

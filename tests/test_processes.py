@@ -228,6 +228,14 @@ def test_parameters_that_processes_hold_parts_of_train_and_are_saved(tmp_path):
         )
 
 
+@pytest.mark.slow
+def test_a_process_that_compiles_longer_is_waited_for(tmp_path, monkeypatch):
+    """Devices that talk for the first time give each other up after 30 s."""
+    monkeypatch.setenv("FAKE_LATE_S", "40")
+    codes, said = _run(tmp_path / "w", CALM)
+    assert codes == [0, 0], said
+
+
 def test_facts_that_differ_are_refused_and_clocks_are_reported(monkeypatch):
     def gathered(**other):
         def both(mine):

@@ -12,7 +12,9 @@ def test_a_signal_during_the_agreement_waits_for_the_next_step(monkeypatch):
     stop = Stop()
     stop.listen()
 
-    def agree(yes: bool) -> bool:  # the handler runs before the gather returns
+    def agree(
+        yes: bool, after: object
+    ) -> bool:  # the handler runs before the gather returns
         os.kill(os.getpid(), signal.SIGTERM)
         return yes
 
@@ -26,7 +28,7 @@ def test_a_signal_during_the_agreement_waits_for_the_next_step(monkeypatch):
 
 
 def test_one_that_was_told_nothing_stops_with_the_others(monkeypatch):
-    monkeypatch.setattr(processes, "all_agree", lambda yes: False)
+    monkeypatch.setattr(processes, "all_agree", lambda yes, after: False)
     stop = Stop()
     assert stop.step() and "another process" in stop.reason
 
