@@ -5,8 +5,10 @@ ones, and the collective operations of the compiled program are counted. Times f
 from published figures of chips and links, not from measurements.
 """
 
+import contextlib
 import math
 import re
+import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -150,7 +152,8 @@ def rows(config: ml_collections.ConfigDict) -> list[tuple[str, str, float, str, 
     Raises:
         ValueError: Devices cannot share the batch.
     """
-    run = launch.prepare(config, None, create=False)
+    with contextlib.redirect_stdout(sys.stderr):  # standard output is for the numbers
+        run = launch.prepare(config, None, create=False)
     devices, found = run.mesh.size, []
     for stage in run.family.stages(config):
         name = f"{config.family}/{stage.name}"
@@ -158,13 +161,15 @@ def rows(config: ml_collections.ConfigDict) -> list[tuple[str, str, float, str, 
         size = config.stages[stage.name].batch_size
         told = f"compiled for {devices} devices, batch {size}"
         for kind, count in sorted(seen.bytes_by_kind.items()):
-            found.append((name, kind, count / 1e6, "MB", told))
-        found.append((name, "work", seen.flops / 1e9, "GFLOP a device", told))
-        found.append((name, "temporary", seen.temporary / 1e6, "MB a device", told))
+            found.append((name, kind, round(count / 1e6, 2), "MB", told))
+        work, memory = round(seen.flops / 1e9, 2), round(seen.temporary / 1e6, 1)
+        found.append((name, "work", work, "GFLOP a device", told))
+        found.append((name, "temporary", memory, "MB a device", told))
         for chip_name, chip in CHIPS.items():
             share = efficiency(seen, chip, devices)
             how = f"{told}; {chip.source}; {MFU:.0%} of the peak"
             metric = f"efficiency on {devices} x {chip_name}"
-            found.append((name, metric, share.alone, "nothing overlapped", how))
-            found.append((name, metric, share.overlapped, "all overlapped", how))
+            alone, overlapped = round(share.alone, 3), round(share.overlapped, 3)
+            found.append((name, metric, alone, "nothing overlapped", how))
+            found.append((name, metric, overlapped, "all overlapped", how))
     return found

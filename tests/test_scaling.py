@@ -49,3 +49,19 @@ def test_an_update_sums_every_gradient_over_the_devices_once(tmp_path, monkeypat
     # Beside gradients: moments of the norm, loss, metrics; the frozen decoder is none.
     assert 4 * (head + norm) <= sent < 2 * 4 * (head + norm) + 200
     assert seen.flops > 0
+
+
+def test_standard_output_is_left_to_the_numbers(tmp_path, monkeypatch, capsys):
+    run = _run(tmp_path / "w")
+
+    def prepare(config, workdir, *, create):
+        print("fake on 8 x cpu")
+        return run
+
+    monkeypatch.setattr(scaling.launch, "prepare", prepare)
+    seen = Traffic({"all-reduce": 1_234_567}, 1e9, 10**6)
+    monkeypatch.setattr(scaling, "traffic", lambda run, stage: seen)
+    first, *_ = scaling.rows(run.config)
+    assert first[:4] == ("fake/tokenizer", "all-reduce", 1.23, "MB")
+    output = capsys.readouterr()
+    assert not output.out and "fake on 8 x cpu" in output.err
