@@ -12,7 +12,10 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 def test_there_are_notebooks():
-    assert [path.stem for path in NOTEBOOKS] == ["explore_codebook"]
+    assert [path.stem for path in NOTEBOOKS] == [
+        "explore_codebook",
+        "explore_masked_sampling",
+    ]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -96,3 +99,67 @@ def test_codebook_notebook_runs_on_a_workdir(environment, workdir, tmp_path):
 @pytest.mark.filterwarnings("ignore")
 def test_codebook_notebook_trains_a_tokenizer_of_its_own(environment, tmp_path):
     assert run(ROOT / "notebooks" / "explore_codebook.ipynb", tmp_path) == 10
+
+
+@pytest.fixture
+def sampling_workdir(tmp_path):
+    """An untrained MMHMR of the smallest size, its numbers drawn without compiling."""
+    import numpy as np
+
+    from handjax import checkpoints, config, data, mano_files, models
+    from handjax.command_line import load_config
+    from handjax.mano import HandModel
+    from handjax.nn import mano_head
+
+    values = load_config("configs/mmhmr.py:smoke")
+    with values.unlocked():
+        values.data.num_train, values.data.num_test = 8, 4
+    file = mano_files.load("open")
+    model = checkpoints.build_model(models.load(values.family), values)
+    hand, example = models.hand_constants(file), data.example_batch(values, file)
+    shapes = jax.eval_shape(
+        lambda: model.init(jax.random.key(0), example, hand, method="init_all")
+    )
+    rng = np.random.default_rng(0)
+
+    def draw(leaf):
+        if leaf.dtype == bool:
+            return np.ones(leaf.shape, bool)
+        if leaf.ndim < 2:  # scales, biases and statistics
+            return np.ones(leaf.shape, np.float32)
+        return np.float32(rng.normal(0, np.prod(leaf.shape[:-1]) ** -0.5, leaf.shape))
+
+    variables = jax.tree.map(
+        draw, {k: v for k, v in shapes.items() if k != "constants"}
+    )
+    arrays = hand.arrays()
+    mean = jax.jit(lambda hand: mano_head.mean_parameters(HandModel(**hand)))(arrays)
+    variables["constants"] = {
+        "hand": arrays,
+        "mean": mean._asdict(),
+        "faces": arrays["faces"],
+    }
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / "config.json").write_text(config.to_json(values))
+    saved = checkpoints.Checkpoints(path, "mesh")
+    saved.save(
+        1, jax.tree.map(jax.numpy.asarray, variables), {"step": jax.numpy.zeros(())}, {}
+    )
+    saved.wait()
+    saved.close()
+    return path
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_sampling_notebook_runs_on_a_workdir(environment, sampling_workdir, tmp_path):
+    environment.setenv("HANDJAX_WORKDIR", str(sampling_workdir))
+    notebook = ROOT / "notebooks" / "explore_masked_sampling.ipynb"
+    assert run(notebook, tmp_path) == 7
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_sampling_notebook_trains_a_model_of_its_own(environment, tmp_path):
+    notebook = ROOT / "notebooks" / "explore_masked_sampling.ipynb"
+    assert run(notebook, tmp_path) == 7
