@@ -1,8 +1,8 @@
-"""The largest of some values, with a gradient that a compiler cannot lose."""
+"""The largest of some values, in forms that compilers do not spoil."""
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 
 def largest(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
@@ -20,3 +20,18 @@ def largest(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
     places = jax.lax.broadcasted_iota(winner.dtype, x.shape, axis % x.ndim)
     # A sum with one summand; its gradient is a choice, where a gather's is a scatter.
     return jnp.sum(jnp.where(places == winner, x, 0), axis=axis)
+
+
+def top_k(
+    x: Float[Array, "*rows n"], k: int
+) -> tuple[Float[Array, "*rows k"], Int[Array, "*rows k"]]:
+    """The k largest values of each row and their places, as `jax.lax.top_k`.
+
+    Devices that share the rows keep their own here; for `jax.lax.top_k` XLA brings all
+    rows to every device. It is the approximate search, asked to miss nothing.
+
+    Args:
+        x: values.
+        k: how many of each row.
+    """
+    return tuple(jax.lax.approx_max_k(x, k, recall_target=1.0))

@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from handjax.nn import largest
+
 SCHEDULES = {
     "cosine": lambda x: jnp.cos(0.5 * jnp.pi * x),
     "linear": lambda x: 1 - x,
@@ -244,12 +246,12 @@ def draw(
     if options.temperature == 0:
         if options.nth == 1:
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        return jax.lax.top_k(logits, options.nth)[1][..., -1].astype(jnp.int32)
+        return largest.top_k(logits, options.nth)[1][..., -1].astype(jnp.int32)
     scaled = logits / options.temperature
     if top_k == codes and options.top_p == 1:
         return jax.random.categorical(key, scaled).astype(jnp.int32)
     # Sorted, so that the filters are exact where codes are equally probable.
-    values, order = jax.lax.top_k(scaled, top_k)
+    values, order = largest.top_k(scaled, top_k)
     if options.top_p < 1:
         probs = jax.nn.softmax(values, axis=-1)
         before = jnp.cumsum(probs, axis=-1) - probs

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from handjax.nn.largest import largest
+from handjax.nn.largest import largest, top_k
 
 NEIGHBOURS = ("posed", "template")
 SHARE = 8
@@ -61,7 +61,7 @@ def nearest_neighbours(
     )
     norm = jnp.broadcast_to(jnp.sum(points**2, axis=-1)[..., None, :], product.shape)
     # |q|^2 does not change the order.
-    return jax.lax.top_k(2 * product - norm, k)[1]
+    return top_k(2 * product - norm, k)[1]
 
 
 def gather(

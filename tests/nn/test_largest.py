@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from handjax.nn.largest import largest
+from handjax import scaling
+from handjax.nn.largest import largest, top_k
 
 
 @pytest.mark.parametrize("axis", [0, 1, -1])
@@ -22,3 +23,17 @@ def test_the_gradient_of_equal_values_goes_to_one(rng):
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+def test_top_k_is_that_of_jax_with_equal_values_too(rng):
+    x = jnp.asarray(rng.integers(0, 9, (4, 30, 50)), jnp.float32)
+    for found, expected in zip(top_k(x, 7), jax.lax.top_k(x, 7), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_devices_that_share_the_rows_send_none():
+    mesh = jax.make_mesh((8,), ("data",))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    x = jax.ShapeDtypeStruct((16, 40, 50), jnp.float32, sharding=rows)
+    program = jax.jit(lambda x: top_k(x, 4)).lower(x).compile().as_text()
+    assert not scaling.collectives(program)
