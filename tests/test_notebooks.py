@@ -151,6 +151,7 @@ def sampling_workdir(tmp_path):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_sampling_notebook_runs_on_a_workdir(environment, sampling_workdir, tmp_path):
     environment.setenv("HANDJAX_WORKDIR", str(sampling_workdir))

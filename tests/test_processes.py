@@ -211,6 +211,7 @@ def test_processes_with_other_values_are_named(tmp_path):
     assert not (tmp_path / "w").exists()
 
 
+@pytest.mark.slow
 def test_parameters_that_processes_hold_parts_of_train_and_are_saved(tmp_path):
     """Split over all four devices, the decoder is nowhere whole."""
     wide = [CALM, "--config.model.width=64"]
