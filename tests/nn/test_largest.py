@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,3 +39,15 @@ def test_devices_that_share_the_rows_send_none():
     x = jax.ShapeDtypeStruct((16, 40, 50), jnp.float32, sharding=rows)
     program = jax.jit(lambda x: top_k(x, 4)).lower(x).compile().as_text()
     assert not scaling.collectives(program)
+
+
+@pytest.mark.parametrize("n, k", [(778, 16), (2048, 102)])
+def test_accelerators_reduce_nothing_before_they_sort(n, k):
+    """What the approximate search keeps of a row on TPUs, asked to miss nothing."""
+    x = jax.ShapeDtypeStruct((2, 3, n), jnp.float32)
+
+    def kept(recall):
+        search = functools.partial(jax.lax.approx_max_k, k=k, recall_target=recall)
+        return jax.eval_shape(lambda x: search(x, aggregate_to_topk=False), x)[0].shape
+
+    assert kept(1.0) == (2, 3, n)
