@@ -12,9 +12,8 @@ def test_a_signal_during_the_agreement_waits_for_the_next_step(monkeypatch):
     stop = Stop()
     stop.listen()
 
-    def agree(
-        yes: bool, after: object
-    ) -> bool:  # the handler runs before the gather returns
+    def agree(yes: bool, after: object) -> bool:
+        # The handler runs before the gather returns.
         os.kill(os.getpid(), signal.SIGTERM)
         return yes
 

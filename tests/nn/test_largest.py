@@ -45,9 +45,7 @@ def test_devices_that_share_the_rows_send_none():
 def test_accelerators_reduce_nothing_before_they_sort(n, k):
     """What the approximate search keeps of a row on TPUs, asked to miss nothing."""
     x = jax.ShapeDtypeStruct((2, 3, n), jnp.float32)
-
-    def kept(recall):
-        search = functools.partial(jax.lax.approx_max_k, k=k, recall_target=recall)
-        return jax.eval_shape(lambda x: search(x, aggregate_to_topk=False), x)[0].shape
-
-    assert kept(1.0) == (2, 3, n)
+    search = functools.partial(
+        jax.lax.approx_max_k, k=k, recall_target=1.0, aggregate_to_topk=False
+    )
+    assert jax.eval_shape(search, x)[0].shape == (2, 3, n)
