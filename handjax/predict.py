@@ -231,7 +231,7 @@ def _write(predictor, stem: str, hands, wanted, output: str) -> int:
         _fail(f"{opened.path}: results could not be written to {output}: {error}")
         return 1
     shown = ", ".join(
-        f"{prediction_files.side(hand.box.is_right)} hand ({hand.box.source} box"
+        f"{prediction_files.named(hand)} ({hand.box.source} box"
         + (f", confidence {hand.confidence:.2f}" if hand.confidence else "")
         + _spread(hand)
         + ")"

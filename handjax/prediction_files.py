@@ -46,9 +46,17 @@ _UNCERTAIN_MM = 20.0
 _SIDE_COLORS = {True: render.PREDICTION_COLOR, False: (0.70, 0.78, 0.96)}
 
 
-def side(is_right: bool) -> str:
-    """Word for a side: "right" or "left"."""
-    return "right" if is_right else "left"
+def side(hand: "HandPrediction") -> str | None:
+    """Word for a side, "right" or "left"; None of a body."""
+    if hand.skeleton is not HAND:
+        return None
+    return "right" if hand.box.is_right else "left"
+
+
+def named(hand: "HandPrediction") -> str:
+    """What was seen: "right hand", "left hand" or "body"."""
+    which = side(hand)
+    return f"{which} hand" if which else "body"
 
 
 def as_json(
@@ -93,7 +101,7 @@ _CAMERA_NOTES = {
 def _hand_json(hand: "HandPrediction", files: Sequence[str]) -> dict[str, Any]:
     tokens = hand.token_confidence is not None
     return {
-        "side": side(hand.box.is_right),
+        "side": side(hand),
         "box_px": _rounded(hand.box.box_px, 3),
         "box_source": hand.box.source,
         "translation": _rounded(hand.translation, 6),
@@ -227,7 +235,7 @@ def spread_panel(
             render.warning_colors(apart_mm, _UNCERTAIN_MM),
         )
         lines.append(
-            f"{side(hand.box.is_right)}: {len(hand.hypotheses.hands)} hypotheses, "
+            f"{named(hand)}: {len(hand.hypotheses.hands)} hypotheses, "
             f"uncertain by {apart_mm.mean():.1f} mm, at most {apart_mm.max():.1f}"
         )
     return render.draw_text(panel, lines)
@@ -258,7 +266,7 @@ def write(
     try:
         files = []
         for i, hand in enumerate(hands):
-            name = f"{side(hand.box.is_right)}_hand_{i}"
+            name = f"{named(hand).replace(' ', '_')}_{i}"
             vertices = np.asarray(hand.vertices + hand.translation, np.float64)
             mesh = mesh_export.HandMesh(name, vertices, hand.faces)
             names = [f"{stem}_{i}.glb", f"{stem}_{i}.obj"]

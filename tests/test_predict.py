@@ -13,6 +13,7 @@ from PIL import Image
 
 from handjax import hypotheses, mano_files, predict, prediction_files
 from handjax.predictor import HandPredictor
+from handjax.skeleton import Skeleton
 from handjax.types import HandOutput
 
 FILE = mano_files.load("open")
@@ -115,6 +116,18 @@ def test_one_photo_gives_json_overlay_and_meshes(command, photo, tmp_path, capsy
     with Image.open(out / "hand_overlay.png") as picture:
         assert picture.size[1] > 400
     assert "left hand (given box, confidence 0.8" in capsys.readouterr().out
+
+
+def test_a_body_is_named_so_and_has_no_side():
+    model, constants = FlatHand(), {"constants": {"faces": np.asarray(FILE.faces)}}
+    predictor = HandPredictor(CONFIG, model, constants, name="fake")
+    hand = predictor(np.zeros((60, 80, 3), np.uint8), box_px=(10, 10, 50, 50))
+    body = hand._replace(skeleton=Skeleton(("pelvis",), (), {"pelvis": 0}))
+    assert (prediction_files.named(hand), prediction_files.side(hand)) == (
+        "right hand",
+        "right",
+    )
+    assert (prediction_files.named(body), prediction_files.side(body)) == ("body", None)
 
 
 def test_hypotheses_are_written_drawn_and_said(command, photo, tmp_path, capsys):
