@@ -172,6 +172,7 @@ def _paper(config: Config) -> None:
         coarse_level=1,
         upsampling="fixed",
         root="wrist",
+        token_init="normal",
         cam_init="zero",
         keypoint_loss="l1",
         pruning_reduction="sum",
@@ -278,7 +279,8 @@ def _narrow(config: Config) -> None:
     """Smaller crop and transformers; backbone and data of the other families' small.
 
     What differs from the recipe beside sizes is what short runs from random weights
-    need: milder augmentation, no dropout, a camera that begins with the hand in sight.
+    need: milder augmentation, no dropout, a camera that begins with the hand in sight,
+    tokens that know where in the hand they are.
     """
     _paper(config)
     short_run_pictures(config, crop_size=128, box_scale=1.25)
@@ -292,6 +294,7 @@ def _narrow(config: Config) -> None:
         metro_hidden=(128, 64, 32),
         metro_outputs=(64, 32),
         metro_layers=2,
+        token_init="places",
         cam_init="rest",
     )
 

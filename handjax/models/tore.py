@@ -34,6 +34,7 @@ from handjax.nn.detr import Transformer
 from handjax.nn.image import IMAGENET_MEAN, IMAGENET_STD, normalised
 from handjax.nn.mesh_graph import MeshGraphBlock, shares
 from handjax.nn.mesh_transformers import (
+    TOKEN_INITS,
     FastMetro,
     Found,
     Maps,
@@ -43,6 +44,7 @@ from handjax.nn.mesh_transformers import (
     coordinates,
     learned,
     places,
+    token_init,
 )
 from handjax.nn.metaformer import TokenLinear, linear
 from handjax.nn.token_pruner import Weights
@@ -115,6 +117,7 @@ class NeuralShapeRegressor(nn.Module):
     heads: int = 8
     ratio: int = 4
     dropout: float = 0.1
+    token_init: str = "normal"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -128,7 +131,8 @@ class NeuralShapeRegressor(nn.Module):
     ) -> Regressed:
         """Regress the coarse mesh."""
         count, dim = joints.shape[1:]
-        queries = learned(self, "vertex_token_embed", len(rest.vertices), dim)
+        init = token_init(self.token_init, rest.vertices, rest)
+        queries = learned(self, "vertex_token_embed", len(rest.vertices), dim, init)
         transformer = Transformer(
             self.layers,
             self.heads,
@@ -272,6 +276,7 @@ class Model(nn.Module):
     coarse_level: int = 1
     upsampling: str = "fixed"  # UPSAMPLINGS
     root: str = "wrist"  # that all is relative to; config.data.root
+    token_init: str = "normal"  # TOKEN_INITS; of learned tokens
     cam_init: str = "zero"  # CAM_INITS
     # Losses.
     keypoint_loss: str = "l1"  # KEYPOINT_LOSSES
@@ -309,6 +314,7 @@ class Model(nn.Module):
                 self.pruner,
                 self.keep_ratio,
                 regressor,
+                self.token_init,
                 dtype,
             )
         return Metro(
@@ -330,7 +336,12 @@ class Model(nn.Module):
         if self.regressor == "gcn":
             return GcnRegressor(self.layers, dtype)
         return NeuralShapeRegressor(
-            self.layers, self.heads, self.ratio, self.dropout, dtype
+            self.layers,
+            self.heads,
+            self.ratio,
+            self.dropout,
+            self.token_init,
+            dtype,
         )
 
     def __call__(
@@ -472,6 +483,7 @@ def _check_fields(model: Model) -> None:
         ("regressor", REGRESSORS),
         ("pruner", pruners),
         ("upsampling", UPSAMPLINGS),
+        ("token_init", TOKEN_INITS),
         ("cam_init", CAM_INITS),
         ("keypoint_loss", KEYPOINT_LOSSES),
         ("pruning_reduction", token_pruner.REDUCTIONS),

@@ -14,7 +14,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from handjax.nn.bert import MeshEdges, ProgressiveBlock
@@ -25,6 +27,15 @@ from handjax.nn.token_pruner import TokenPruner, Weights
 from handjax.nn.token_sampler import sine_code
 
 Maps = Mapping[str, Float[Array, "batch _ _ _"]]
+
+TOKEN_INITS = {
+    "normal": "each token by itself, as PyTorch's embeddings and as released",
+    "places": "sines of its place in the hand at rest (`place_code`)",
+}
+"""What FastMETRO's tokens of joints and vertices, and TORE's regressor's, begin as. Of
+"normal" ones nothing says which are neighbours; until that is learned, for longer than
+short runs last, meshes are crumpled."""
+_NORMAL = nn.initializers.normal(1.0)
 
 
 class RestMesh(NamedTuple):
@@ -78,6 +89,8 @@ class FastMetro(nn.Module):
     """Share of the image's tokens that a pruner leaves."""
     regressor: nn.Module | None = None
     """(camera token, joints' tokens, RestMesh) -> `Regressed`."""
+    token_init: str = "normal"
+    """One of `TOKEN_INITS`."""
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -87,11 +100,13 @@ class FastMetro(nn.Module):
         tokens, grid, clusters = self._image_tokens(x)
         count = len(rest.joints)
         camera = learned(self, "cam_token_embed", 1, self.width)
-        queries = learned(self, "joint_token_embed", count, self.width)
+        init = token_init(self.token_init, rest.joints, rest)
+        queries = learned(self, "joint_token_embed", count, self.width, init)
         blocked = None
         if self.regressor is None:
             vertices = len(rest.vertices)
-            more = learned(self, "vertex_token_embed", vertices, self.width)
+            init = token_init(self.token_init, rest.vertices, rest)
+            more = learned(self, "vertex_token_embed", vertices, self.width, init)
             queries = jnp.concatenate([queries, more], axis=1)
             blocked = jnp.pad(~rest.adjacency, (count, 0))
         options: dict[str, Any] = dict(
@@ -271,11 +286,51 @@ def places(rows: int, columns: int, dim: int) -> Float[Array, "token dim"]:
 
 
 def learned(
-    module: nn.Module, name: str, count: int, dim: int
+    module: nn.Module,
+    name: str,
+    count: int,
+    dim: int,
+    init: nn.initializers.Initializer = _NORMAL,
 ) -> Float[Array, "1 token dim"]:
-    """Learned tokens, drawn as PyTorch's embeddings."""
-    tokens = module.param(name, nn.initializers.normal(1.0), (count, dim))
-    return tokens[None]
+    """Learned tokens."""
+    return module.param(name, init, (count, dim))[None]
+
+
+def token_init(
+    kind: str, places: Float[Array, "token 3"], rest: RestMesh
+) -> nn.initializers.Initializer:
+    """What learned tokens of joints or vertices begin as.
+
+    Args:
+        kind: One of `TOKEN_INITS`.
+        places: Of these joints or vertices at rest.
+        rest: All of them.
+    """
+    if kind == "normal":
+        return _NORMAL
+    extent = jnp.max(jnp.ptp(rest.vertices, axis=0))
+
+    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        del key  # joints and vertices have one code
+        return place_code(places / extent, shape[-1]).astype(dtype)
+
+    return init
+
+
+def place_code(places: Float[Array, "token 3"], dim: int) -> Float[Array, "token dim"]:
+    """Sines of places along random directions; the mean square of a number is 1.
+
+    Args:
+        places: In units of the extent of the whole. Waves are about 2 to 12 long, so
+            that near places have like codes, and linear layers can read where they are.
+        dim: How many sines.
+    """
+    draw = np.random.default_rng(0)
+    length = np.exp(draw.uniform(np.log(0.3), np.log(2.0), dim))
+    waves = draw.normal(size=(3, dim)) / length
+    phases = draw.uniform(0, 2 * np.pi, dim)
+    exact = jnp.matmul(places, waves, precision=jax.lax.Precision.HIGHEST)
+    return jnp.sqrt(2.0) * jnp.cos(exact + phases[None])
 
 
 def coordinates(name: str) -> nn.Dense:

@@ -19,7 +19,8 @@ from handjax import (
     token_timings,
 )
 from handjax.models import tore
-from handjax.nn import token_pruner
+from handjax.nn import mesh_transformers, token_pruner
+from handjax.nn.mesh_transformers import FastMetro
 
 ROOT = Path(__file__).parents[2]
 QUICK = {"xla_backend_optimization_level": 0}
@@ -175,6 +176,41 @@ def test_a_camera_that_begins_at_rest_sees_the_joints_at_rest_in_most_of_the_cro
     assert np.abs(seen).max() <= 2 * tore.REST_FILL
     direct = run(model.clone(cam_init="zero"), known, batch.image).cam
     np.testing.assert_array_equal(direct, 0)
+
+
+def test_tokens_that_begin_at_their_places_are_like_their_neighbours():
+    rest = tore._rest(constants()["mesh"])
+    places = jnp.concatenate([rest.joints, rest.vertices])
+    extent = np.ptp(np.asarray(rest.vertices), axis=0).max()
+    code = np.asarray(mesh_transformers.place_code(places / extent, 128))
+    assert np.mean(code**2) == pytest.approx(1, abs=0.1)
+    apart = np.linalg.norm(places[:, None] - places[None], axis=-1)
+    like = np.corrcoef(code)
+    near, far = (apart > 0) & (apart < 0.01), apart > 0.15
+    assert like[near].min() > 0.95 and like[far].mean() < 0.5
+
+    # Joints and vertices share the code, whatever the seed; "normal" ones do not.
+    def tokens(kind, seed):
+        regressor = tore.NeuralShapeRegressor(1, 2, token_init=kind)
+        head = FastMetro(128, 16, 1, 2, regressor=regressor, token_init=kind)
+        init = functools.partial(head.init, train=False)
+        maps = {"final": jnp.zeros((1, 2, 2, 8))}
+        params = jax.jit(init, compiler_options=QUICK)(jax.random.key(seed), maps, rest)
+        params = params["params"]
+        return (
+            params["joint_token_embed"],
+            params["regressor"]["vertex_token_embed"],
+            params["cam_token_embed"],
+        )
+
+    joints, vertices, camera_token = tokens("places", 0)
+    np.testing.assert_allclose(joints, code[:21], atol=1e-5)
+    narrow = mesh_transformers.place_code(rest.vertices / extent, 16)
+    np.testing.assert_allclose(vertices, narrow, atol=1e-5)
+    other = tokens("places", 1)
+    np.testing.assert_array_equal(other[0], joints)
+    assert not np.array_equal(other[2], camera_token)
+    assert not np.array_equal(tokens("normal", 0)[0], tokens("normal", 1)[0])
 
 
 def test_the_rest_mesh_is_the_coarse_one_relative_to_the_wrist():
@@ -334,6 +370,7 @@ def test_recipes_are_those_of_the_hosts():
         ),
         (dict(upsampling="none"), r"upsampling='none' is not one of fixed, learned"),
         (dict(cam_init="box"), r"cam_init='box' is not one of zero, rest"),
+        (dict(token_init="x"), r"token_init='x' is not one of normal, places"),
         (dict(keypoint_loss="l2"), r"keypoint_loss='l2' is not one of l1, mse"),
         (dict(keep_ratio=0.0), r"keep_ratio=0.0 must be above 0 and at most 1"),
         (dict(coarse_level=0), r"coarse_level=0 must be at least 1"),
