@@ -62,3 +62,18 @@ def middle_columns(image: Any, *, multiple: int = 8) -> Any:
             "config.data.crop_size=256."
         )
     return image[:, :, width // 8 : width - width // 8]
+
+
+def check_sides(name: str, height: int, width: int) -> None:
+    """Refuse images whose sides a backbone cannot halve five times.
+
+    Raises:
+        ValueError: Says which crops are allowed.
+    """
+    if height % 32 or width % 32:
+        raise ValueError(
+            f"{name} was given images of {height} x {width} (height x width); both "
+            "sides must be multiples of 32. Choose config.data.crop_size so: a "
+            "multiple of 32, or of 128 for families that look at the middle 3/4 of a "
+            "crop's columns (hamer, hamba, mmhmr)."
+        )

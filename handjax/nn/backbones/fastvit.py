@@ -26,6 +26,7 @@ from handjax.nn.backbones._fastvit_blocks import (
 )
 from handjax.nn.batch_norm import BatchNorm
 from handjax.nn.conv import Conv, Map, Output
+from handjax.nn.image import check_sides
 from handjax.types import Variables
 
 
@@ -79,11 +80,7 @@ class FastViT(nn.Module):
             train: Normalise by the batch, update running statistics (make `batch_stats`
                 mutable) and drop residual branches (stream "dropout").
         """
-        if image.shape[1] % 32 or image.shape[2] % 32:
-            raise ValueError(
-                f"FastViT was given images of {image.shape[1]} x {image.shape[2]}; "
-                "both sides must be multiples of 32: crop or pad them."
-            )
+        check_sides("FastViT", *image.shape[1:3])
         if train and self.fused:
             raise ValueError(
                 "A fused FastViT has no batch statistics to train; build it with "

@@ -18,6 +18,7 @@ from handjax.nn.backbones import _torch_names, _weights
 from handjax.nn.backbones.resnet import Block
 from handjax.nn.batch_norm import BatchNorm
 from handjax.nn.conv import Conv, Map, Output
+from handjax.nn.image import check_sides
 from handjax.types import Variables
 
 
@@ -70,11 +71,7 @@ class HRNet(nn.Module):
             train: Normalise by the batch and update running statistics (make
                 `batch_stats` mutable).
         """
-        if image.shape[1] % 32 or image.shape[2] % 32:
-            raise ValueError(
-                f"HRNet was given images of {image.shape[1]} x {image.shape[2]}; "
-                "both sides must be multiples of 32: crop or pad them."
-            )
+        check_sides("HRNet", *image.shape[1:3])
         size = VARIANTS[self.variant]
         x = image.astype(self.dtype)
         for n in (1, 2):

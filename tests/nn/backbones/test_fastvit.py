@@ -240,7 +240,9 @@ def test_import_names_what_does_not_fit():
 
 def test_wrong_use_is_refused_with_advice(small):
     model, variables, _ = small
-    with pytest.raises(ValueError, match=r"65 x 64.*multiples of 32"):
+    with pytest.raises(
+        ValueError, match=r"65 x 64.*crop_size so: a multiple of 32, or of 128"
+    ):
         model.apply(variables, jnp.zeros((1, 65, 64, 3)))
     with pytest.raises(ValueError, match="fused=False"):
         fastvit.build("fastvit_test", fused=True).init(

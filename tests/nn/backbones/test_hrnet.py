@@ -107,7 +107,7 @@ def test_upsampling_takes_the_nearest_pixel():
 
 def test_sizes_that_cannot_be_halved_are_refused():
     image = jax.ShapeDtypeStruct((1, 64, 72, 3), jnp.float32)
-    with pytest.raises(ValueError, match=r"64 x 72.*multiples of 32"):
+    with pytest.raises(ValueError, match=r"HRNet.*64 x 72.*multiples of 32"):
         jax.eval_shape(backbones.build("hrnet_w18").init, jax.random.key(0), image)
 
 
