@@ -352,6 +352,8 @@ def _text(config: Config) -> None:
         text="labels",
         labels=tuple("abcdefhiklouwxy"),
         top_k=0.05,
+        # In short runs, too, where a model of images is better with one.
+        steps=5,
     )
     config.stages.mesh.data = "labelled_poses"
     for name in ("betas", "joints2d"):
