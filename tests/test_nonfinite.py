@@ -138,9 +138,10 @@ def test_as_many_as_allowed_are_left_out_and_the_next_one_stops(tmp_path, capsys
 
 
 def test_a_skipped_update_changes_nothing_but_the_step(tmp_path):
-    run = _run(tmp_path / "w", Poisoned((3,)), stop=3, **{"train.max_skipped": 1})
-    assert training.fit(run) is None
-    training.fit(_run(tmp_path / "good", fake_family.Data(), stop=2))
+    # Both may skip: only one and the same program gives the same bits.
+    may = {"train.max_skipped": 1}
+    assert training.fit(_run(tmp_path / "w", Poisoned((3,)), stop=3, **may)) is None
+    training.fit(_run(tmp_path / "good", fake_family.Data(), stop=2, **may))
     _same(
         _variables(tmp_path / "w", "tokenizer", 3),
         _variables(tmp_path / "good", "tokenizer", 2),
