@@ -308,10 +308,10 @@ def token_init(
     """
     if kind == "normal":
         return _NORMAL
-    extent = jnp.max(jnp.ptp(rest.vertices, axis=0))
 
     def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
         del key  # joints and vertices have one code
+        extent = jnp.max(jnp.ptp(rest.vertices, axis=0))
         return place_code(places / extent, shape[-1]).astype(dtype)
 
     return init
