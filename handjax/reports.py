@@ -1,6 +1,5 @@
 """Evaluations and pictures that the trainer makes at intervals."""
 
-import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from handjax import checkpoints, codebook_health, files, train_state
+from handjax import (
+    checkpoints,
+    codebook_health,
+    files,
+    processes,
+    sharding,
+    train_state,
+)
 from handjax import config as configs
 from handjax.run import Run
 from handjax.stages import Stage
@@ -22,7 +28,7 @@ class Reports:
     """Evaluates and draws; compiled predictions and the mean hand are kept."""
 
     def __init__(self) -> None:
-        self._predict: dict[str, Any] = {}
+        self._predict: dict[str, Predict] = {}
         self._mean_hands: dict[str, Any] = {}
         self._sample: dict[tuple[str, bool], Batch] = {}
 
@@ -69,10 +75,9 @@ class Reports:
             scores["nearest_pair"] = codebook_health.nearest_pair(variables)
         return {k: v for k, v in scores.items() if v is not None}
 
-    def _compiled(self, run: Run, stage: Stage) -> Any:
+    def _compiled(self, run: Run, stage: Stage) -> "Predict":
         if stage.name not in self._predict:
-            predict = functools.partial(stage.predict_fn, run.model)
-            self._predict[stage.name] = jax.jit(predict)
+            self._predict[stage.name] = Predict(run.model, stage, run.mesh)
         return self._predict[stage.name]
 
     # --- Pictures ------------------------------------------------------------
@@ -124,6 +129,34 @@ class Reports:
         if which not in self._sample:
             self._sample[which] = next(iter(run.data.evaluation(stage)))
         return self._sample[which]
+
+
+class Predict:
+    """A stage's predictions; each device makes some of them, all processes get all.
+
+    Every process calls it with the same numpy batches, all of one size.
+    """
+
+    def __init__(self, model: Any, stage: Stage, mesh: jax.sharding.Mesh):
+        self._model, self._stage, self._mesh = model, stage, mesh
+        self._compiled: Any = None
+
+    def __call__(self, variables: Any, batch: Batch) -> HandOutput:
+        """What the stage makes of a batch, without `logits`, which are large."""
+        shared = sharding.shared_batch(self._mesh, batch)
+        if self._compiled is None:
+            self._compiled = self._compile(variables, shared, len(batch.index))
+        return self._compiled(variables, shared)
+
+    def _compile(self, variables: Any, shared: Batch, size: int) -> Any:
+        def predict(variables: Any, batch: Batch) -> HandOutput:
+            output = self._stage.predict_fn(self._model, variables, batch)
+            return jax.tree.map(lambda x: x[:size], output._replace(logits=None))
+
+        jitted = jax.jit(predict, out_shardings=sharding.replicated(self._mesh))
+        compiled = jitted.lower(variables, shared).compile()
+        processes.wait_for_all("compiled")  # before devices wait for each other
+        return compiled
 
 
 def benchmark_name(run: Run, stage: Stage) -> str:

@@ -100,3 +100,19 @@ def global_batch(mesh: Mesh, batch: Any) -> Any:
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(where, np.asarray(x)), batch
     )
+
+
+def shared_batch(mesh: Mesh, batch: Any) -> Any:
+    """Global arrays from a batch that every process has loaded whole.
+
+    Copies of the last example fill it up to what the devices can share equally.
+    """
+    where = batch_sharding(mesh)
+
+    def shared(x: Any) -> jax.Array:
+        x = np.asarray(x)
+        more = -len(x) % mesh.size
+        x = np.concatenate([x, np.repeat(x[-1:], more, axis=0)])
+        return jax.make_array_from_callback(x.shape, where, lambda rows: x[rows])
+
+    return jax.tree.map(shared, batch)
