@@ -173,7 +173,7 @@ def _paper(config: Config) -> None:
         upsampling="fixed",
         root="wrist",
         token_init="normal",
-        cam_init="zero",
+        outputs="metres",
         keypoint_loss="l1",
         pruning_reduction="sum",
         per_device=16,
@@ -279,8 +279,8 @@ def _narrow(config: Config) -> None:
     """Smaller crop and transformers; backbone and data of the other families' small.
 
     What differs from the recipe beside sizes is what short runs from random weights
-    need: milder augmentation, no dropout, a camera that begins with the hand in sight,
-    tokens that know where in the hand they are.
+    need: milder augmentation, no dropout, outputs in units of the hand, tokens that
+    know where in the hand they are.
     """
     _paper(config)
     short_run_pictures(config, crop_size=128, box_scale=1.25)
@@ -295,7 +295,7 @@ def _narrow(config: Config) -> None:
         metro_outputs=(64, 32),
         metro_layers=2,
         token_init="places",
-        cam_init="rest",
+        outputs="hands",
     )
 
 
@@ -309,7 +309,7 @@ def _from_scratch(config: Config, steps: int, batch_size: int) -> dict[str, Any]
         steps,
         batch_size,
         steps / 24,
-        optimizer=dict(lr=1e-3, weight_decay=0.01),
+        optimizer=dict(lr=5e-4, weight_decay=0.01),
         schedule=dict(name="cosine", warmup_steps=steps // 20, end_factor=0.01),
         grad_clip=0.3 if config.model.host == "fastmetro" else 1.0,
     )

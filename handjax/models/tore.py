@@ -90,13 +90,15 @@ UPSAMPLINGS = {
     "fixed": "barycentric matrices of the mesh hierarchy, as FastMETRO's are fixed",
     "learned": "linear layers over the vertices, as METRO's",
 }
-CAM_INITS = {
-    "zero": "a scale near 0, as released",
-    "rest": "added to one that sees the joints at rest around the middle of the crop",
+OUTPUTS = {
+    "metres": "metres; the camera's scale begins near 0, as released",
+    "hands": "in units of the hand; the camera begins where joints at rest are seen "
+    "around the middle of the crop",
 }
-"""Where the predicted camera begins. At scale 0 its shifts have no gradient: released
-networks, pretrained, get away from there; in short runs from random weights all joints
-stay in the middle of the crop."""
+"""What the last layers give. In metres a shift of the camera counts as many times as
+its scale is large: at rates that short runs from random weights need, nearly all of the
+gradient is the camera's and the hand learns late or not at all. And at scale 0 shifts
+have no gradient: released networks, pretrained, get away from there."""
 REST_FILL = 0.8
 """Side of the box around the joints at rest, in units of the crop: of a tight box grown
 by 1.25, the default of `config.data.box_scale`."""
@@ -277,7 +279,7 @@ class Model(nn.Module):
     upsampling: str = "fixed"  # UPSAMPLINGS
     root: str = "wrist"  # that all is relative to; config.data.root
     token_init: str = "normal"  # TOKEN_INITS; of learned tokens
-    cam_init: str = "zero"  # CAM_INITS
+    outputs: str = "metres"  # OUTPUTS
     # Losses.
     keypoint_loss: str = "l1"  # KEYPOINT_LOSSES
     pruning_reduction: str = "sum"  # token_pruner.REDUCTIONS
@@ -370,11 +372,15 @@ class Model(nn.Module):
         """What the transformers say of maps from `see`."""
         rest = _rest(self.get_variable("constants", "mesh"))
         found = self.head(maps, rest, train=train)
-        if self.cam_init == "zero":
+        if self.outputs == "metres":
             return found
         extent = jnp.max(jnp.ptp(rest.joints, axis=0))
-        start = jnp.stack([2 * REST_FILL / extent, 0.0, 0.0])
-        return found._replace(cam=found.cam + start[None])
+        scale = 2 * REST_FILL / extent
+        units = jnp.stack([scale, 1 / scale, 1 / scale])
+        cam = (found.cam + jnp.array([[1.0, 0.0, 0.0]])) * units[None]
+        return found._replace(
+            joints=found.joints * extent, vertices=found.vertices * extent, cam=cam
+        )
 
     def read(self, maps: Maps, size_px: int, *, train: bool = False) -> Prediction:
         """Everything behind the backbone.
@@ -484,7 +490,7 @@ def _check_fields(model: Model) -> None:
         ("pruner", pruners),
         ("upsampling", UPSAMPLINGS),
         ("token_init", TOKEN_INITS),
-        ("cam_init", CAM_INITS),
+        ("outputs", OUTPUTS),
         ("keypoint_loss", KEYPOINT_LOSSES),
         ("pruning_reduction", token_pruner.REDUCTIONS),
     ):
