@@ -216,12 +216,18 @@ class Checkpoints:
     def _failed(self, error: Exception) -> CheckpointError:
         for leftover in self.directory.glob("*orbax-checkpoint-tmp*"):
             shutil.rmtree(leftover, ignore_errors=True)
+        failed = f"Could not save a checkpoint to {self.directory}: {first_line(error)}"
+        if not self.directory.exists():
+            return CheckpointError(
+                f"{failed}. The folder is no longer there: somebody has moved or "
+                "deleted it while this run was training. Put it back and run the same "
+                "command to go on from its last checkpoint, or begin anew."
+            )
         steps = self.steps()
         last = f"step {steps[-1]} is intact" if steps else "there is none before it"
         return CheckpointError(
-            f"Could not save a checkpoint to {self.directory}: {first_line(error)}. "
-            f"Of the earlier checkpoints, {last}; free some space (or choose another "
-            "--workdir) and run the same command to go on from there."
+            f"{failed}. Of the earlier checkpoints, {last}; free some space (or choose "
+            "another --workdir) and run the same command to go on from there."
         )
 
 

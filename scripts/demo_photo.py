@@ -8,6 +8,7 @@ licences. Your own photo works the same way:
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 
@@ -22,9 +23,12 @@ def main() -> None:
     from data_pipelines import shards
     from handjax import checkpoints, data
 
-    config = checkpoints.read_config(arguments.workdir)
-    directory = config.data.dir or data.default_directory(config.data)
-    record = shards.open_split(directory, "test")[arguments.index]
+    try:
+        config = checkpoints.read_config(arguments.workdir)
+        directory = config.data.dir or data.default_directory(config.data)
+        record = shards.open_split(directory, "test")[arguments.index]
+    except (OSError, ValueError, IndexError) as error:
+        sys.exit(f"error: {error}")
     low = record["bbox_center"] - record["bbox_size"] / 2
     high = record["bbox_center"] + record["bbox_size"] / 2
     hand = {

@@ -155,6 +155,15 @@ def test_a_disk_without_room_is_noticed_before_anything_is_written(
     assert [p.name for p in (tmp_path / "checkpoints" / "mesh").iterdir()] == ["1"]
 
 
+def test_a_folder_that_was_deleted_in_training_is_no_lack_of_space(tmp_path):
+    store = _saved(tmp_path, [1])
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(CheckpointError, match="moved or deleted it") as e:
+        store.save(2, *_state(), {})
+        store.wait()
+    assert "space" not in str(e.value)
+
+
 _FILL = """
 import resource, sys
 sys.path.insert(0, {tests!r})

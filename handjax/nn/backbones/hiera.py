@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 from handjax.nn import ops
 from handjax.nn.backbones import _weights
 from handjax.nn.conv import Conv, Map, Output
+from handjax.nn.image import check_sides
 from handjax.nn.largest import largest
 from handjax.types import Variables
 
@@ -104,16 +105,15 @@ class Hiera(nn.Module):
         return taps | {"final": x}
 
     def _check_size(self, height, width):
-        allowed = "multiples of 32"
-        fits = height % 32 == 0 and width % 32 == 0
-        if self.has_variable("params", "pos_embed"):
-            rows, cols = self.get_variable("params", "pos_embed").shape[:2]
-            allowed += f", and these weights are for {4 * rows} x {4 * cols}"
-            fits = fits and (height, width) == (4 * rows, 4 * cols)
-        if not fits:
+        check_sides("Hiera", height, width)
+        if not self.has_variable("params", "pos_embed"):
+            return
+        rows, cols = self.get_variable("params", "pos_embed").shape[:2]
+        if (height, width) != (4 * rows, 4 * cols):
             raise ValueError(
-                f"Hiera was given images of {height} x {width}; both sides must be "
-                f"{allowed}: resize the images, or initialise weights for their size."
+                f"Hiera was given images of {height} x {width} (height x width), and "
+                f"these weights are for {4 * rows} x {4 * cols}. Choose "
+                f"config.data.crop_size={4 * rows}, or train weights for this size."
             )
 
 
