@@ -9,7 +9,7 @@
 |---------|-----------------|-------------|------------|---------------------|
 | paper   | 100,000 + 4,000 | one GPU     | unknown    | not measured        |
 | small   | 20,000 + 1,000  | 1 CPU core  | 1 h 20 min | not measured        |
-| demo    | 2,000 + 200     | 1 CPU core  | 26 min     | 17.2 mm             |
+| demo    | 2,000 + 200     | 1 CPU core  | 25 min     | 17.2 mm             |
 | smoke   | 64 + 16         | 2 CPU cores | 1 min      | means nothing       |
 
 The mean hand has 17.2 mm, too; without alignment `demo` has 39 and it has 59. The time
@@ -177,7 +177,7 @@ def _paper(config: Config) -> None:
         upsampling="fixed",
         root="wrist",
         token_init="normal",
-        outputs="metres",
+        output_unit="metres",
         keypoint_loss="l1",
         pruning_reduction="sum",
         per_device=16,
@@ -299,7 +299,7 @@ def _narrow(config: Config) -> None:
         metro_outputs=(64, 32),
         metro_layers=2,
         token_init="places",
-        outputs="hands",
+        output_unit="hands",
     )
 
 

@@ -90,15 +90,15 @@ UPSAMPLINGS = {
     "fixed": "barycentric matrices of the mesh hierarchy, as FastMETRO's are fixed",
     "learned": "linear layers over the vertices, as METRO's",
 }
-OUTPUTS = {
+OUTPUT_UNITS = {
     "metres": "metres; the camera's scale begins near 0, as released",
-    "hands": "in units of the hand; the camera begins where joints at rest are seen "
-    "around the middle of the crop",
+    "hands": "the largest side of the box around the joints at rest; the camera begins "
+    "where that box is seen around the middle, and shifts in units of half a crop",
 }
-"""What the last layers give. In metres a shift of the camera counts as many times as
-its scale is large: at rates that short runs from random weights need, nearly all of the
-gradient is the camera's and the hand learns late or not at all. And at scale 0 shifts
-have no gradient: released networks, pretrained, get away from there."""
+"""Of what the last layers give; what the model gives is in metres. In metres a shift of
+the camera counts as many times as its scale is large, and at the rates that short runs
+from random weights need, hands were learned late (docs/results.md). And at scale 0
+shifts have no gradient: released networks, pretrained, get away from there."""
 REST_FILL = 0.8
 """Side of the box around the joints at rest, in units of the crop: of a tight box grown
 by 1.25, the default of `config.data.box_scale`."""
@@ -279,7 +279,7 @@ class Model(nn.Module):
     upsampling: str = "fixed"  # UPSAMPLINGS
     root: str = "wrist"  # that all is relative to; config.data.root
     token_init: str = "normal"  # TOKEN_INITS; of learned tokens
-    outputs: str = "metres"  # OUTPUTS
+    output_unit: str = "metres"  # OUTPUT_UNITS
     # Losses.
     keypoint_loss: str = "l1"  # KEYPOINT_LOSSES
     pruning_reduction: str = "sum"  # token_pruner.REDUCTIONS
@@ -372,7 +372,7 @@ class Model(nn.Module):
         """What the transformers say of maps from `see`."""
         rest = _rest(self.get_variable("constants", "mesh"))
         found = self.head(maps, rest, train=train)
-        if self.outputs == "metres":
+        if self.output_unit == "metres":
             return found
         extent = jnp.max(jnp.ptp(rest.joints, axis=0))
         scale = 2 * REST_FILL / extent
@@ -490,7 +490,7 @@ def _check_fields(model: Model) -> None:
         ("pruner", pruners),
         ("upsampling", UPSAMPLINGS),
         ("token_init", TOKEN_INITS),
-        ("outputs", OUTPUTS),
+        ("output_unit", OUTPUT_UNITS),
         ("keypoint_loss", KEYPOINT_LOSSES),
         ("pruning_reduction", token_pruner.REDUCTIONS),
     ):

@@ -6,8 +6,9 @@ https://arxiv.org/abs/2104.00272. Without a `regressor` they are what was releas
 token for each joint and each coarse vertex; parameters have the names of the released
 state dicts. With one, only joints have tokens in them, and it makes the mesh of those.
 
-Coordinates are in metres, of the crop camera; nothing fixes where the hand is, so that
-the caller subtracts a root. The camera is weak perspective (`camera`).
+Coordinates are of the crop camera, in metres or the unit of the caller; nothing fixes
+where the hand is, so that the caller subtracts a root. The camera is weak perspective
+(`camera`).
 """
 
 from collections.abc import Mapping
@@ -334,7 +335,7 @@ def place_code(places: Float[Array, "token 3"], dim: int) -> Float[Array, "token
 
 
 def coordinates(name: str) -> nn.Dense:
-    """Layer that gives metres or a camera.
+    """Layer that gives coordinates or a camera.
 
     In bfloat16 a hand would be rounded to half millimetres.
     """

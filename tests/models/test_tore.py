@@ -163,7 +163,7 @@ def test_a_camera_that_begins_at_rest_sees_the_joints_at_rest_in_most_of_the_cro
     narrow,
 ):
     """With weights of zero the camera is the one that it is added to."""
-    model, batch, init = narrow(outputs="hands")
+    model, batch, init = narrow(output_unit="hands")
     shapes = init()
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     known = zeros | {"constants": constants()}
@@ -174,16 +174,16 @@ def test_a_camera_that_begins_at_rest_sees_the_joints_at_rest_in_most_of_the_cro
     across = np.ptp(rest[:, extent]) * cam[0, 0] / 2  # sides of the crop
     np.testing.assert_allclose(across, tore.REST_FILL, rtol=1e-5)
     assert np.abs(seen).max() <= 2 * tore.REST_FILL
-    direct = run(model.clone(outputs="metres"), known, batch.image).cam
+    direct = run(model.clone(output_unit="metres"), known, batch.image).cam
     np.testing.assert_array_equal(direct, 0)
 
 
 def test_outputs_in_hands_are_those_in_metres_in_other_units(narrow):
-    model, batch, init = narrow(outputs="hands")
+    model, batch, init = narrow(output_unit="hands")
     variables = drawn(init())
     hands = run(model, variables, batch.image, method="predict")
     metres = run(
-        model.clone(outputs="metres"), variables, batch.image, method="predict"
+        model.clone(output_unit="metres"), variables, batch.image, method="predict"
     )
     extent = np.ptp(np.asarray(constants()["mesh"]["joints"]), axis=0).max()
     for x, y in zip(
@@ -390,7 +390,7 @@ def test_recipes_are_those_of_the_hosts():
             r"pruner='top_k' is not one of none, itp, token_learner",
         ),
         (dict(upsampling="none"), r"upsampling='none' is not one of fixed, learned"),
-        (dict(outputs="feet"), r"outputs='feet' is not one of metres, hands"),
+        (dict(output_unit="feet"), r"output_unit='feet' is not one of metres, hands"),
         (dict(token_init="x"), r"token_init='x' is not one of normal, places"),
         (dict(keypoint_loss="l2"), r"keypoint_loss='l2' is not one of l1, mse"),
         (dict(keep_ratio=0.0), r"keep_ratio=0.0 must be above 0 and at most 1"),
