@@ -47,7 +47,7 @@ Where paper and release differ, or the release is not known, there are further r
 | mano_order              | joints scanned in MANO's order (the paper's text)         |
 | released_clip           | sampling as released, with its switch on                  |
 | released_noclip         | the same, off                                             |
-| mix                     | HaMeR's ten data sets, `data_pipelines.recipes.HAMER`    |
+| mix                     | HaMeR's ten data sets, `loading.recipes.HAMER`            |
 | body                    | bodies; see below                                         |
 
 `mix` takes prepared data sets, data/freihand, data/interhand26m and so on, with HaMeR's
@@ -69,9 +69,9 @@ from collections.abc import Callable
 
 import ml_collections
 
-from data_pipelines.recipes import HAMER
-from handjax.config import base, stage
-from handjax.variants import every, parse, short_run_pictures, train_on
+from data_pipelines.loading.recipes import HAMER
+from handjax.config.schema import base, stage
+from handjax.config.variants import every, parse, short_run_pictures, train_on
 
 VARIANTS = ("paper", "small", "demo", "smoke")
 LOSSES = dict(

@@ -18,7 +18,7 @@ The recipe begins from ViTPose's or HaMeR's backbone, never from nothing:
 
 | row | what changes                                            | PA-MPJPE, mm       |
 |-----|---------------------------------------------------------|--------------------|
-| mix | the ten data sets of `data_pipelines.recipes.HAMER`    | FreiHAND 6.0, HO3D |
+| mix | the ten data sets of `loading.recipes.HAMER`            | FreiHAND 6.0, HO3D |
 |     | with their shares and filters, evaluated on FreiHAND    | v2 7.7 (the paper) |
 
 `mix` takes prepared data sets, `data/freihand`, `data/interhand26m` and so on;
@@ -30,9 +30,9 @@ InterHand2.6M, and 211 times through MPII+NZSL.
 
 import ml_collections
 
-from data_pipelines.recipes import HAMER
-from handjax.config import base, stage
-from handjax.variants import every, short_run_pictures, train_on
+from data_pipelines.loading.recipes import HAMER
+from handjax.config.schema import base, stage
+from handjax.config.variants import every, short_run_pictures, train_on
 
 VARIANTS = ("paper", "small", "demo", "smoke")
 ROWS = ("mix",)

@@ -13,7 +13,8 @@
 | smoke   | 64 + 16         | 2 CPU cores | 2 min   | means nothing  |              |
 
 The tokenizer's poses are drawn from the built-in prior; `--config.data.poses=FILE`
-takes those of an npz (`data_pipelines.pose_files`), turned as a whole to any side.
+takes those of an npz (`data_pipelines.loading.pose_files`), turned as a whole to any
+side.
 With `--config.init_from=DIR` of an earlier run its tokenizer is taken, and training
 begins with stage "mesh".
 
@@ -81,14 +82,14 @@ values. The fifth row of table 11 is printed with the losses of the third; what 
 compares it with leaves 2-D joints as the one that is missing.
 
 `mix` trains on prepared data sets, data/freihand, data/interhand26m and so on, with
-HaMeR's shares and filters (`data_pipelines.recipes.HAMER`), as the paper does for
-benchmarks other than FreiHAND; `--config.data.mixture.dir=DIR` takes those of another
-directory, `--config.data.mixture.shares.halpe=0` does without one. The poses of the
-tokenizer stay those of the prior or of `config.data.poses`.
+HaMeR's shares and filters (`data_pipelines.loading.recipes.HAMER`), as the paper does
+for benchmarks other than FreiHAND; `--config.data.mixture.dir=DIR` takes those of
+another directory, `--config.data.mixture.shares.halpe=0` does without one. The poses
+of the tokenizer stay those of the prior or of `config.data.poses`.
 
 `text` makes hands from texts: the letters of the manual alphabet that the built-in data
 have, each with a learned vector, or with CLIP's text tower,
-`--config.model.text=clip_text_b32` (see handjax/conversions/clip_text.py). The paper
+`--config.model.text=clip_text_b32` (see handjax/conversion/clip_text.py). The paper
 reports a Hausdorff distance of 0.0221, a Chamfer distance of 9.73e-5 and a PA-MPVPE of
 12.2 mm, on letters of its own fitting; `handjax.evaluate` measures the same on the
 built-in ones, and `python -m handjax.text_to_mesh a b --workdir W --output D` makes
@@ -102,9 +103,9 @@ from collections.abc import Callable
 
 import ml_collections
 
-from data_pipelines.recipes import HAMER
-from handjax.config import base, stage
-from handjax.variants import every, parse, short_run_pictures, train_on
+from data_pipelines.loading.recipes import HAMER
+from handjax.config.schema import base, stage
+from handjax.config.variants import every, parse, short_run_pictures, train_on
 
 VARIANTS = ("paper", "small", "demo", "smoke")
 TOKENIZER_LOSSES = dict(rotations=1.0, vertices=0.5, joints3d=0.3, commitment=0.02)

@@ -63,8 +63,8 @@ from collections.abc import Callable
 
 import ml_collections
 
-from handjax.config import base, stage
-from handjax.variants import every, parse, short_run_pictures
+from handjax.config.schema import base, stage
+from handjax.config.variants import every, parse, short_run_pictures
 
 VARIANTS = ("paper", "small", "demo", "smoke")
 LOSSES = dict(joints2d=1.0, joints3d=10.0, vertices=10.0)

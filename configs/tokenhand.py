@@ -26,8 +26,8 @@ The paper's ablations are values:
 
 import ml_collections
 
-from handjax.config import base, stage
-from handjax.variants import every, short_run_pictures
+from handjax.config.schema import base, stage
+from handjax.config.variants import every, short_run_pictures
 
 VARIANTS = ("paper", "small", "demo", "smoke")
 TOKENIZER_LOSSES = dict(vertices=10.0, commitment=5.0)

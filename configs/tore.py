@@ -89,8 +89,8 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from handjax.config import base, stage
-from handjax.variants import every, parse, short_run_pictures
+from handjax.config.schema import base, stage
+from handjax.config.variants import every, parse, short_run_pictures
 
 VARIANTS = ("paper", "small", "demo", "smoke")
 EPOCH = 130_240

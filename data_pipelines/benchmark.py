@@ -42,7 +42,7 @@ def _arguments() -> argparse.Namespace:
 def main() -> int:
     """Run the command; returns its exit status."""
     arguments = _arguments()
-    from data_pipelines import shards
+    from data_pipelines.storage import shards
 
     try:
         split = shards.open_split(arguments.data, arguments.split)
@@ -74,9 +74,9 @@ def measure(
     """Yield one result after another; arguments as on the command line."""
     import statistics
 
-    from data_pipelines import loader
-    from data_pipelines.augment import AugmentConfig
-    from handjax.crop import CropConfig
+    from data_pipelines.loading import loader
+    from data_pipelines.loading.augment import AugmentConfig
+    from handjax.geometry.crop import CropConfig
 
     def batches(num_threads: int, load_image: bool = True) -> Callable[[], int]:
         made = loader.train_batches(
@@ -136,8 +136,8 @@ def _bare(split: Any, batch_size: int, crop_size: int) -> Callable[[], int]:
     import cv2
     import numpy as np
 
-    from data_pipelines.hands import right_hands
-    from handjax import crop
+    from data_pipelines.loading.annotations import right_hands
+    from handjax.geometry import crop
 
     records = [split[i] for i in range(min(len(split), 500))]
     hands = right_hands(records)

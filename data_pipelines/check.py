@@ -85,7 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _report(arguments: argparse.Namespace) -> list[str]:
     """Print findings; returns what is damaged."""
-    from data_pipelines import conventions, shards
+    from data_pipelines.sources import conventions
+    from data_pipelines.storage import shards
 
     directory = Path(arguments.directory).expanduser()
     metadata = shards.read_metadata(directory)
@@ -106,10 +107,10 @@ def _report(arguments: argparse.Namespace) -> list[str]:
 
 def wrong_checksums(directory: Path) -> list[str]:
     """Shards of the manifest that are missing or whose content has changed."""
-    from data_pipelines import preparation
+    from data_pipelines.preparation import job
 
     wrong = []
-    for made in preparation.read_manifest(directory)["splits"].values():
+    for made in job.read_manifest(directory)["splits"].values():
         for part in made["shards"]:
             path = directory / part["file"]
             if not path.is_file():
@@ -121,7 +122,7 @@ def wrong_checksums(directory: Path) -> list[str]:
 
 def _sample(split: Any, num: int) -> tuple[list[dict[str, Any]], list[str]]:
     """Records spread over a split, without pictures; and those that are unreadable."""
-    from data_pipelines import examples
+    from data_pipelines.loading import examples
 
     count = min(num or len(split), len(split))
     records, unreadable = [], []
@@ -167,7 +168,7 @@ def findings(
 
 
 def _of(record: dict[str, Any], models: Any) -> dict[tuple[str, str], np.ndarray]:
-    from handjax import crop
+    from handjax.geometry import crop
 
     found: dict[tuple[str, str], np.ndarray] = {}
     points2d, points3d = record["joints2d"].astype(float), record["joints3d"]
@@ -185,16 +186,15 @@ def _of(record: dict[str, Any], models: Any) -> dict[tuple[str, str], np.ndarray
 
 
 def _reposed(record: dict[str, Any], models: Any) -> dict[tuple[str, str], np.ndarray]:
-    from data_pipelines import skinning
-    from handjax import mano_files
+    from handjax.mano import model_files, numpy_skinning
 
     model = models.of(record["is_right"])
     if model is None or not record["has_pose"]:
         return {}
     pose, betas = record["mano_pose"].reshape(16, 3), record["mano_betas"]
-    mesh = skinning.posed(model, pose.astype(float), betas.astype(float))
+    mesh = numpy_skinning.posed(model, pose.astype(float), betas.astype(float))
     found: dict[tuple[str, str], np.ndarray] = {}
-    joints = mano_files.joint_regressor(model) @ mesh
+    joints = model_files.joint_regressor(model) @ mesh
     # Without a translation hands are compared wrist on wrist.
     wrist = record["joints3d"][0, :3] - joints[0]
     shift = record["mano_transl"] if record["has_transl"] else wrist

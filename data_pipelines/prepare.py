@@ -92,9 +92,9 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> str:
-    from data_pipelines import preparation
+    from data_pipelines.preparation import job
 
-    out = preparation.prepare(
+    out = job.prepare(
         arguments.dataset,
         arguments.source,
         arguments.out,
@@ -108,11 +108,14 @@ def _run(arguments: argparse.Namespace) -> str:
 
 
 def _summary(arguments: argparse.Namespace, out: Path) -> str:
-    from data_pipelines import conventions, datasets, preparation, shards
+    from data_pipelines import datasets
+    from data_pipelines.preparation import job
+    from data_pipelines.sources import conventions
+    from data_pipelines.storage import shards
 
     made_from = shards.read_metadata(out)["made_by"]["source"]
     lines = []
-    for split, made in preparation.read_manifest(out)["splits"].items():
+    for split, made in job.read_manifest(out)["splits"].items():
         dropped = "".join(
             f"; {count:,} dropped: {reason}"
             for reason, count in made["dropped"].items()

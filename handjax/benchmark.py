@@ -20,8 +20,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from handjax import command_line
-from handjax.command_line import UsageError
+from handjax.config.flags import UsageError, run
 
 MEASURES = {
     "compile": "seconds to trace and to compile",
@@ -77,7 +76,7 @@ flags.DEFINE_list(
 
 def main(values: flags.FlagValues) -> int:
     """Measure what the parsed flags say; returns the exit code."""
-    from handjax import config as configs
+    from handjax.config import schema as configs
 
     unknown = sorted(set(values.what) - set(MEASURES))
     if unknown or not values.what:
@@ -96,7 +95,7 @@ def main(values: flags.FlagValues) -> int:
         )
     if "scaling" in values.what:
         _simulate(values.what, values.devices)
-    from handjax import measurements  # imports jax and flax
+    from handjax.benchmarking import measurements  # imports jax and flax
 
     try:
         measurements.run(
@@ -123,7 +122,7 @@ def _simulate(what: Sequence[str], devices: int) -> None:
 
 def cli(argv: Sequence[str] | None = None) -> int:
     """Entry: flags from the command line."""
-    return command_line.run(main, VALUES, __doc__ or "", argv)
+    return run(main, VALUES, __doc__ or "", argv)
 
 
 if __name__ == "__main__":

@@ -26,8 +26,9 @@ from typing import Any
 
 from absl import flags
 
-from handjax import command_line, logs
-from handjax.command_line import UsageError
+from handjax.config import flags as command_line
+from handjax.config.flags import UsageError
+from handjax.training import logs
 
 MOMENTS = ("start", "update", "checkpoint", "stage")
 MACHINE = ("images_per_s", "share_")
@@ -149,14 +150,14 @@ class Chaos:
         import jax
         import numpy as np
 
-        from handjax import checkpoints
+        from handjax.checkpoints import store
 
-        steps = checkpoints.stage_steps(self.root / "unbroken")
-        if checkpoints.stage_steps(workdir).keys() != steps.keys():
+        steps = store.stage_steps(self.root / "unbroken")
+        if store.stage_steps(workdir).keys() != steps.keys():
             raise Failure(f"{workdir} has other stages than the unbroken run.")
         for stage, found in steps.items():
             pair = [
-                checkpoints.load_variables(where, stage, found[-1])[0]
+                store.load_variables(where, stage, found[-1])[0]
                 for where in (self.root / "unbroken", workdir)
             ]
             same = jax.tree.map(

@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from data_pipelines.shards import Split
-    from handjax.control_files import Folder
-    from handjax.predictor import HandPredictor
+    from data_pipelines.storage.shards import Split
+    from handjax.controlnet.folder import Folder
+    from handjax.inference.predictor import HandPredictor
 
 _KINDS = ("mesh", "depth", "normals", "pose2d", "both")
 _LAYOUTS = ("imagefolder", "controlnet")
@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0, or 2 when the folder is not complete."""
     arguments = _parser().parse_args(argv)
-    from handjax.command_line import UsageError
+    from handjax.config.flags import UsageError
 
     try:
         print(run(arguments))
@@ -97,11 +97,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> str:
     """Make the folder; returns what it holds, for people to read."""
     kinds = _checked(arguments)
-    from data_pipelines import shards
-    from data_pipelines.progress import Report
-    from handjax import captions, control_workers
-    from handjax.control_files import Folder
-    from handjax.crop import CropConfig
+    from data_pipelines.storage import shards
+    from data_pipelines.storage.progress import Report
+    from handjax.controlnet import captions
+    from handjax.controlnet import workers as control_workers
+    from handjax.controlnet.folder import Folder
+    from handjax.geometry.crop import CropConfig
 
     given = captions.read(arguments.captions) if arguments.captions else {}
     meshes = _meshes(arguments)
@@ -131,7 +132,7 @@ def run(arguments: argparse.Namespace) -> str:
 
 def _checked(arguments: argparse.Namespace) -> tuple[str, ...]:
     """The kinds, after all that can be refused at once."""
-    from handjax.command_line import UsageError
+    from handjax.config.flags import UsageError
 
     kinds = tuple(dict.fromkeys(arguments.what.split(",")))
     unknown = [kind for kind in kinds if kind not in _KINDS]
@@ -162,12 +163,13 @@ def _checked(arguments: argparse.Namespace) -> tuple[str, ...]:
 
 def _built_in() -> Path:
     """The built-in data set, made if need be, as training makes it."""
-    from handjax import config as configs
-    from handjax import data, mano_files
+    from handjax.config import schema as configs
+    from handjax.data import run_data
+    from handjax.mano import model_files
 
     config = configs.base()
     config.data.num_train, config.data.num_test = _NUM_TRAIN, _NUM_TEST
-    opened = data.open_data(config, mano_files.load("open"))
+    opened = run_data.open_data(config, model_files.load("open"))
     print(f"data: {opened.describe()}", flush=True)
     return opened.evaluated
 
@@ -186,8 +188,8 @@ def _meshes(arguments: argparse.Namespace) -> _Meshes:
         return _Meshes("truth", arguments.hand)
     import logging
 
-    from handjax.predictor import HandPredictor
-    from handjax.skeleton import HAND
+    from handjax.geometry.skeleton import HAND
+    from handjax.inference.predictor import HandPredictor
 
     # Orbax tells absl's log about every default it takes.
     logging.getLogger("absl").setLevel(logging.ERROR)
@@ -200,32 +202,32 @@ def _meshes(arguments: argparse.Namespace) -> _Meshes:
 
 
 def _check_hand(split: "Split", meshes: _Meshes) -> None:
-    from data_pipelines import schema
-    from handjax import control_examples, mano_files
+    from data_pipelines.storage import schema
+    from handjax.controlnet.examples import check_hand
+    from handjax.mano import model_files
 
     if split.counts != schema.HAND:
         raise ValueError(
             f"{split.name} is of bodies ({split.counts.joints} joints); control images "
             "are of hands."
         )
-    file = mano_files.load(meshes.hand)
+    file = model_files.load(meshes.hand)
     if meshes.predictor is None:
-        control_examples.check_hand(split, file)
+        check_hand(split, file)
 
 
 def _predict(predictor: "HandPredictor", split: "Split"):
     """A `control_workers.Predict` of a model."""
-    from data_pipelines import examples
-    from handjax import control_examples
-    from handjax.control_examples import LeftOutError, Placed
-    from handjax.photo import HandBox, Intrinsics, Photo
-    from handjax.predictor import Request
+    from data_pipelines.loading import examples
+    from handjax.controlnet.examples import LeftOutError, Placed, open_record
+    from handjax.inference.photos import HandBox, Intrinsics, Photo
+    from handjax.inference.predictor import Request
 
     def predict(part: Sequence[int]) -> dict[int, Placed]:
         wanted: dict[int, Request] = {}
         for index in part:
             try:
-                source = control_examples.open_record(split, index)
+                source = open_record(split, index)
                 image = examples.decode_image(source.record["image"])
             except (LeftOutError, ValueError):
                 continue  # the drawing process meets the same error and notes it
@@ -252,7 +254,7 @@ def _predict(predictor: "HandPredictor", split: "Split"):
 
 def _settings(arguments, split, folder: "Folder", meshes: _Meshes, box_scale: float):
     """All that decides the pictures; captions can change without making them anew."""
-    from handjax.control_files import SCHEMA_VERSION
+    from handjax.controlnet.folder import SCHEMA_VERSION
 
     names = ("name", "splits", "hand", "made_by")
     return {

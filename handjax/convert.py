@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0, or 2 when nothing was written."""
     arguments = _parser().parse_args(argv)
-    from handjax.command_line import UsageError
+    from handjax.config.flags import UsageError
 
     try:
         record = run(arguments)
@@ -62,21 +62,23 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         ValueError: The source is not known, or its weights cannot be taken.
         OSError: The file cannot be read, or the directory is in use.
     """
-    from handjax import conversions
+    from handjax import conversion
 
-    module = conversions.load(arguments.origin)
-    from handjax import __version__, converted, torch_files
+    module = conversion.load(arguments.origin)
+    from handjax import __version__
+    from handjax.conversion import directory
+    from handjax.io import torch_files
 
     # Orbax tells absl's log about every default it takes.
     logging.getLogger("absl").setLevel(logging.ERROR)
     source, target = Path(arguments.source), Path(arguments.to)
     if not source.is_file():
         raise FileNotFoundError(f"{str(source)!r}: there is no such file of weights.")
-    converted.check_free(target, arguments.overwrite)
+    directory.check_free(target, arguments.overwrite)
     saved = torch_files.read(source)
     state_dict = torch_files.state_dict(saved, source)
     epoch = saved.get("epoch") if isinstance(saved, dict) else None
-    options = conversions.Options(
+    options = conversion.Options(
         name=arguments.name,
         hand=arguments.hand,
         hierarchy=arguments.hierarchy,
@@ -96,7 +98,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             "url": module.SOURCE,
         },
     }
-    return converted.write(target, result, record, arguments.overwrite)
+    return directory.write(target, result, record, arguments.overwrite)
 
 
 def _check_finite(variables: Any) -> None:

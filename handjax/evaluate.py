@@ -21,8 +21,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from handjax import protocols
-from handjax.command_line import UsageError
+from handjax.config.flags import UsageError
+from handjax.evaluation import protocols
 
 _WAITING = "share {}/{} is done; whoever finishes last puts all together"
 
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _score_file(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     """Score or check `--predictions`; 1 if a check finds something."""
     _check_scoring(arguments, rest)
-    from handjax import scoring
+    from handjax.evaluation import score_files
 
     benchmark = protocols.load(arguments.benchmark)
     path = Path(arguments.predictions)
@@ -102,11 +102,11 @@ def _score_file(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         print(f"{path}: {'nothing' if not found else len(found)} to remark")
         print("".join(f"  {text}\n" for text in found), end="")
         return 1 if found else 0
-    procrustes = scoring.alignment(benchmark, arguments.procrustes)
-    options = scoring.settings(benchmark, _options(arguments))
+    procrustes = score_files.alignment(benchmark, arguments.procrustes)
+    options = score_files.settings(benchmark, _options(arguments))
     # Predictions first: it is they that are usually wrong, and they are read faster.
     predictions = benchmark.read_predictions(path)
-    report = scoring.report(
+    report = score_files.report(
         benchmark,
         benchmark.read_truth(Path(arguments.truth), **options),
         predictions,
@@ -114,10 +114,10 @@ def _score_file(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         options=options,
         file=path,
     )
-    name = scoring.file_stem(benchmark, procrustes, options)
+    name = score_files.file_stem(benchmark, procrustes, options)
     folder = Path(arguments.output or path.parent)
-    written, _ = scoring.write(report, folder / f"{path.stem}_{name}")
-    print(scoring.table(report))
+    written, _ = score_files.write(report, folder / f"{path.stem}_{name}")
+    print(score_files.table(report))
     print(f"written to {written}")
     return 0
 
@@ -151,12 +151,16 @@ def _report(arguments: argparse.Namespace, overrides: Sequence[tuple[str, str]])
     for flag in ("truth", "setup", "output", "check"):
         if getattr(arguments, flag):
             raise UsageError(f"--{flag} is of benchmarks; name one with --benchmark.")
-    from handjax import shares, trained, workdir_report
+    from handjax.distributed import split_shares
+    from handjax.evaluation import trained_model
+    from handjax.evaluation.report import make, table
 
-    share = shares.parse(arguments.share)
-    found = trained.load(arguments.workdir, arguments.stage, arguments.step, overrides)
+    share = split_shares.parse(arguments.share)
+    found = trained_model.load(
+        arguments.workdir, arguments.stage, arguments.step, overrides
+    )
     print(found.describe(), flush=True)
-    report, path = workdir_report.make(
+    report, path = make(
         found,
         split=arguments.split or "test",
         procrustes=arguments.procrustes or "freihand",
@@ -166,7 +170,7 @@ def _report(arguments: argparse.Namespace, overrides: Sequence[tuple[str, str]])
     if report is None:
         print(_WAITING.format(*share))
         return 0
-    print(workdir_report.table(report))
+    print(table(report))
     print(f"written to {path}")
     return 0
 
@@ -174,18 +178,22 @@ def _report(arguments: argparse.Namespace, overrides: Sequence[tuple[str, str]])
 def _submit(arguments: argparse.Namespace, overrides: Sequence[tuple[str, str]]) -> int:
     """Write a model's predictions on `--benchmark`; score them with `--truth`."""
     _check_workdir(arguments)
-    from handjax import scoring, shares, submission, trained, workdir_report
+    from handjax.distributed import split_shares
+    from handjax.evaluation import score_files, submission, trained_model
+    from handjax.evaluation.report import Progress
 
     benchmark = protocols.load(arguments.benchmark)
-    scoring.alignment(benchmark, arguments.procrustes)
+    score_files.alignment(benchmark, arguments.procrustes)
     options = _options(arguments)
     if "split" not in benchmark.settings:
         options["split"] = None  # of the data set, not of the protocol
-    scoring.settings(benchmark, options)
-    found = trained.load(arguments.workdir, arguments.stage, arguments.step, overrides)
+    score_files.settings(benchmark, options)
+    found = trained_model.load(
+        arguments.workdir, arguments.stage, arguments.step, overrides
+    )
     submission.check(benchmark, found, arguments.tta)
     print(found.describe(), flush=True)
-    share = shares.parse(arguments.share)
+    share = split_shares.parse(arguments.share)
     folder = Path(
         arguments.output or Path(arguments.workdir) / "eval" / str(found.step)
     )
@@ -195,7 +203,7 @@ def _submit(arguments: argparse.Namespace, overrides: Sequence[tuple[str, str]])
         share=share,
         split=arguments.split or "test",
         tta_mode=arguments.tta,
-        on_batch=workdir_report.Progress(),
+        on_batch=Progress(),
     )
     if hands is None:
         print(_WAITING.format(*share))
@@ -211,7 +219,7 @@ def _submit(arguments: argparse.Namespace, overrides: Sequence[tuple[str, str]])
         said=found.said(),
     )
     if report:
-        print(scoring.table(report))
+        print(score_files.table(report))
     else:
         for text in benchmark.check(benchmark.read_predictions(path)):
             print(f"  remark: {text}")

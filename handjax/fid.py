@@ -225,7 +225,7 @@ def read(path: str | Path) -> np.ndarray | Statistics:
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         if path.suffix == ".safetensors":
-            from handjax import torch_files
+            from handjax.io import torch_files
 
             return torch_files.read(path)
         if path.suffix not in (".npy", ".npz"):

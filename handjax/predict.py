@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from handjax.photo import Annotation, HandBox, Photo
-    from handjax.predictor import HandPredictor
+    from handjax.inference.photos import Annotation, HandBox, Photo
+    from handjax.inference.predictor import HandPredictor
 
 
 class Options(NamedTuple):
@@ -95,14 +95,14 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     # A negative first number looks like an option to argparse; `--box=-5,...` does not.
     arguments = _parser().parse_args(argv)
-    from handjax import photo
+    from handjax.inference import photos
 
     try:
-        paths = photo.listed(arguments.photo)
+        paths = photos.listed(arguments.photo)
         options, word = _options(arguments)
         single = not Path(arguments.photo).is_dir()
         if single:
-            photo.read(paths[0])  # before the model is loaded: mistakes show at once
+            photos.read(paths[0])  # before the model is loaded: mistakes show at once
         predictor = _load(arguments, 1 if single else 8)
     except (OSError, ValueError, RuntimeError) as error:
         _fail(str(error))
@@ -119,24 +119,25 @@ def _fail(message: str) -> None:
 
 
 def _options(arguments: argparse.Namespace) -> tuple[Options, str]:
-    from handjax import detect, photo
+    from handjax.inference import photos
+    from handjax.inference.detector import make
 
     box = intrinsics = None
     if arguments.box is not None:
-        box = photo.parse_numbers(arguments.box, "x0,y0,x1,y1")
+        box = photos.parse_numbers(arguments.box, "x0,y0,x1,y1")
     if arguments.intrinsics is not None:
-        intrinsics = photo.parse_numbers(arguments.intrinsics, "fx,fy,cx,cy")
-        photo.intrinsics_matrix(intrinsics)
-    boxes = photo.read_boxes(arguments.boxes) if arguments.boxes else {}
+        intrinsics = photos.parse_numbers(arguments.intrinsics, "fx,fy,cx,cy")
+        photos.intrinsics_matrix(intrinsics)
+    boxes = photos.read_boxes(arguments.boxes) if arguments.boxes else {}
     detector, word = None, ""
     if box is None:
-        detector, word = detect.make(arguments.detector, arguments.detector_model)
+        detector, word = make(arguments.detector, arguments.detector_model)
         word = f"; where no box is given: {word}"
     return Options(box, not arguments.left, intrinsics, boxes, detector), word
 
 
 def _load(arguments: argparse.Namespace, batch_size: int) -> "HandPredictor":
-    from handjax.predictor import HandPredictor
+    from handjax.inference.predictor import HandPredictor
 
     # Orbax tells absl's log about every default it takes.
     logging.getLogger("absl").setLevel(logging.ERROR)
@@ -183,10 +184,10 @@ def predict_paths(
 
 def _requests(path: Path, options: Options):
     """The hands of one photo: from --box, --boxes, the detector, or the middle."""
-    from handjax import photo
-    from handjax.predictor import requests
+    from handjax.inference import photos
+    from handjax.inference.predictor import requests
 
-    opened = photo.read(path)
+    opened = photos.read(path)
     noted = options.boxes.get(path.name)
     intrinsics = options.intrinsics
     if noted and noted.intrinsics and intrinsics is None:
@@ -198,7 +199,7 @@ def _requests(path: Path, options: Options):
 def _boxes(
     opened: "Photo", noted: "Annotation | None", options: Options
 ) -> "list[HandBox]":
-    from handjax.photo import HandBox, whole_image_box
+    from handjax.inference.photos import HandBox, whole_image_box
 
     if options.box is not None:
         x0, y0, x1, y1 = options.box
@@ -214,11 +215,11 @@ def _boxes(
 
 
 def _write(predictor, stem: str, hands, wanted, output: str) -> int:
-    from handjax import prediction_files
+    from handjax.inference import output_files
 
     opened, intrinsics = wanted[0].photo, wanted[0].intrinsics
     try:
-        prediction_files.write(
+        output_files.write(
             output,
             stem,
             opened,
@@ -231,7 +232,7 @@ def _write(predictor, stem: str, hands, wanted, output: str) -> int:
         _fail(f"{opened.path}: results could not be written to {output}: {error}")
         return 1
     shown = ", ".join(
-        f"{prediction_files.named(hand)} ({hand.box.source} box"
+        f"{output_files.named(hand)} ({hand.box.source} box"
         + (f", confidence {hand.confidence:.2f}" if hand.confidence else "")
         + _spread(hand)
         + ")"

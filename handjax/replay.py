@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from handjax import command_line
-from handjax.command_line import UsageError
+from handjax.config.flags import UsageError, run
 
 if TYPE_CHECKING:
-    from handjax.stages import Stage
-    from handjax.train_state import TrainState
+    from handjax.family.stage import Stage
+    from handjax.training.step import TrainState
     from handjax.types import Batch
 
 VALUES = flags.FlagValues()
@@ -41,7 +40,8 @@ def main(values: flags.FlagValues) -> int:
         raise UsageError("--update is missing; pass WORKDIR/nonfinite/STAGE-N.")
     import jax
 
-    from handjax import logs, nonfinite, train_state
+    from handjax.training import logs, nonfinite
+    from handjax.training.step import GRAD_NORMS, first_nonfinite, make_step
 
     try:
         kept, batch = nonfinite.read(Path(values.update))
@@ -49,16 +49,16 @@ def main(values: flags.FlagValues) -> int:
         raise UsageError(str(error)) from error
     config, model, stage, state = _restored(Path(values.update), kept)
     options = config.stages[stage.name]
-    step = train_state.make_step(model, stage, options)
+    step = make_step(model, stage, options)
     logs.say(f"stage {kept.stage}, update {kept.step}: {kept.what} when it was trained")
     _, metrics = jax.jit(step)(state, batch)
     found = jax.device_get(metrics)
-    norms = found.pop(train_state.GRAD_NORMS)
+    norms = found.pop(GRAD_NORMS)
     for name in sorted(found):
         if name.startswith("loss"):
             logs.say(f"  {name:<24} {float(found[name]):.6g}")
     logs.say(f"  {'grad_norm':<24} {float(found['grad_norm']):.6g}")
-    bad = train_state.first_nonfinite(found, norms, options)
+    bad = first_nonfinite(found, norms, options)
     if not bad:
         logs.say("here it is finite: another device or version computes it otherwise")
         return 0
@@ -75,25 +75,30 @@ def _restored(directory: Path, kept: Any) -> "tuple[Any, Any, Stage, TrainState]
     """Config, model, stage and state before the update."""
     import jax
 
-    from handjax import checkpoints, models, train_state
-    from handjax.resume import saved_parts
-    from handjax.train_state import TrainState
+    from handjax import models
+    from handjax.checkpoints.store import (
+        Checkpoints,
+        abstract,
+        build_model,
+        load_variables,
+        read_config,
+    )
+    from handjax.training.resume import saved_parts
+    from handjax.training.step import TrainState, create
 
-    config = checkpoints.read_config(directory)
+    config = read_config(directory)
     family = models.load(config.family)
     (stage,) = (s for s in family.stages(config) if s.name == kept.stage)
     step = kept.step - 1
-    variables, _ = checkpoints.load_variables(directory, stage.name, step)
+    variables, _ = load_variables(directory, stage.name, step)
     edges = models.skeleton_of(variables).bones
-    model = checkpoints.build_model(family, config, dtype=kept.dtype, edges=edges)
+    model = build_model(family, config, dtype=kept.dtype, edges=edges)
     shapes = jax.eval_shape(
-        lambda: train_state.create(
-            variables, stage, config.stages[stage.name], jax.random.key(0)
-        )
+        lambda: create(variables, stage, config.stages[stage.name], jax.random.key(0))
     )
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    target = checkpoints.abstract(shapes, jax.tree.map(lambda _: here, shapes))
-    store = checkpoints.Checkpoints(directory, stage.name)
+    target = abstract(shapes, jax.tree.map(lambda _: here, shapes))
+    store = Checkpoints(directory, stage.name)
     found = store.restore(target.variables, saved_parts(target), print)
     store.close()
     if found is None:
@@ -133,7 +138,7 @@ def _located(error: FloatingPointError) -> str:
 
 def cli(argv: Sequence[str] | None = None) -> int:
     """Entry: flags from the command line."""
-    return command_line.run(main, VALUES, __doc__ or "", argv)
+    return run(main, VALUES, __doc__ or "", argv)
 
 
 if __name__ == "__main__":

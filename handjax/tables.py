@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from handjax import protocols
-from handjax.protocols import Column
+from handjax.evaluation import protocols
+from handjax.evaluation.protocols import Column
 
 OWN_COLUMNS = (
     Column("PA-MPJPE", "pa_mpjpe_mm", digits=2),

@@ -77,7 +77,7 @@ class TextToMesh:
         import jax
 
         from handjax import models
-        from handjax.nn import text_encoder
+        from handjax.nn.text import text_encoder
 
         if config.model.get("condition", "image") != "text":
             raise ValueError(
@@ -124,13 +124,13 @@ class TextToMesh:
             FileNotFoundError: The workdir has no such checkpoint.
             ValueError: The stage makes no hands of texts.
         """
-        from handjax import checkpoints
-        from handjax.config import LABELLED_POSES
+        from handjax.checkpoints import store
+        from handjax.config.schema import LABELLED_POSES
 
         # Orbax tells absl's log about every default it takes.
         logging.getLogger("absl").setLevel(logging.ERROR)
         changes = [("data.vocabulary", vocabulary)] if vocabulary else []
-        config, model, variables, found, step = checkpoints.load_for_inference(
+        config, model, variables, found, step = store.load_for_inference(
             workdir, stage, step, change=lambda config: _changed(config, changes)
         )
         name = f"{config.family}, stage {found}, step {step}"
@@ -161,9 +161,9 @@ class TextToMesh:
 
 
 def _changed(config: Any, changes: Sequence[tuple[str, str]]) -> Any:
-    from handjax import command_line
+    from handjax.config import flags
 
-    return command_line.override(config, changes)
+    return flags.override(config, changes)
 
 
 # --- files ---------------------------------------------------------------------------
@@ -177,7 +177,8 @@ def write(folder: Path, stem: str, hands: GeneratedHands, make: TextToMesh) -> P
     import cv2
     import numpy as np
 
-    from handjax import files, mesh_export, render
+    from handjax.io import atomic_files
+    from handjax.visualization import mesh_export, render
 
     faces = mesh_export.outward_faces(make.faces, is_right=True)
     names = []
@@ -189,9 +190,9 @@ def write(folder: Path, stem: str, hands: GeneratedHands, make: TextToMesh) -> P
     pictures = [render.turned_view(v, faces) for v in hands.vertices]
     page = render.side_by_side(pictures, columns=min(len(pictures), 8))
     _, data = cv2.imencode(".png", page[..., ::-1])
-    files.write_bytes(folder / f"{stem}.png", data.tobytes())
+    atomic_files.write_bytes(folder / f"{stem}.png", data.tobytes())
     path = folder / f"{stem}.json"
-    files.write_json(path, as_json(hands, make, names))
+    atomic_files.write_json(path, as_json(hands, make, names))
     return path
 
 

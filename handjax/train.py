@@ -16,8 +16,7 @@ from typing import Any
 
 from absl import flags
 
-from handjax import command_line
-from handjax.command_line import UsageError
+from handjax.config.flags import UsageError, run
 
 VALUES = flags.FlagValues()
 flags.DEFINE_string(
@@ -87,7 +86,7 @@ flags.DEFINE_integer(
 
 def main(values: flags.FlagValues) -> int:
     """Train as the parsed flags say; returns the exit code."""
-    from handjax import config as configs
+    from handjax.config import schema as configs
 
     if not values.workdir and not values.dry_run:
         raise UsageError("--workdir is missing; pass the directory of the run.")
@@ -99,7 +98,7 @@ def main(values: flags.FlagValues) -> int:
         raise UsageError("--devices plans a run and needs --dry_run.")
     if values.dry_run:
         return _plan(values)
-    from handjax import launch  # imports jax, flax and orbax
+    from handjax.training import launch  # imports jax, flax and orbax
 
     return launch.train(
         values.config,
@@ -118,7 +117,7 @@ def _plan(values: flags.FlagValues) -> int:
     if values.devices:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", values.devices)
-    from handjax import launch
+    from handjax.training import launch
 
     launch.dry_run(
         values.config,
@@ -131,7 +130,7 @@ def _plan(values: flags.FlagValues) -> int:
 
 def _cluster(values: flags.FlagValues) -> Any:
     """What the flags say of other processes; None for a run of one process."""
-    from handjax.processes import Cluster
+    from handjax.distributed.processes import Cluster
 
     told = Cluster(values.coordinator, values.num_processes, values.process_id)
     if not values.distributed and told == Cluster():
@@ -141,7 +140,7 @@ def _cluster(values: flags.FlagValues) -> Any:
 
 def cli(argv: Sequence[str] | None = None) -> int:
     """Entry: flags from the command line."""
-    return command_line.run(main, VALUES, __doc__ or "", argv)
+    return run(main, VALUES, __doc__ or "", argv)
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ class Batch(NamedTuple):
     the root. None where it is all or none."""
     betas_valid: Bool[AnyArray, "batch"] | None = None
     """Betas count, be it as what is likely (zero) of a hand whose shape is not known
-    (`data_pipelines.filters`); None where they count with the pose alone."""
+    (`data_pipelines.loading.filters`); None where they count with the pose alone."""
 
     @property
     def joints2d_weights(self) -> AnyArray:

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 HANDS = 687_548 + 2 * 673_514
 """Of InterHand2.6M's training split: single ones, and two in interacting pictures."""
@@ -56,7 +56,9 @@ def _run(root: Path, name: str, workers: int) -> dict[str, float]:
     Neither reading the annotations nor starting processes is counted: the clock runs
     from the first finished shard of each process to the last shard of all.
     """
-    from data_pipelines import preparation, runners, shards
+    from data_pipelines.preparation import runners
+    from data_pipelines.preparation.job import prepare, read_manifest
+    from data_pipelines.storage import shards
 
     shards.RECORDS_PER_SHARD = 100
     marks: list[tuple[float, float, int]] = []
@@ -69,7 +71,7 @@ def _run(root: Path, name: str, workers: int) -> dict[str, float]:
 
     runners.Runner.run = timed
     try:
-        out = preparation.prepare(
+        out = prepare(
             "interhand26m",
             root / "source",
             root / name,
@@ -79,7 +81,7 @@ def _run(root: Path, name: str, workers: int) -> dict[str, float]:
         )
     finally:
         runners.Runner.run = make
-    made = preparation.read_manifest(out)["splits"]["train"]
+    made = read_manifest(out)["splits"]["train"]
     counted = marks[workers - 1 :]
     examples = sum(records for _, _, records in counted[1:])
     (begin, begin_processor, _), (end, end_processor, _) = counted[0], counted[-1]

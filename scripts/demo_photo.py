@@ -20,12 +20,13 @@ def main() -> None:
     parser.add_argument("--index", type=int, default=5, help="record of the test split")
     arguments = parser.parse_args()
 
-    from data_pipelines import shards
-    from handjax import checkpoints, data
+    from data_pipelines.storage import shards
+    from handjax.checkpoints import store
+    from handjax.data import run_data
 
     try:
-        config = checkpoints.read_config(arguments.workdir)
-        directory = config.data.dir or data.default_directory(config.data)
+        config = store.read_config(arguments.workdir)
+        directory = config.data.dir or run_data.default_directory(config.data)
         record = shards.open_split(directory, "test")[arguments.index]
     except (OSError, ValueError, IndexError) as error:
         sys.exit(f"error: {error}")

@@ -4,8 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[1]
+from places import ROOT
 
 
 def files_of(package: str) -> list[str]:

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import trimesh
 
-from handjax import checkpoints, mano_files, models, text_to_mesh
-from handjax.config import base, stage
+from handjax import models, text_to_mesh
+from handjax.checkpoints import store
+from handjax.config.schema import base, stage
+from handjax.mano import model_files
 
-FILE = mano_files.load()
+FILE = model_files.load()
 Drawn = namedtuple("Drawn", ["vertices", "joints3d", "indices", "confidence"])
 
 
@@ -49,7 +51,7 @@ def loaded(monkeypatch):
     skeleton = FILE.skeleton
     monkeypatch.setattr(models, "skeleton_of", lambda variables: skeleton)
     monkeypatch.setattr(
-        checkpoints,
+        store,
         "load_for_inference",
         lambda workdir, stage, step, change: (
             change(config),

@@ -14,8 +14,8 @@ import pkgutil
 from pathlib import Path
 from types import ModuleType
 
-from data_pipelines import hamer_tars
-from data_pipelines.sources import Source
+from data_pipelines.sources import hamer_tars
+from data_pipelines.sources.reading import Source
 
 PUBLISHED = "published files"
 """Kind of a source that is not `hamer_tars.KIND`."""
@@ -23,7 +23,7 @@ PUBLISHED = "published files"
 
 def names() -> list[str]:
     """Names of the data sets, in the order of `schema.DATASETS`."""
-    from data_pipelines.schema import DATASETS
+    from data_pipelines.storage.schema import DATASETS
 
     found = {module.name for module in pkgutil.iter_modules(__path__)}
     return sorted(found, key=DATASETS.index)

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import pictures
-from data_pipelines.builders import Archive, Builder, Index, text
-from data_pipelines.conventions import HandModels
-from data_pipelines.sources import Source
+from data_pipelines.sources import pictures
+from data_pipelines.sources.conventions import HandModels
+from data_pipelines.sources.description import Archive, Builder, Index, text
+from data_pipelines.sources.reading import Source
 
 BUILDER = Builder(
     name="asl",

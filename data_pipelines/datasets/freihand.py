@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import conventions, pictures, skinning
-from data_pipelines.builders import Archive, Builder, Index
-from data_pipelines.conventions import HandModels
-from data_pipelines.sources import Source
+from data_pipelines.sources import conventions, pictures
+from data_pipelines.sources.conventions import HandModels
+from data_pipelines.sources.description import Archive, Builder, Index
+from data_pipelines.sources.reading import Source
+from handjax.mano import numpy_skinning
 
 BUILDER = Builder(
     name="freihand",
@@ -150,6 +151,6 @@ def _mano(
     )
     if models.right is not None and "verts" in columns:
         pose = fields["mano_pose"].reshape(16, 3)
-        posed = skinning.posed(models.right, pose, fields["mano_betas"])
+        posed = numpy_skinning.posed(models.right, pose, fields["mano_betas"])
         fields["mano_transl"] = (columns["verts"][frame] - posed).mean(axis=0)
     return fields

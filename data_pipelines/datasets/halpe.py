@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import conventions, pictures, schema
-from data_pipelines.builders import Archive, Builder, Index, text
-from data_pipelines.conventions import HandModels
-from data_pipelines.sources import Source, SourceError
+from data_pipelines.sources import conventions, pictures
+from data_pipelines.sources.conventions import HandModels
+from data_pipelines.sources.description import Archive, Builder, Index, text
+from data_pipelines.sources.reading import Source, SourceError
+from data_pipelines.storage import schema
 
 BUILDER = Builder(
     name="halpe",

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import conventions, pictures
-from data_pipelines.builders import Archive, Builder, Index, text
-from data_pipelines.conventions import HandModels
-from data_pipelines.sources import Source
+from data_pipelines.sources import conventions, pictures
+from data_pipelines.sources.conventions import HandModels
+from data_pipelines.sources.description import Archive, Builder, Index, text
+from data_pipelines.sources.reading import Source
 
 _COUNTS = {
     **{"train_newdays": 9_666, "train_visor": 2_780, "train_ego4d": 11_652},

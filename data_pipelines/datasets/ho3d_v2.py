@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from data_pipelines import honnotate
-from data_pipelines.builders import Archive, Builder, Index
-from data_pipelines.conventions import HandModels
-from data_pipelines.sources import Source
+from data_pipelines.sources import honnotate
+from data_pipelines.sources.conventions import HandModels
+from data_pipelines.sources.description import Archive, Builder, Index
+from data_pipelines.sources.reading import Source
 
 BUILDER = Builder(
     name="ho3d_v2",

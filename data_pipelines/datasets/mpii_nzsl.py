@@ -12,10 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import conventions, pictures
-from data_pipelines.builders import Archive, Builder, DroppedError, Index, text
-from data_pipelines.conventions import HandModels
-from data_pipelines.sources import Source
+from data_pipelines.sources import conventions, pictures
+from data_pipelines.sources.conventions import HandModels
+from data_pipelines.sources.description import (
+    Archive,
+    Builder,
+    DroppedError,
+    Index,
+    text,
+)
+from data_pipelines.sources.reading import Source
 
 BUILDER = Builder(
     name="mpii_nzsl",

@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_pipelines import contact_sheet, progress, shards
-from data_pipelines.directories import check_same, locked
+from data_pipelines.storage import contact_sheet, progress, shards
+from data_pipelines.storage.directories import check_same, locked
 from data_pipelines.synthetic.workers import Workers
-from handjax import mano_files
+from handjax.mano import model_files
 
 NAME = "synthetic"
 _OF_PICTURES = ("seed", "image_size", "left_fraction", "max_turn")
@@ -80,7 +80,7 @@ def ensure(
     _check_range("image_size", image_size, 32, 2048)
     _check_range("left_fraction", left_fraction, 0, 1)
     _check_range("max_turn", max_turn, 1, 180)
-    file = mano_files.load("open")
+    file = model_files.load("open")
     settings = {
         "version": VERSION,
         "seed": seed,

@@ -1,8 +1,8 @@
 """The built-in hand as the renderer sees it: a finer mesh with a forearm, in numpy.
 
 Two meshes move together. The annotated one is the 778-vertex open hand of
-`handjax.mano_files`; the drawn one has more vertices, the annotated among them, and a
-forearm. Rest frame of a right hand: fingers along -x, back of the
+`handjax.mano.model_files`; the drawn one has more vertices, the annotated among them,
+and a forearm. Rest frame of a right hand: fingers along -x, back of the
 hand +y, thumb side +z. Angles are (flexion, abduction, twist) of joints 1..15, radians.
 """
 
@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from data_pipelines import skinning
-from handjax import mano_files
+from handjax.mano import model_files, numpy_skinning
 
 ASSETS = Path(__file__).parent / "assets"
 FOREARM_LENGTH = 0.5
@@ -27,7 +26,7 @@ _ELBOW_WIDENING = 0.25
 class RenderHand(NamedTuple):
     """Everything that is read once: the annotated model and the drawn mesh."""
 
-    file: mano_files.ManoFile
+    file: model_files.ManoFile
     joint_regressor: Float[np.ndarray, "21 778"]
     axes: Float[np.ndarray, "15 3 3"]
     """Unit axes of flexion, abduction and twist of each joint."""
@@ -66,8 +65,8 @@ class PosedHand(NamedTuple):
 @functools.cache
 def load() -> RenderHand:
     """Read the assets (once per process)."""
-    file = mano_files.load("open")
-    with np.load(mano_files.OPEN_HAND) as model:
+    file = model_files.load("open")
+    with np.load(model_files.OPEN_HAND) as model:
         axes, limits = model["axes"].astype(float), np.radians(model["limits_deg"])
     with np.load(ASSETS / "open_hand_render.npz") as arrays:
         drawn = {key: arrays[key] for key in arrays.files}
@@ -76,7 +75,7 @@ def load() -> RenderHand:
     posedirs = drawn["posedirs"][:num_hand].reshape(num_hand * 3, 135)
     return RenderHand(
         file=file,
-        joint_regressor=mano_files.joint_regressor(file),
+        joint_regressor=model_files.joint_regressor(file),
         axes=axes,
         limits=limits.astype(float),
         posedirs=posedirs.astype(np.float32),
@@ -150,7 +149,7 @@ def joint_rotations(
     hand: RenderHand, angles: Float[np.ndarray, "15 3"]
 ) -> Float[np.ndarray, "15 3 3"]:
     """Local rotation of each finger joint: flexion after abduction after twist."""
-    turns = skinning.axis_angle_to_matrix(angles[..., None] * hand.axes)
+    turns = numpy_skinning.axis_angle_to_matrix(angles[..., None] * hand.axes)
     return turns[:, 0] @ turns[:, 1] @ turns[:, 2]
 
 
@@ -175,14 +174,14 @@ def pose(
     features = (rotations[1:] - np.eye(3)).reshape(135)
     shaped = hand.file.v_template + hand.file.shapedirs @ betas
     joints = hand.file.J_regressor @ shaped
-    turn, shift = skinning.joint_transforms(rotations, joints)
-    posed = skinning.skin(
+    turn, shift = numpy_skinning.joint_transforms(rotations, joints)
+    posed = numpy_skinning.skin(
         shaped + hand.file.posedirs @ features, hand.file.weights, turn, shift
     )
     drawn = hand.v_template + hand.shapedirs @ betas
     offset = (hand.posedirs @ features.astype(np.float32)).reshape(-1, 3)
     drawn[: hand.num_hand] += offset
-    rest = skinning.skin(drawn, hand.weights, turn, shift) - joints[0]
+    rest = numpy_skinning.skin(drawn, hand.weights, turn, shift) - joints[0]
     vertices = (posed - joints[0]) @ root.T
     return PosedHand(
         vertices=vertices,

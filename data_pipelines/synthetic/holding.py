@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
-from data_pipelines import skinning
 from data_pipelines.synthetic import hand as hands
 from data_pipelines.synthetic import objects
 from data_pipelines.synthetic.poses import random_rotation
+from handjax.mano import numpy_skinning
 
 CONTACT = 0.0
 """Signed distance at which a finger stops, metres."""
@@ -148,8 +148,8 @@ def _simple_pose(hand: hands.RenderHand, betas: np.ndarray, angles: np.ndarray):
     shaped = hand.file.v_template + hand.file.shapedirs @ betas
     joints = hand.file.J_regressor @ shaped
     rotations = np.concatenate([np.eye(3)[None], hands.joint_rotations(hand, angles)])
-    turn, shift = skinning.joint_transforms(rotations, joints)
-    posed = skinning.skin(shaped, hand.file.weights, turn, shift)
+    turn, shift = numpy_skinning.joint_transforms(rotations, joints)
+    posed = numpy_skinning.skin(shaped, hand.file.weights, turn, shift)
     moved = (turn @ joints[..., None])[..., 0] + shift
     return moved - joints[0], posed - joints[0]
 

@@ -19,7 +19,7 @@ from data_pipelines.synthetic import hand as hands
 from data_pipelines.synthetic import pose_blocks
 from data_pipelines.synthetic.poses import BLOCK, FACING, BlockSource, hands_of
 from data_pipelines.synthetic.prior import PosePrior
-from handjax import render
+from handjax.visualization import render
 
 TRAIN, TEST = 0x1E77, 0x7E57
 """Streams: letters to train on, and others to evaluate with."""

@@ -8,9 +8,9 @@ what they are.
 import numpy as np
 from jaxtyping import Bool, Float
 
-from data_pipelines import skinning
 from data_pipelines.synthetic.prior import PosePrior, segment_distance
-from handjax import skeleton
+from handjax.geometry import skeleton
+from handjax.mano import numpy_skinning
 
 _HINGES = [joint for joint in range(12) if joint % 3]
 """Joints that bend one way only."""
@@ -89,7 +89,7 @@ def rotations(
     prior: PosePrior, angles: Float[np.ndarray, "count 15 3"]
 ) -> Float[np.ndarray, "count 15 3 3"]:
     """Local rotations of the finger joints, as `hand.joint_rotations`."""
-    turns = skinning.axis_angle_to_matrix(angles[..., None] * prior.hand.axes)
+    turns = numpy_skinning.axis_angle_to_matrix(angles[..., None] * prior.hand.axes)
     return turns[..., 0, :, :] @ turns[..., 1, :, :] @ turns[..., 2, :, :]
 
 

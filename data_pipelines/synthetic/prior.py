@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from data_pipelines import skinning
 from data_pipelines.synthetic import hand as hands
+from handjax.mano import numpy_skinning
 
 _FINGERS = ("index", "middle", "little", "ring", "thumb")
 """Order of MANO's finger joints, three each."""
@@ -57,7 +57,7 @@ class PosePrior:
         rotations = np.concatenate(
             [np.eye(3)[None], hands.joint_rotations(self.hand, angles)]
         )
-        turn, shift = skinning.joint_transforms(rotations, self.hand.rest_joints)
+        turn, shift = numpy_skinning.joint_transforms(rotations, self.hand.rest_joints)
         turn, shift = turn[self.capsules.joint], shift[self.capsules.joint]
         start = (turn @ self.capsules.start[..., None])[..., 0] + shift
         end = (turn @ self.capsules.end[..., None])[..., 0] + shift

@@ -30,7 +30,7 @@ class Generator:
         self._sampler = scene.Sampler(image_size, max_turn)
 
     def __call__(self, split: str, index: int) -> dict:
-        """Return one record, see `data_pipelines.schema`."""
+        """Return one record, see `data_pipelines.storage.schema`."""
         attempt = 0
         while True:
             rng = np.random.default_rng([self.seed, SPLITS[split], index, attempt])

@@ -10,7 +10,7 @@ from data_pipelines.synthetic import hand as hands
 from data_pipelines.synthetic import lens, shading, skin
 from data_pipelines.synthetic.meshes import Mesh
 from data_pipelines.synthetic.scene import Scene
-from handjax.rasterizer import Raster, rasterize
+from handjax.visualization.rasterizer import Raster, rasterize
 
 SUPERSAMPLING = 2
 _SHADOW_MAP = 256

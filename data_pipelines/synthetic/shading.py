@@ -342,7 +342,7 @@ def _add_lights(lights, kind, gloss, n, v, p, irradiance, highlight):
 def shade(raster, surface, lights, grid, focal, centre, out):
     """Fill albedo, irradiance and highlight (height, width, 3) of the seen pixels.
 
-    `raster` is a `handjax.rasterizer.Raster`; focal and centre in its pixels.
+    `raster` is a `visualization.rasterizer.Raster`; focal and centre in its pixels.
     """
     zbuffer, face_index, barycentric = raster
     albedo, irradiance, highlight = out

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from data_pipelines import workers
+from data_pipelines.storage import workers
 
 CHUNK = 4
 """Examples that a process makes before it reports back."""
@@ -22,7 +22,7 @@ def _start(settings: dict[str, Any]) -> None:
 
 
 def _render(split: str, first: int, last: int) -> list[bytes]:
-    from data_pipelines import schema
+    from data_pipelines.storage import schema
 
     return [schema.encode(_generator(split, index)) for index in range(first, last)]
 

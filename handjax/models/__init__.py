@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from handjax import mano_files
+from handjax.geometry.skeleton import HAND, Skeleton, of_body
+from handjax.mano import model_files
 from handjax.nn import backbones
-from handjax.skeleton import HAND, Skeleton, of_body
 from handjax.types import AnyArray, Variables
 
 
@@ -57,7 +57,7 @@ class HandConstants(NamedTuple):
             )
 
 
-def hand_constants(file: mano_files.ManoFile) -> HandConstants:
+def hand_constants(file: model_files.ManoFile) -> HandConstants:
     """Constants of a hand model file, float32."""
     return HandConstants(
         v_template=np.asarray(file.v_template, np.float32),
@@ -65,7 +65,7 @@ def hand_constants(file: mano_files.ManoFile) -> HandConstants:
         posedirs=np.asarray(file.posedirs, np.float32),
         J_regressor=np.asarray(file.J_regressor, np.float32),
         weights=np.asarray(file.weights, np.float32),
-        joint_regressor=np.asarray(mano_files.joint_regressor(file), np.float32),
+        joint_regressor=np.asarray(model_files.joint_regressor(file), np.float32),
         hands_mean=np.asarray(file.hands_mean.reshape(-1, 3), np.float32),
         hands_components=np.asarray(file.hands_components, np.float32),
         faces=np.asarray(file.faces, np.int32),

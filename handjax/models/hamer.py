@@ -17,17 +17,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from handjax import hmr_losses, losses
-from handjax.mano import HandModel
+from handjax.family.stage import Stage
+from handjax.geometry.skeleton import root_joint
+from handjax.losses import elementwise, hmr
+from handjax.mano.hand_model import HandModel
 from handjax.models import HandConstants, check_root, parameters_by_part
 from handjax.nn import backbones, mano_head
-from handjax.nn.image import IMAGENET_MEAN, IMAGENET_STD, middle_columns, normalised
 from handjax.nn.mano_head import ManoHead, ManoParameters, MeanParameters, Posed
 from handjax.nn.metaformer import torch_linear_init
-from handjax.nn.ops import gelu
+from handjax.nn.ops.convolutions import gelu
+from handjax.nn.ops.image import IMAGENET_MEAN, IMAGENET_STD, middle_columns, normalised
 from handjax.nn.pose_discriminator import PoseDiscriminator
-from handjax.skeleton import root_joint
-from handjax.stages import Stage
 from handjax.types import AnyArray, Batch, HandOutput, Paper, Variables
 
 PAPER = Paper(
@@ -261,17 +261,17 @@ def mesh_loss(
         mutable=["batch_stats"],
         rngs=rngs,
     )
-    terms = hmr_losses.terms(
+    terms = hmr.terms(
         parameters,
         posed,
         batch,
         crop_size=image.shape[1],
         reduction=model.reduction,
     )
-    terms |= hmr_losses.adversarial_terms(
+    terms |= hmr.adversarial_terms(
         model, variables, parameters, batch.real_pose, batch.real_betas
     )
-    error = losses.mean_distance(
+    error = elementwise.mean_distance(
         output.vertices, batch.vertices, example_valid=jnp.asarray(batch.vertices_valid)
     )
     return terms, {"mm": 1000 * error}, dict(updates)

@@ -20,15 +20,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, UInt8
 
-from handjax import camera, losses
+from handjax.family.stage import Stage
+from handjax.geometry import camera
+from handjax.geometry.skeleton import MIDDLE_MCP, NUM_JOINTS, WRIST
+from handjax.losses import elementwise
 from handjax.models import HandConstants, joints_from_vertices, parameters_by_part
 from handjax.nn import backbones
-from handjax.nn.image import normalised
 from handjax.nn.metaformer import MeshRegressor, torch_linear_init
+from handjax.nn.ops.image import normalised
 from handjax.nn.point_transformer import farthest_points
 from handjax.nn.token_sampler import TokenGenerator
-from handjax.skeleton import MIDDLE_MCP, NUM_JOINTS, WRIST
-from handjax.stages import Stage
 from handjax.types import AnyArray, Batch, HandOutput, Paper, Variables
 
 PAPER = Paper(
@@ -245,15 +246,15 @@ def mesh_loss(
     target, seen = _targets2d(variables, batch)
     whole = _is_whole(batch)
     terms = {
-        "joints2d": losses.reduce_points(
-            losses.point_l1(points, target), confidence=seen
+        "joints2d": elementwise.reduce_points(
+            elementwise.point_l1(points, target), confidence=seen
         ),
-        "joints3d": losses.reduce_points(
-            losses.point_l1(output.joints3d, batch.joints3d),
+        "joints3d": elementwise.reduce_points(
+            elementwise.point_l1(output.joints3d, batch.joints3d),
             point_valid=whole[:, None] & batch.known_joints3d,
         ),
-        "vertices": losses.reduce_points(
-            losses.point_l1(output.vertices, batch.vertices),
+        "vertices": elementwise.reduce_points(
+            elementwise.point_l1(output.vertices, batch.vertices),
             example_valid=whole & batch.vertices_valid,
         ),
     }
@@ -262,7 +263,7 @@ def mesh_loss(
         error = jnp.abs(output.root_gamma - gamma)
         known = batch.joints3d_valid & (batch.root3d[:, 2] > 0)
         terms["root_depth"] = jnp.mean(jnp.where(known, error, 0.0))
-    error = losses.mean_distance(
+    error = elementwise.mean_distance(
         output.vertices, batch.vertices, example_valid=jnp.asarray(batch.vertices_valid)
     )
     return terms, {"mm": 1000 * error}, dict(updates)

@@ -18,10 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from handjax import frozen_tokenizer, losses, supervision
+from handjax.family import frozen_tokenizer
+from handjax.family.stage import Stage
+from handjax.geometry.skeleton import NUM_JOINTS, NUM_VERTICES
+from handjax.losses import elementwise, supervision
 from handjax.models import HandConstants, joints_from_vertices, parameters_by_part
 from handjax.nn import backbones
-from handjax.nn.image import IMAGENET_MEAN, IMAGENET_STD, normalised
 from handjax.nn.metaformer import (
     MeshRegressor,
     MetaFormerBlock,
@@ -30,11 +32,10 @@ from handjax.nn.metaformer import (
     layer_norm,
     linear,
 )
+from handjax.nn.ops.image import IMAGENET_MEAN, IMAGENET_STD, normalised
 from handjax.nn.point_transformer import PointTransformer, level_sizes
 from handjax.nn.token_sampler import TokenGenerator
 from handjax.nn.vq import Quantized, VectorQuantizer, nearest_code, soft_lookup
-from handjax.skeleton import NUM_JOINTS, NUM_VERTICES
-from handjax.stages import Stage
 from handjax.types import AnyArray, Batch, HandOutput, Paper, Variables
 
 PAPER = Paper(
@@ -374,10 +375,10 @@ def tokenizer_loss(
         mutable=["batch_stats", "codebook"],
         rngs=rngs,
     )
-    error = losses.point_l1(output.vertices, vertices)
-    far = losses.commitment(tokens, quantized.codes, reduction=model.commitment)
+    error = elementwise.point_l1(output.vertices, vertices)
+    far = elementwise.commitment(tokens, quantized.codes, reduction=model.commitment)
     terms = {
-        "vertices": losses.reduce_points(error, example_valid=valid),
+        "vertices": elementwise.reduce_points(error, example_valid=valid),
         "commitment": jnp.mean(jnp.where(valid, far, 0.0)),
     }
     metrics = {**quantized.metrics, "mm": _millimetres(output, batch)}
@@ -398,23 +399,26 @@ def mesh_loss(
         variables, batch.image, train=True, mutable=["batch_stats"], rngs=rngs
     )
     to_unit = 1 / _last_pixel(batch.image)
-    joints2d = losses.point_l1(output.joints2d * to_unit, batch.joints2d * to_unit)
+    joints2d = elementwise.point_l1(output.joints2d * to_unit, batch.joints2d * to_unit)
     mesh_valid = batch.vertices_valid
     terms = {
-        "tokens": losses.reduce_points(
-            losses.cross_entropy(output.logits, labels), example_valid=mesh_valid
+        "tokens": elementwise.reduce_points(
+            elementwise.cross_entropy(output.logits, labels), example_valid=mesh_valid
         ),
-        "joints3d": losses.reduce_points(
-            losses.point_l1(output.joints3d, batch.joints3d),
+        "joints3d": elementwise.reduce_points(
+            elementwise.point_l1(output.joints3d, batch.joints3d),
             point_valid=batch.known_joints3d,
         ),
-        "joints2d": losses.reduce_points(joints2d, confidence=batch.joints2d_weights),
-        "vertices": losses.reduce_points(
-            losses.point_l1(output.vertices, batch.vertices), example_valid=mesh_valid
+        "joints2d": elementwise.reduce_points(
+            joints2d, confidence=batch.joints2d_weights
+        ),
+        "vertices": elementwise.reduce_points(
+            elementwise.point_l1(output.vertices, batch.vertices),
+            example_valid=mesh_valid,
         ),
     }
     metrics = {
-        "token_accuracy": losses.accuracy(
+        "token_accuracy": elementwise.accuracy(
             output.logits, labels, example_valid=mesh_valid
         ),
         "mm": _millimetres(output, batch),
@@ -433,7 +437,7 @@ def predict_image(model: Model, variables: Variables, batch: Batch) -> HandOutpu
 
 
 def _millimetres(output: HandOutput, batch: Batch) -> Float[Array, ""]:
-    return 1000 * losses.mean_distance(
+    return 1000 * elementwise.mean_distance(
         output.vertices, batch.vertices, example_valid=jnp.asarray(batch.vertices_valid)
     )
 

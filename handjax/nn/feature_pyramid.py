@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from handjax.nn import ops
-from handjax.nn.conv import Conv
+from handjax.nn.ops import convolutions
+from handjax.nn.ops.conv import Conv
 
 LEVELS = {"1x": 0, "4x": 2, "8x": 3, "16x": 4}
 """How often each map doubles the size of the one it is made of."""
@@ -64,7 +64,9 @@ class FeaturePyramid(nn.Module):
     ) -> Float[Array, "batch _ _ features"]:
         for i in range(doublings):
             if i:
-                x = ops.gelu(_layer_norm(self.dtype, f"{name}_up{i - 1}_norm")(x))
+                x = convolutions.gelu(
+                    _layer_norm(self.dtype, f"{name}_up{i - 1}_norm")(x)
+                )
             half = max(1, x.shape[-1] // 2)
             x = Doubled(half, self.dtype, name=f"{name}_up{i}")(x)
         for kernel in (1, 3):
@@ -92,7 +94,7 @@ class Doubled(nn.Module):
 
         kernel = self.param("kernel", init, (2, 2, x.shape[-1], self.features))
         bias = self.param("bias", init, (self.features,))
-        x = ops.conv_transpose(x, kernel.astype(self.dtype), stride=2)
+        x = convolutions.conv_transpose(x, kernel.astype(self.dtype), stride=2)
         return x + bias.astype(self.dtype)[None, None, None]
 
 

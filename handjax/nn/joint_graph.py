@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from handjax.nn.batch_norm import BatchNorm
+from handjax.nn.ops.batch_norm import BatchNorm
 
 KINDS = {
     "per_joint": "two matrices for every joint, as Hamba was released",

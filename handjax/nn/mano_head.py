@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from handjax import camera, rotations, skeleton
-from handjax.mano import HandModel
+from handjax.geometry import camera, rotations, skeleton
+from handjax.mano.hand_model import HandModel
 from handjax.nn.metaformer import torch_linear_init
 from handjax.types import HandOutput
 

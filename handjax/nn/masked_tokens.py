@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from handjax.nn import largest
+from handjax.nn.ops import largest
 
 SCHEDULES = {
     "cosine": lambda x: jnp.cos(0.5 * jnp.pi * x),

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from handjax.nn.ops import gelu
-from handjax.skeleton import NUM_VERTICES
+from handjax.geometry.skeleton import NUM_VERTICES
+from handjax.nn.ops.convolutions import gelu
 
 LAYER_NORM_EPS = 1e-5
 torch_linear_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from handjax.nn.largest import largest, top_k
+from handjax.nn.ops.largest import largest, top_k
 
 NEIGHBOURS = ("posed", "template")
 SHARE = 8

@@ -25,9 +25,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from handjax.nn import ops, ssm_paths
-from handjax.nn.conv import torch_init
+from handjax.nn import ssm_paths
 from handjax.nn.metaformer import DropPath, layer_norm
+from handjax.nn.ops import convolutions
+from handjax.nn.ops.conv import torch_init
 
 PATHS = ("auto", "sequential", "associative", "fused")
 DISCRETISATIONS = ("euler", "zoh")
@@ -266,7 +267,7 @@ class DepthwiseConv(nn.Module):
         height, width, dim = x.shape[1:]
         kernel = self.param("kernel", torch_init, (3, 3, 1, dim)).astype(self.dtype)
         if width > 1:
-            return ops.depthwise_conv(x, kernel)
+            return convolutions.depthwise_conv(x, kernel)
         padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0)))
         taps = kernel[:, 1]
         shifted = (padded[:, i : i + height] * taps[i][None, None] for i in range(3))
@@ -310,5 +311,5 @@ class VSSBlock(nn.Module):
         x = x + DropPath(self.drop_path)(y, train=train)
         y = layer_norm(self.dtype, "norm2")(x)
         y = _linear(int(self.mlp_ratio * self.dim), True, self.dtype, "fc1")(y)
-        y = _linear(self.dim, True, self.dtype, "fc2")(ops.gelu(y))
+        y = _linear(self.dim, True, self.dtype, "fc2")(convolutions.gelu(y))
         return x + DropPath(self.drop_path)(y, train=train)

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from handjax.nn.conv import Conv
 from handjax.nn.metaformer import LAYER_NORM_EPS, layer_norm, linear
-from handjax.nn.ops import gelu
+from handjax.nn.ops.conv import Conv
+from handjax.nn.ops.convolutions import gelu
 from handjax.types import AnyArray
 
 KINDS = {

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from handjax.nn.batch_norm import BatchNorm
-from handjax.nn.conv import Conv
 from handjax.nn.metaformer import torch_linear_init
+from handjax.nn.ops.batch_norm import BatchNorm
+from handjax.nn.ops.conv import Conv
 
 
 def bilinear_sample(

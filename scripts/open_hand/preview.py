@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from skinning import angles_to_rotations, pose_features, skin, unit
 from topology import vertex_normals
 
-from handjax.rasterizer import interpolate, rasterize
+from handjax.visualization.rasterizer import interpolate, rasterize
 
 VIEWS = {
     "back": ((0, -1, 0.05), (-1, 0, 0)),

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "nn" / "backbones"))
+sys.path.insert(0, str(HERE.parent / "support"))
 
 from torch_reference import (  # noqa: E402
     import_timm,

@@ -7,13 +7,12 @@ of each map, its largest magnitude and a fixed sample of its values. "reparamete
 is timm's own fused network.
 """
 
-import sys
 from pathlib import Path
 
 import numpy as np
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "nn" / "backbones"))
+sys.path.insert(0, str(HERE.parent / "support"))
 
 from torch_reference import (  # noqa: E402
     import_timm,

@@ -7,13 +7,12 @@ shapes of the state dict and a sample of every step's output (see `sample`), for
 released head on a FastViT-T8 at 64 pixels.
 """
 
-import sys
 from pathlib import Path
 
 import numpy as np
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "nn" / "backbones"))
+sys.path.insert(0, str(HERE.parent / "support"))
 
 from torch_reference import (  # noqa: E402
     import_timm,
@@ -27,7 +26,7 @@ def outputs(name, size):
     import_timm()
     import torch
 
-    from handjax import torch_peers
+    from handjax.benchmarking import torch_peers
 
     torch.set_grad_enabled(False)
     model = torch_peers.SimpleHand(name, size).eval()

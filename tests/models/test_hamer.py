@@ -9,8 +9,8 @@ import pytest
 import tiny
 
 from handjax import models
-from handjax.command_line import load_config
-from handjax.mano import HandModel
+from handjax.config.flags import load_config
+from handjax.mano.hand_model import HandModel
 from handjax.models import hamer
 from handjax.nn import mano_head
 

@@ -1,30 +1,27 @@
 import importlib.util
 import re
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from places import CONFIGS, GOLDEN
+from torch_reference import random_state_dict, read_golden, sample
 
-from handjax import camera, checkpoints, conversions, models, optimizers
+from handjax import conversion, models
+from handjax.checkpoints import store
+from handjax.geometry import camera
 from handjax.models import simplehand
 from handjax.nn.metaformer import TokenLinear
 from handjax.nn.token_sampler import TokenGenerator
+from handjax.training import optimizers
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "nn" / "backbones"))
-sys.path.insert(0, str(Path(__file__).parents[1] / "golden"))
-
-from torch_reference import random_state_dict, read_golden, sample
-
-ROOT = Path(__file__).parents[2]
-GOLDEN = ROOT / "tests" / "golden" / "simplehand_t8.npz"
+GOLDEN = GOLDEN / "simplehand_t8.npz"
 
 
 def load_config(variant):
-    path = ROOT / "configs" / "simplehand.py"
+    path = CONFIGS / "simplehand.py"
     spec = importlib.util.spec_from_file_location("simplehand_config", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -35,7 +32,7 @@ def built(variant="demo", **fields):
     """Model of a config and its variables' shapes."""
     config = load_config(variant)
     config.model.update(fields)
-    model = checkpoints.build_model(simplehand, config)
+    model = store.build_model(simplehand, config)
     batch = tiny.batch(2, crop=config.data.crop_size)
     init = lambda: model.init(jax.random.key(0), batch, tiny.hand(), method="init_all")  # noqa: E731
     return model, batch, jax.jit(init)
@@ -60,9 +57,9 @@ def test_parameters_by_part_are_the_released_ones():
 
 
 def converted(weights):
-    options = conversions.Options(hand="open")
-    found = conversions.load("simplehand").convert(weights, options)
-    return checkpoints.build_model(simplehand, found.config), found
+    options = conversion.Options(hand="open")
+    found = conversion.load("simplehand").convert(weights, options)
+    return store.build_model(simplehand, found.config), found
 
 
 def every_step(model, variables, image):

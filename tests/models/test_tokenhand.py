@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import tiny
 
-from handjax import config as configs
-from handjax import mano_files, train_state
+from handjax.config import schema as configs
+from handjax.mano import model_files
 from handjax.models import tokenhand
 from handjax.models.tokenhand import Model
+from handjax.training.step import create, make_step
 
 TINY = dict(
     encoder_widths=(16,),
@@ -135,7 +136,7 @@ def test_decoding_the_indices_of_a_mesh_is_its_reconstruction():
     assert tokens.shape == (4, 48, 8)
     decoded = apply(indices, method="decode")
     np.testing.assert_allclose(decoded.vertices, output.vertices, atol=1e-6)
-    regressor = mano_files.joint_regressor(mano_files.load())
+    regressor = model_files.joint_regressor(model_files.load())
     np.testing.assert_allclose(
         decoded.joints3d,
         np.einsum("jv,bvx->bjx", regressor, decoded.vertices),
@@ -318,14 +319,12 @@ def settings(name):
 @functools.cache
 def compiled(index, model):
     name = stage(index).name
-    return jax.jit(train_state.make_step(model, stage(index), settings(name)))
+    return jax.jit(make_step(model, stage(index), settings(name)))
 
 
 def trained(index, steps, model, variables, batch):
     name = stage(index).name
-    state = train_state.create(
-        variables, stage(index), settings(name), jax.random.key(3)
-    )
+    state = create(variables, stage(index), settings(name), jax.random.key(3))
     history = []
     for _ in range(steps):
         state, metrics = compiled(index, model)(state, batch)
@@ -375,7 +374,7 @@ def fitting():
     config.model = dict(TINY)
     model, variables = tiny_model()
     variables["codebook"]["tokenizer"]["vq"]["initialized"] = jnp.ones((), bool)
-    file = mano_files.load()
+    file = model_files.load()
     info = {
         "config": {"model": dict(TINY)},
         "hand": {"name": file.name, "sha256": file.sha256},

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from handjax import skeleton
+from handjax.geometry import skeleton
 from handjax.nn import joint_graph
 from handjax.nn.joint_graph import JointGraphBlock, JointGraphConv
 

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from handjax import mano, models, skeleton
-from handjax.mano_files import joint_regressor, load
+from handjax import models
+from handjax.geometry import skeleton
+from handjax.mano import hand_model
+from handjax.mano.model_files import joint_regressor, load
 from handjax.nn import mano_head
 
 BATCH = 3
@@ -22,7 +24,7 @@ BETAS = RNG.normal(size=(BATCH, 10)).astype(np.float32)
 
 @functools.cache
 def hand():
-    return mano.HandModel.load()
+    return hand_model.HandModel.load()
 
 
 @functools.cache
@@ -59,7 +61,7 @@ def head():
 
 def test_constants_of_a_hand_make_the_hand_model_again():
     constants = models.hand_constants(load())
-    for name, value in mano.HandModel(**constants._asdict())._asdict().items():
+    for name, value in hand_model.HandModel(**constants._asdict())._asdict().items():
         np.testing.assert_array_equal(value, getattr(hand(), name), err_msg=name)
 
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from handjax.nn import ops, ssm
+from handjax.nn import ssm
+from handjax.nn.ops import convolutions
 from handjax.nn.ssm import SS2D, DepthwiseConv, VSSBlock, selective_scan
 
 COMPUTED = [path for path in ssm.PATHS if path != "auto"]
@@ -185,7 +186,7 @@ def test_convolution_of_a_column_equals_that_of_a_map():
     x = jax.random.normal(jax.random.key(0), (2, 7, 1, 5))
     conv = DepthwiseConv()
     variables = conv.init(jax.random.key(1), x)
-    expected = jit(ops.depthwise_conv)(x, variables["params"]["kernel"])
+    expected = jit(convolutions.depthwise_conv)(x, variables["params"]["kernel"])
     np.testing.assert_allclose(conv.apply(variables, x), expected, atol=1e-6)
 
 

@@ -32,7 +32,7 @@ def _arguments() -> argparse.Namespace:
 def main() -> int:
     """Run the command; returns its exit status."""
     arguments = _arguments()
-    from data_pipelines.shards import ShardError
+    from data_pipelines.storage.shards import ShardError
     from data_pipelines.synthetic.body import pictures
 
     directory = Path(arguments.out).expanduser()

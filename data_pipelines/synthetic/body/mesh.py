@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from handjax import files
-from handjax.skeleton import SMPL_JOINTS, SMPL_PARENTS
+from handjax.geometry.skeleton import SMPL_JOINTS, SMPL_PARENTS
+from handjax.io import atomic_files
 
 _JOINTS = {
     "pelvis": (0.0, 0.0, 0.0),
@@ -106,7 +106,7 @@ def save(path: str | os.PathLike, **options: int) -> None:
     """Write `arrays(**options)` as an npz, which `config.hand.source` may name."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays(**options))
-    files.write_bytes(path, buffer.getvalue())
+    atomic_files.write_bytes(path, buffer.getvalue())
 
 
 def _place(name: str) -> np.ndarray:

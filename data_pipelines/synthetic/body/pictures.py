@@ -14,13 +14,14 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from scipy.spatial.transform import Rotation
 
-from data_pipelines import contact_sheet, progress, schema, shards, skinning
-from data_pipelines.directories import check_same, locked
+from data_pipelines.storage import contact_sheet, progress, schema, shards
+from data_pipelines.storage.directories import check_same, locked
 from data_pipelines.synthetic.body import mesh
 from data_pipelines.synthetic.records import SPLITS, jpeg, project
-from handjax import mano_files, render
-from handjax.mano_files import ManoFile
-from handjax.skeleton import SMPL_JOINTS, SMPL_PARENTS
+from handjax.geometry.skeleton import SMPL_JOINTS, SMPL_PARENTS
+from handjax.mano import model_files, numpy_skinning
+from handjax.mano.model_files import ManoFile
+from handjax.visualization import render
 
 NAME = "synthetic_body"
 MODEL = "body.npz"
@@ -118,7 +119,7 @@ def load(source: str | os.PathLike) -> ManoFile:
     Raises:
         ValueError: It is none in SMPL's format, or has another tree.
     """
-    file = mano_files.load(source)
+    file = model_files.load(source)
     if tuple(file.parents) != SMPL_PARENTS:
         raise ValueError(
             f"{source}: poses are drawn for SMPL's 24 joints, this model has "
@@ -166,16 +167,16 @@ class Generator:
 
     def __init__(self, file: ManoFile, seed: int, image_size: int):
         self._file, self._seed, self._size = file, seed, image_size
-        self._regressor = mano_files.joint_regressor(file)
+        self._regressor = model_files.joint_regressor(file)
         part = np.array([_clothing(name) for name in SMPL_JOINTS])
         self._clothing = part[file.weights.argmax(axis=1)]
 
     def __call__(self, split: str, index: int) -> dict:
-        """Return one record, see `data_pipelines.schema`."""
+        """Return one record, see `data_pipelines.storage.schema`."""
         rng = np.random.default_rng([self._seed, SPLITS[split], index])
         size, file = self._size, self._file
         pose, betas = sample_pose(rng), rng.normal(0, 1, 10).clip(-2, 2)
-        vertices = skinning.posed(file, pose, betas)
+        vertices = numpy_skinning.posed(file, pose, betas)
         intrinsics, transl = camera(rng, vertices, size)
         vertices = vertices + transl
         colours = rng.uniform(0.15, 1, (len(_CLOTHES), 3))

@@ -11,15 +11,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from handjax.nn import ops
-from handjax.nn.batch_norm import (
+from handjax.nn.ops import convolutions
+from handjax.nn.ops.batch_norm import (
     BatchNorm,
     Moments,
     apply_affine,
     covariance,
     moments,
 )
-from handjax.nn.conv import Conv, Map, Output, torch_init
+from handjax.nn.ops.conv import Conv, Map, Output, torch_init
 
 Affine = tuple[Float[Array, " dim"], Float[Array, " dim"]]
 
@@ -65,7 +65,7 @@ class Branch(nn.Module):
         self.conv = Kernel(self.shape)
         self.bn = BatchNorm(self.shape[-1])
 
-    def kernel(self) -> ops.Kernel:
+    def kernel(self) -> convolutions.Kernel:
         """Kernel of the convolution."""
         return self.conv()
 
@@ -80,7 +80,7 @@ class Kernel(nn.Module):
     shape: tuple[int, int, int, int]
 
     @nn.compact
-    def __call__(self) -> ops.Kernel:
+    def __call__(self) -> convolutions.Kernel:
         """Return the kernel."""
         return self.param("kernel", torch_init, self.shape)
 
@@ -114,7 +114,7 @@ class MobileOne(nn.Module):
             out = self._branches(x, train, conv)
         if self.squeeze:
             out = SqueezeExcite(dtype=self.dtype, name="se")(out)
-        return ops.gelu(out) if self.activation else out
+        return convolutions.gelu(out) if self.activation else out
 
     def _branches(self, x, train, conv):
         if self.depthwise and x.shape[-1] == self.features:
@@ -155,7 +155,7 @@ class MobileOne(nn.Module):
         covariance of the windows and neither output is ever computed.
         """
         size, dim = self.kernel_size, x.shape[-1]
-        windows = ops.windows(x.astype(self.dtype), size, self.stride)
+        windows = convolutions.windows(x.astype(self.dtype), size, self.stride)
         batch = covariance(windows) if train else None
         edge = (size // 2, size // 2)
         matrix, bias = 0.0, 0.0
@@ -169,7 +169,7 @@ class MobileOne(nn.Module):
                 None if batch is None else batch.through(kernel)
             )
             matrix, bias = matrix + kernel * factor[None], bias + offset
-        out = ops.pointwise(windows, matrix.astype(self.dtype))
+        out = convolutions.pointwise(windows, matrix.astype(self.dtype))
         return out + bias.astype(self.dtype)[None, None, None]
 
 
@@ -249,7 +249,7 @@ class ConvMlp(nn.Module):
         # Two axes, as in `ops.pointwise`.
         flat = x.reshape(-1, dim)
         flat = nn.Dense(dim * self.ratio, **options, name="fc1")(flat)
-        flat = nn.Dense(dim, **options, name="fc2")(ops.gelu(flat))
+        flat = nn.Dense(dim, **options, name="fc2")(convolutions.gelu(flat))
         return flat.reshape(x.shape)
 
 

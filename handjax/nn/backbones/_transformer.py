@@ -5,7 +5,7 @@ from typing import Any
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from handjax.nn import ops
+from handjax.nn.ops import convolutions
 
 init = nn.initializers.truncated_normal(0.02)
 
@@ -20,7 +20,7 @@ class Mlp(nn.Module):
         """Mix the channels of each position."""
         options: dict[str, Any] = dict(dtype=self.dtype, kernel_init=init)
         hidden = nn.Dense(4 * x.shape[-1], **options, name="fc1")(x)
-        return nn.Dense(x.shape[-1], **options, name="fc2")(ops.gelu(hidden))
+        return nn.Dense(x.shape[-1], **options, name="fc2")(convolutions.gelu(hidden))
 
 
 def layer_norm(dtype: Any, name: str) -> nn.LayerNorm:

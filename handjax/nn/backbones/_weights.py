@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from handjax import misfits
+from handjax.io import weight_matching
 from handjax.types import Variables
 
 _found: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar(
@@ -38,7 +38,7 @@ def check_fits(variables: Variables, module: nn.Module, name: str, source: str) 
     Raises:
         misfits.ConversionError: They do not fit; says which entries.
     """
-    misfits.check(
+    weight_matching.check(
         shapes(variables),
         _expected(module),
         name=name,

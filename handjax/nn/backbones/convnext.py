@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from handjax.nn.backbones import _torch_names, _weights
 from handjax.nn.backbones._transformer import Mlp, init, layer_norm
-from handjax.nn.conv import Conv, Map, Output
+from handjax.nn.ops.conv import Conv, Map, Output
 from handjax.types import Variables
 
 

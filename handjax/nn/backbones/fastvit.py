@@ -24,9 +24,9 @@ from handjax.nn.backbones._fastvit_blocks import (
     MobileOne,
     PositionCode,
 )
-from handjax.nn.batch_norm import BatchNorm
-from handjax.nn.conv import Conv, Map, Output
-from handjax.nn.image import check_sides
+from handjax.nn.ops.batch_norm import BatchNorm
+from handjax.nn.ops.conv import Conv, Map, Output
+from handjax.nn.ops.image import check_sides
 from handjax.types import Variables
 
 

@@ -19,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from handjax.nn import ops
 from handjax.nn.backbones import _weights
-from handjax.nn.conv import Conv, Map, Output
-from handjax.nn.image import check_sides
-from handjax.nn.largest import largest
+from handjax.nn.ops import convolutions
+from handjax.nn.ops.conv import Conv, Map, Output
+from handjax.nn.ops.image import check_sides
+from handjax.nn.ops.largest import largest
 from handjax.types import Variables
 
 
@@ -193,7 +193,7 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Map) -> Map:
         """Mix the channels of each token."""
-        out = ops.gelu(_dense(4 * x.shape[-1], self.dtype, "fc1")(x))
+        out = convolutions.gelu(_dense(4 * x.shape[-1], self.dtype, "fc1")(x))
         return _dense(x.shape[-1], self.dtype, "fc2", self.last_init)(out)
 
 

@@ -16,9 +16,9 @@ from jaxtyping import Array, Float
 
 from handjax.nn.backbones import _torch_names, _weights
 from handjax.nn.backbones.resnet import Block
-from handjax.nn.batch_norm import BatchNorm
-from handjax.nn.conv import Conv, Map, Output
-from handjax.nn.image import check_sides
+from handjax.nn.ops.batch_norm import BatchNorm
+from handjax.nn.ops.conv import Conv, Map, Output
+from handjax.nn.ops.image import check_sides
 from handjax.types import Variables
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from handjax.nn.backbones import _torch_names, _weights
-from handjax.nn.batch_norm import BatchNorm
-from handjax.nn.conv import Conv, Map, Output
+from handjax.nn.ops.batch_norm import BatchNorm
+from handjax.nn.ops.conv import Conv, Map, Output
 from handjax.types import Variables
 
 

@@ -28,8 +28,8 @@ from jaxtyping import Array, Float
 
 from handjax.nn.backbones import _torch_names, _weights
 from handjax.nn.backbones._transformer import Mlp, init, layer_norm
-from handjax.nn.conv import Conv, Map, Output
-from handjax.nn.remat import again
+from handjax.nn.ops.conv import Conv, Map, Output
+from handjax.nn.ops.remat import again
 from handjax.types import Variables
 
 Tokens = Float[Array, "batch tokens dim"]

@@ -8,10 +8,11 @@ import prepared
 import pytest
 from miniatures import asl, coco_wholebody, halpe, hands, hint, mpii_nzsl
 
-from data_pipelines import datasets, preparation
+from data_pipelines import datasets
 from data_pipelines.datasets import asl as asl_converter
 from data_pipelines.datasets import hint as hint_converter
-from data_pipelines.sources import Source, SourceError
+from data_pipelines.preparation import job
+from data_pipelines.sources.reading import Source, SourceError
 
 MAKERS = {
     "coco_wholebody": coco_wholebody,
@@ -36,9 +37,7 @@ def every(tmp_path_factory):
             root = tmp_path_factory.mktemp(name)
             content = MAKERS[name].make(root / "source")
             splits = SPLITS.get(name, [])
-            out = preparation.prepare(
-                name, root / "source", root / "out", splits=splits
-            )
+            out = job.prepare(name, root / "source", root / "out", splits=splits)
             made[name] = root / "source", content, out
         return made[name]
 
@@ -46,7 +45,7 @@ def every(tmp_path_factory):
 
 
 def manifest(out, split):
-    return preparation.read_manifest(out)["splits"][split]
+    return job.read_manifest(out)["splits"][split]
 
 
 def source_pixels(record):
@@ -55,14 +54,14 @@ def source_pixels(record):
 
 def failure(name, root, tmp_path, split="train"):
     with pytest.raises(SourceError) as error:
-        preparation.prepare(name, root, tmp_path / "out", splits=[split])
+        job.prepare(name, root, tmp_path / "out", splits=[split])
     return str(error.value)
 
 
 @pytest.mark.parametrize("name", list(MAKERS))
 def test_nothing_is_claimed_that_is_not_annotated(every, name):
     out = every(name)[2]
-    for split in preparation.read_manifest(out)["splits"]:
+    for split in job.read_manifest(out)["splits"]:
         for record in prepared.records(out, split):
             flags = [value for key, value in record.items() if key.startswith("has_")]
             assert not any(flags)
@@ -105,9 +104,7 @@ def test_coco_annotations_may_lie_in_their_folder(every, tmp_path):
     (root / "annotations").mkdir()
     name = "coco_wholebody_train_v1.0.json"
     (root / name).rename(root / "annotations" / name)
-    out = preparation.prepare(
-        "coco_wholebody", root, tmp_path / "out", splits=["train"]
-    )
+    out = job.prepare("coco_wholebody", root, tmp_path / "out", splits=["train"])
     assert len(prepared.records(out)) == 3
     (root / "annotations" / name).unlink()
     message = failure("coco_wholebody", root, tmp_path / "2")
@@ -194,8 +191,8 @@ def test_mpii_nzsl_rendered_hands_are_not_needed(every, tmp_path):
 
     root = prepared.copy(every("mpii_nzsl")[0], tmp_path / "source")
     shutil.rmtree(root / "hand_labels_synth")
-    out = preparation.prepare("mpii_nzsl", root, tmp_path / "out")
-    assert set(preparation.read_manifest(out)["splits"]) == {"train", "test"}
+    out = job.prepare("mpii_nzsl", root, tmp_path / "out")
+    assert set(job.read_manifest(out)["splits"]) == {"train", "test"}
     message = failure("mpii_nzsl", root, tmp_path / "2", "synth")
     assert "hand_labels_synth.zip" in message
 

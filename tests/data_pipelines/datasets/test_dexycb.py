@@ -8,9 +8,9 @@ import prepared
 import pytest
 from miniatures import dexycb, hands
 
-from data_pipelines import preparation
 from data_pipelines.datasets import dexycb as converter
-from data_pipelines.sources import Source, SourceError
+from data_pipelines.preparation import job
+from data_pipelines.sources.reading import Source, SourceError
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_left_hands_keep_the_defect_of_their_model(made):
 
 def test_frames_without_a_hand_are_dropped(made):
     """Trap: their joints are -1 and their pose is zero."""
-    train = preparation.read_manifest(made)["splits"]["train"]
+    train = job.read_manifest(made)["splits"]["train"]
     # 2 subjects x 4 sequences x 2 cameras x 2 frames, less one frame of each camera of
     # the first sequences.
     assert train["examples"] == 32 and train["dropped"] == {"no hand": 4}
@@ -65,7 +65,7 @@ def test_a_frame_without_labels_is_dropped(source, tmp_path):
     folder = root / dexycb.SUBJECTS[1] / "20200813_140044" / dexycb.SERIALS[0]
     (folder / "labels_000001.npz").unlink()
     out = prepared.prepare("dexycb", root, tmp_path / "out", splits=["val"])
-    val = preparation.read_manifest(out)["splits"]["val"]
+    val = job.read_manifest(out)["splits"]["val"]
     assert val["kept"] == 7 and val["dropped"] == {"no label file": 1}
     (folder / "color_000001.jpg").unlink()
     with pytest.raises(SourceError, match=r"labels_000001\.npz' is missing"):

@@ -8,9 +8,9 @@ import prepared
 import pytest
 from miniatures import freihand, hands
 
-from data_pipelines import preparation
 from data_pipelines.datasets import freihand as converter
-from data_pipelines.sources import Source, SourceError
+from data_pipelines.preparation import job
+from data_pipelines.sources.reading import Source, SourceError
 
 
 @pytest.fixture(scope="module")
@@ -81,11 +81,11 @@ def test_the_published_scale_and_root_place_the_hand(source):
 
 
 def test_without_mano_poses_are_left_out_and_meshes_stay(source, tmp_path):
-    out = preparation.prepare("freihand", source[0], tmp_path / "out", splits=["test"])
+    out = job.prepare("freihand", source[0], tmp_path / "out", splits=["test"])
     for record in prepared.records(out, "test"):
         assert record["has_vertices"] and record["has_betas"]
         assert not record["has_pose"] and not record["has_transl"]
-    assert preparation.read_manifest(out)["splits"].keys() == {"test"}
+    assert job.read_manifest(out)["splits"].keys() == {"test"}
 
 
 def test_test_pictures_without_ground_truth_have_a_box_and_a_camera(tmp_path):

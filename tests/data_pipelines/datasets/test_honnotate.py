@@ -9,8 +9,9 @@ import prepared
 import pytest
 from miniatures import h2o3d, hands, ho3d_v2, ho3d_v3, honnotate
 
-from data_pipelines import conventions, preparation
-from data_pipelines.sources import SourceError
+from data_pipelines.preparation import job
+from data_pipelines.sources import conventions
+from data_pipelines.sources.reading import SourceError
 
 MAKERS = {"ho3d_v2": ho3d_v2, "ho3d_v3": ho3d_v3, "h2o3d": h2o3d}
 
@@ -63,7 +64,7 @@ def test_reposed_hands_of_both_sides_meet_their_joints(made):
 def test_frames_without_annotation_are_dropped_and_counted(made):
     """Trap: every field of such a frame is None."""
     name, _, _, out = made
-    train = preparation.read_manifest(out)["splits"]["train"]
+    train = job.read_manifest(out)["splits"]["train"]
     each = 2 if name == "h2o3d" else 1
     assert train["examples"] == 4 * each and train["kept"] == 2 * each
     assert train["dropped"] == {"not annotated": 2 * each}
@@ -123,7 +124,7 @@ def test_submissions_go_back_to_opengl_and_mano(made):
 def test_without_mano_the_translation_alone_is_missing(made, tmp_path):
     """Poses are absolute; but where the hand turns about is in the model."""
     name, source, posed, _ = made
-    out = preparation.prepare(name, source, tmp_path / "out", splits=["train"])
+    out = job.prepare(name, source, tmp_path / "out", splits=["train"])
     record = prepared.records(out)[0]
     assert record["has_pose"] and record["has_betas"] and not record["has_transl"]
     np.testing.assert_allclose(

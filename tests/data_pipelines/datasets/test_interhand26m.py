@@ -10,9 +10,9 @@ import pytest
 from miniatures import hands, interhand26m
 from PIL import Image
 
-from data_pipelines import preparation
 from data_pipelines.datasets import interhand26m as converter
-from data_pipelines.sources import Source, SourceError
+from data_pipelines.preparation import job
+from data_pipelines.sources.reading import Source, SourceError
 
 CAMERAS = list(interhand26m.CAMERAS)
 
@@ -68,7 +68,7 @@ def test_frames_without_a_fit_keep_their_joints(source, made):
 
 def test_a_hand_whose_wrist_is_not_valid_is_dropped(made):
     """Trap: joints that are not valid hold ones."""
-    train = preparation.read_manifest(made)["splits"]["train"]
+    train = job.read_manifest(made)["splits"]["train"]
     assert train["dropped"] == {"wrist not valid": 2}
     assert (train["right"], train["left"]) == (6, 4)
 
@@ -120,7 +120,7 @@ def test_a_hand_outside_of_the_picture_is_dropped(source, tmp_path):
     content["0"]["princpt"]["400002"] = [-900.0, 100.0]
     path.write_text(json.dumps(content))
     out = prepared.prepare("interhand26m", root, tmp_path / "out", splits=["train"])
-    dropped = preparation.read_manifest(out)["splits"]["train"]["dropped"]
+    dropped = job.read_manifest(out)["splits"]["train"]["dropped"]
     assert dropped == {"outside of the picture": 5, "wrist not valid": 2}
 
 

@@ -10,9 +10,9 @@ import pytest
 from miniatures import hands, mtc
 from PIL import Image
 
-from data_pipelines import preparation
 from data_pipelines.datasets import mtc as converter
-from data_pipelines.sources import Source, SourceError
+from data_pipelines.preparation import job
+from data_pipelines.sources.reading import Source, SourceError
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_pictures_are_undistorted_as_their_joints_are(source, made):
 
 def test_views_that_do_not_count_are_dropped_with_their_reason(made):
     """Traps: the occluded flag, overlap, hands outside, samples without a hand."""
-    splits = preparation.read_manifest(made)["splits"]
+    splits = job.read_manifest(made)["splits"]
     for split in ("train", "test"):
         assert splits[split]["dropped"] == {
             "not inside the picture": 3,

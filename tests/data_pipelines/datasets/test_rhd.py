@@ -8,9 +8,9 @@ import prepared
 import pytest
 from miniatures import hands, rhd
 
-from data_pipelines import preparation
 from data_pipelines.datasets import rhd as converter
-from data_pipelines.sources import Source, SourceError
+from data_pipelines.preparation import job
+from data_pipelines.sources.reading import Source, SourceError
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_records_hold_what_the_files_say(source, made, split):
 
 
 def test_hidden_hands_are_dropped_and_hidden_joints_flagged(made):
-    train = preparation.read_manifest(made)["splits"]["train"]
+    train = job.read_manifest(made)["splits"]["train"]
     assert train["dropped"] == {"fewer than 5 joints are seen": 1}
     assert (train["right"], train["left"]) == (1, 2)
     flags = [record["occluded"].sum() for record in prepared.records(made)]

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from data_pipelines import contact_sheet, progress, shards
+from data_pipelines.storage import contact_sheet, progress, shards
 from data_pipelines.synthetic import generate
 
 SETTINGS = dict(seed=1, image_size=48, left_fraction=0.3)

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from data_pipelines import skinning
 from data_pipelines.synthetic import hand as hands
 from data_pipelines.synthetic.poses import PosePriorSource
 from data_pipelines.synthetic.prior import PosePrior, segment_distance
-from handjax import skeleton
+from handjax.geometry import skeleton
+from handjax.mano import numpy_skinning
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +16,9 @@ def hand():
 def random_pose(rng, hand):
     angles = PosePrior(hand).sample(rng)
     betas = np.clip(rng.normal(size=10), -2, 2)
-    root, bend = skinning.axis_angle_to_matrix(rng.normal(0, [[1], [0.3]], (2, 3)))
+    root, bend = numpy_skinning.axis_angle_to_matrix(
+        rng.normal(0, [[1], [0.3]], (2, 3))
+    )
     return angles, betas, root, bend
 
 
@@ -33,7 +35,7 @@ def test_forearm_reaches_out_of_every_picture_and_bends_alone(hand):
     zeros, straight = np.zeros((15, 3)), np.eye(3)
     rest = hands.pose(hand, zeros, np.zeros(10), straight, straight)
     assert np.linalg.norm(rest.drawn, axis=1).max() > 0.97 * hands.FOREARM_LENGTH
-    bend = skinning.axis_angle_to_matrix(np.array([0, 0.3, 0.6]))
+    bend = numpy_skinning.axis_angle_to_matrix(np.array([0, 0.3, 0.6]))
     bent = hands.pose(hand, zeros, np.zeros(10), straight, bend)
     moved = np.linalg.norm(bent.drawn - rest.drawn, axis=1)
     assert moved[hand.hand_subset].max() == 0
@@ -52,7 +54,7 @@ def test_rodrigues_equals_scipy():
     vectors[0] = 0
     expected = Rotation.from_rotvec(vectors).as_matrix()
     np.testing.assert_allclose(
-        skinning.axis_angle_to_matrix(vectors), expected, atol=1e-12
+        numpy_skinning.axis_angle_to_matrix(vectors), expected, atol=1e-12
     )
 
 
@@ -92,7 +94,7 @@ def test_pose_source_depends_on_seed_and_index_alone():
 def test_pose_source_looks_at_the_hand_from_everywhere():
     source = PosePriorSource(1)
     roots = np.array([source[i]["mano_pose"][0] for i in range(400)])
-    turns = skinning.axis_angle_to_matrix(roots.astype(float))
+    turns = numpy_skinning.axis_angle_to_matrix(roots.astype(float))
     # Uniform rotations have zero mean, each entry with variance 1/3.
     np.testing.assert_allclose(turns.mean(0), 0, atol=0.12)
     np.testing.assert_allclose((turns**2).mean(0), 1 / 3, atol=0.08)

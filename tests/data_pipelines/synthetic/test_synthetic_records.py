@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines import schema
+from data_pipelines.storage import schema
 from data_pipelines.synthetic import records
-from handjax import mano_files, skeleton
-from handjax.rasterizer import rasterize
+from handjax.geometry import skeleton
+from handjax.mano import model_files
+from handjax.visualization.rasterizer import rasterize
 
 SIZE = 96
 
@@ -53,7 +54,7 @@ def rotation(vector):
 
 @pytest.mark.parametrize("is_right", [True, False])
 def test_pose_and_shape_give_the_stored_mesh(examples, is_right):
-    file = mano_files.load("open", side="right" if is_right else "left")
+    file = model_files.load("open", side="right" if is_right else "left")
     chosen = [e for e in examples if e["is_right"] == is_right][:2]
     assert chosen
     for example in chosen:
@@ -61,7 +62,7 @@ def test_pose_and_shape_give_the_stored_mesh(examples, is_right):
             file, example["mano_pose"], example["mano_betas"], example["mano_transl"]
         )
         np.testing.assert_allclose(vertices, example["vertices"], atol=1e-7)
-        joints = mano_files.joint_regressor(file) @ vertices
+        joints = model_files.joint_regressor(file) @ vertices
         np.testing.assert_allclose(joints, example["joints3d"][:, :3], atol=1e-7)
 
 
@@ -105,7 +106,7 @@ def test_hand_is_seen_where_the_labels_say(generator, monkeypatch):
     )
     example = generator("test", 4)
     mask = pictures[-1].mask if example["is_right"] else pictures[-1].mask[:, ::-1]
-    vertices, faces = example["vertices"], mano_files.load("open").faces
+    vertices, faces = example["vertices"], model_files.load("open").faces
     points = records.project(vertices, example["K"])
     silhouette = rasterize(points, vertices[:, 2], faces, SIZE, SIZE).face_index >= 0
     both, either = (mask & silhouette).sum(), (mask | silhouette).sum()

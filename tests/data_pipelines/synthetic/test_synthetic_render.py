@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 
-from data_pipelines import skinning
 from data_pipelines.synthetic import hand as hands
 from data_pipelines.synthetic import (
     lens,
@@ -13,6 +12,7 @@ from data_pipelines.synthetic import (
     sleeve,
     surroundings,
 )
+from handjax.mano import numpy_skinning
 
 SIZE = 64
 
@@ -116,7 +116,7 @@ def test_noise_gradient_equals_differences():
 def test_harmonics_turn_with_the_room():
     rng = np.random.default_rng(5)
     coefficients = rng.normal(size=(9, 3))
-    turn = skinning.axis_angle_to_matrix(rng.normal(size=3))
+    turn = numpy_skinning.axis_angle_to_matrix(rng.normal(size=3))
     directions = rng.normal(size=(20, 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     turned = surroundings.rotate_harmonics(coefficients, turn)

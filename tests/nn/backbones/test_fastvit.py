@@ -1,18 +1,11 @@
 import functools
 import importlib.util
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from handjax.nn import backbones
-from handjax.nn.backbones import fastvit
-
-sys.path.insert(0, str(Path(__file__).parent))
-
+from places import GOLDEN
 from torch_reference import (
     import_timm,
     random_image,
@@ -21,7 +14,9 @@ from torch_reference import (
     sample,
 )
 
-GOLDEN = Path(__file__).parents[2] / "golden"
+from handjax.nn import backbones
+from handjax.nn.backbones import fastvit
+
 TAPS = ("stride4", "stride8", "stride16", "stride32", "final")
 
 golden_names = pytest.mark.parametrize(

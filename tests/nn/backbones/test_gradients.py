@@ -1,19 +1,14 @@
 """Gradients of backbones against PyTorch's, where it is installed."""
 
 import importlib.util
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from torch_reference import import_timm, random_image, random_state_dict
 
 from handjax.nn import backbones
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from torch_reference import import_timm, random_image, random_state_dict
 
 
 @pytest.mark.parity

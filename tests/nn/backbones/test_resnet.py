@@ -1,19 +1,13 @@
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from places import GOLDEN
+from torch_reference import random_image, random_state_dict, read_golden, sample
 
 from handjax.nn import backbones
 from handjax.nn.backbones import resnet
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from torch_reference import random_image, random_state_dict, read_golden, sample
-
-GOLDEN = Path(__file__).parents[2] / "golden"
 TAPS = ("stride4", "stride8", "stride16", "stride32")
 
 

@@ -1,18 +1,11 @@
 import functools
 import importlib.util
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from handjax.nn import backbones, remat
-from handjax.nn.backbones import vit
-
-sys.path.insert(0, str(Path(__file__).parent))
-
+from places import GOLDEN
 from torch_reference import (
     import_timm,
     random_image,
@@ -21,7 +14,10 @@ from torch_reference import (
     sample,
 )
 
-GOLDEN = Path(__file__).parents[2] / "golden"
+from handjax.nn import backbones
+from handjax.nn.backbones import vit
+from handjax.nn.ops import remat
+
 SLIM = jnp.asarray(random_image(64, batch=1)[:, :, 8:-8])
 IMAGES = {
     "vit_test_patch16": random_image(64, batch=1),

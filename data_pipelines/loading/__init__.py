@@ -1,0 +1,1 @@
+"""From shards to batches: read, filter, mix, crop, augment."""

@@ -1,0 +1,106 @@
+"""What of a training record counts, and which records do: HaMeR's filters, by number.
+
+Records keep all that their source says; doubt is the reader's. In order:
+
+1. 2-D joints less sure than `min_confidence` are not annotated.
+2. A pose without betas, or betas without a pose, count for nothing; nor do both where a
+   beta is beyond `max_beta`, for no hand looks so.
+3. Records with fewer than `min_joints` 2-D joints are left out.
+4. So are those whose fit to the picture has a loss of `max_fit_loss` or more.
+
+Known 2-D joints are those that training uses (`hands.annotated2d`). Evaluation looks at
+every record as it is.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data_pipelines.loading.annotations import annotated2d, flags, stacked
+from data_pipelines.loading.recipes import Filters
+
+FIELDS = (
+    "fit_loss",
+    "has_K",
+    "has_betas",
+    "has_joints3d",
+    "has_pose",
+    "joints2d",
+    "joints3d",
+    "mano_betas",
+)
+"""Fields of a record that `judge` needs."""
+
+
+def from_config(values: dict[str, Any]) -> Filters:
+    """The filters of `config.data.filters`.
+
+    Raises:
+        ValueError: names a key with a value that makes no sense.
+    """
+    for name, value in values.items():
+        if not 0 <= value < float("inf"):
+            raise ValueError(
+                f"config.data.filters.{name}={value!r} must be a number of at least 0, "
+                "where 0 switches it off."
+            )
+    return Filters(**values)
+
+
+def counted(record: dict[str, Any], filters: Filters) -> dict[str, Any]:
+    """The record with what does not count marked as not there."""
+    changes: dict[str, Any] = {}
+    confidence = record["joints2d"][:, 2]
+    unsure = (confidence > 0) & (confidence < filters.min_confidence)
+    if unsure.any():
+        joints2d = np.array(record["joints2d"])
+        joints2d[unsure, 2] = 0
+        changes["joints2d"] = joints2d
+    if record["has_pose"] or record["has_betas"]:
+        known = record["has_pose"] and record["has_betas"]
+        if filters.max_beta:
+            known = known and bool(
+                (np.abs(record["mano_betas"]) <= filters.max_beta).all()
+            )
+        changes["has_pose"] = changes["has_betas"] = known
+    return record | changes
+
+
+class Judged(NamedTuple):
+    """What filters do to records."""
+
+    left_out: dict[str, np.ndarray]
+    """Reason -> which of the records, each in one of them at most."""
+    changed: dict[str, np.ndarray]
+    """What is taken from records that stay -> which of them."""
+
+
+def judge(records: Sequence[dict[str, Any]], filters: Filters) -> Judged:
+    """Say what is left out, and what is changed of the rest."""
+    after = [counted(record, filters) for record in records]
+    known = annotated2d(after).sum(axis=1)
+    few = known < filters.min_joints
+    loss = stacked(records, "fit_loss")
+    # Not a number is no reason to stay.
+    bad_fit = ~few & ~(loss < filters.max_fit_loss) & (filters.max_fit_loss > 0)
+    stays = ~(few | bad_fit)
+    pose, betas = flags(records, "has_pose"), flags(records, "has_betas")
+    kept = flags(after, "has_pose")
+    unsure = np.array(
+        [
+            a["joints2d"] is not r["joints2d"]
+            for a, r in zip(after, records, strict=True)
+        ]
+    )
+    return Judged(
+        left_out={
+            f"fewer than {filters.min_joints} known joints": few,
+            f"fit loss of {filters.max_fit_loss:,g} or more": bad_fit,
+        },
+        changed={
+            f"joints under confidence {filters.min_confidence:g}": stays & unsure,
+            "a pose or betas alone": stays & (pose ^ betas),
+            f"a beta beyond {filters.max_beta:g}": stays & pose & betas & ~kept,
+        },
+    )

@@ -1,0 +1,1 @@
+"""Turn downloads into shards, resumable and in parallel."""

@@ -1,0 +1,78 @@
+"""Who makes the shards: this process, others of this machine, or Apache Beam's workers.
+
+All call `shard_jobs.write`, so the bytes are the same. Beam's workers need the package,
+and the directories of the source, of the hand model and of the result under the same
+paths (a shared file system). Apache Beam is the extra `beam`.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from data_pipelines.preparation import one_shard
+from data_pipelines.preparation.one_shard import Job, Part, Task
+from data_pipelines.storage.workers import Workers
+
+
+class Runner(NamedTuple):
+    """The choice of who."""
+
+    workers: int = 1
+    """Processes; 1 for this one alone."""
+    beam: str = ""
+    """Runner of Beam in their place, e.g. "DirectRunner", "FlinkRunner"."""
+    beam_options: Sequence[str] = ()
+    """Options of Beam's pipeline, as on its command lines."""
+
+    def run(self, job: Job, tasks: Sequence[Task]) -> Iterator[Part]:
+        """Make shards; yields what is in each (with Beam, once all are there).
+
+        Raises:
+            ValueError: Beam is not installed, or does not know the runner or an option.
+            SourceError: What was downloaded is not as it should be.
+            RuntimeError: A worker failed; the message is its own.
+        """
+        if self.beam:
+            yield from self._by_beam(job, tasks)
+        elif self.workers == 1:
+            yield from (one_shard.write(job, task) for task in tasks)
+        else:
+            with Workers(min(self.workers, len(tasks)), _start) as pool:
+                yield from pool.run(one_shard.write, [(job, task) for task in tasks])
+
+    def _by_beam(self, job: Job, tasks: Sequence[Task]) -> Iterator[Part]:
+        try:
+            import apache_beam as beam
+            from apache_beam.options.pipeline_options import PipelineOptions
+        except ImportError as error:
+            raise ValueError(
+                "--beam needs Apache Beam: pip install 'handjax[beam]'. Without it, "
+                "--workers uses the processes of this machine."
+            ) from error
+        options = PipelineOptions([f"--runner={self.beam}", *self.beam_options])
+        with beam.Pipeline(options=options) as pipeline:
+            _ = (
+                pipeline
+                | "shards" >> beam.Create([(job, task) for task in tasks])
+                | "spread" >> beam.Reshuffle()
+                | "write" >> beam.MapTuple(_write)
+            )
+        for task in tasks:
+            part = one_shard.finished(job, task)
+            if part is None:
+                raise RuntimeError(
+                    f"Beam's {self.beam} finished without {task.path(job)}: its "
+                    "workers have to see the same directories as this process."
+                )
+            yield part
+
+
+def _start() -> None:
+    """Set up a worker process: the cores are shared out already."""
+    import cv2
+
+    cv2.setNumThreads(1)
+
+
+def _write(job: Job, task: Task) -> int:
+    """Write a shard; returns its number of records, since a shard itself is a file."""
+    return one_shard.write(job, task).records

@@ -1,0 +1,197 @@
+"""Pictures as they are stored: as published, or cropped around the hand.
+
+Pixels as in `schema`: the centre of the first one is (0, 0). EXIF orientation is not
+applied, neither here nor by readers, since annotations are of the pixels as stored.
+"""
+
+import io
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from handjax.geometry import crop
+
+AROUND = 3.0
+"""Side of a stored crop, relative to the longer side of the hand's box: room for
+augmentation, which turns boxes, moves them and grows them up to twice."""
+LONGEST = 512
+"""Pixels along the longer side of a stored picture; larger ones are reduced."""
+QUALITY = 95
+_SMALLEST = 32
+"""Pixels along the side of a box, at least: of a dot there is still a picture."""
+
+Box = tuple[Float[np.ndarray, "2"], Float[np.ndarray, "2"]]
+"""Centre and size (width, height), pixels."""
+
+
+class Lens(NamedTuple):
+    """A camera whose picture is not a pinhole's."""
+
+    K: Float[np.ndarray, "3 3"]
+    distortion: Float[np.ndarray, "5"]
+    """k1, k2, p1, p2, k3, as OpenCV has them."""
+
+
+class Picture(NamedTuple):
+    """A stored picture; source pixel = origin + stored pixel / scale."""
+
+    jpeg: bytes
+    height: int
+    width: int
+    origin: Float[np.ndarray, "2"]
+    scale: float
+    source_height: int
+    source_width: int
+
+
+def store(data: bytes, box: Box | None = None, lens: Lens | None = None) -> Picture:
+    """Make a stored picture of a published one.
+
+    Args:
+        data: Content of the published file.
+        box: Of the hand; None keeps the whole picture at its size.
+        lens: Whose distortion is taken out; the box is of the undistorted picture.
+
+    Returns:
+        The published bytes where they are a colour JPEG that need not be changed.
+
+    Raises:
+        ValueError: The picture is truncated or none at all.
+    """
+    image = _decoded(data)
+    width, height = image.size
+    low, high = np.zeros(2, np.int64), np.array([width, height])
+    if box is not None:
+        low, high = _window(box, width, height)
+    size = high - low
+    scale = 1.0 if box is None else min(1.0, LONGEST / float(size.max()))
+    whole = scale == 1 and size.tolist() == [width, height] and lens is None
+    if whole and _is_plain(image, data):
+        return Picture(data, height, width, np.zeros(2), 1.0, height, width)
+    # Whole stored pixels; the window gives up less than one of them.
+    stored = np.maximum(np.floor(size * scale + 1e-9), 1).astype(int)
+    # Pixel centres lie half a pixel inside, of the source and of the stored picture.
+    origin = low + 0.5 / scale - 0.5
+    image = image.convert("RGB")
+    if lens is not None:
+        cut = _undistorted(image, lens, origin, scale, stored)
+    elif scale == 1:
+        cut = image.crop((*low.tolist(), *high.tolist()))
+    else:
+        window = (*low.tolist(), *np.minimum(low + stored / scale, high).tolist())
+        lanczos = Image.Resampling.LANCZOS
+        cut = image.resize(tuple(stored.tolist()), lanczos, box=window)
+    buffer = io.BytesIO()
+    cut.save(buffer, "JPEG", quality=QUALITY)
+    jpeg = buffer.getvalue()
+    return Picture(jpeg, cut.height, cut.width, origin, scale, height, width)
+
+
+def _undistorted(
+    image: Image.Image,
+    lens: Lens,
+    origin: np.ndarray,
+    scale: float,
+    size: np.ndarray,
+) -> Image.Image:
+    """Part of the picture that a pinhole camera with the same matrix would take."""
+    K = np.array(lens.K, np.float64)
+    K[:2, 2] -= origin
+    K[:2] *= scale
+    maps = cv2.initUndistortRectifyMap(
+        lens.K, lens.distortion, np.eye(3), K, size.tolist(), cv2.CV_32FC1
+    )
+    pixels = np.asarray(image)
+    if scale < 1:  # interpolation alone would skip pixels
+        sigma = 0.4 / scale
+        pixels = cv2.GaussianBlur(pixels, (0, 0), sigma)
+    return Image.fromarray(cv2.remap(pixels, *maps, cv2.INTER_LINEAR))
+
+
+def numbers(data: bytes) -> np.ndarray:
+    """Pixels of a picture as they are stored, e.g. of a mask.
+
+    Raises:
+        ValueError: The picture is truncated or none at all.
+    """
+    return np.asarray(_decoded(data))
+
+
+def _decoded(data: bytes) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except Exception as error:  # Pillow's decoders raise many kinds
+        raise ValueError(f"it cannot be decoded ({error})") from error
+    return image
+
+
+def _is_plain(image: Image.Image, data: bytes) -> bool:
+    """Whether readers can take the file as it is."""
+    return image.format == "JPEG" and image.mode == "RGB" and b"\xff\xd9" in data[-64:]
+
+
+def _window(box: Box, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
+    """First and last+1 pixels of the part of the picture that is kept."""
+    last = np.array([width, height])
+    center = np.clip(box[0], 0, last - 1)
+    half = AROUND / 2 * max(float(np.max(box[1])), _SMALLEST)
+    low = np.floor(center - half).astype(np.int64)
+    high = np.ceil(center + half).astype(np.int64) + 1
+    return np.maximum(low, 0), np.minimum(high, last)
+
+
+def tight_box(joints2d: Float[np.ndarray, "joint 3"]) -> Box:
+    """Box around the joints with confidence; zero size where there are none."""
+    known = joints2d[joints2d[:, 2] > 0, :2]
+    if not len(known):
+        return np.zeros(2), np.zeros(2)
+    low, high = known.min(axis=0), known.max(axis=0)
+    return (low + high) / 2, high - low
+
+
+def fields(
+    picture: Picture,
+    *,
+    joints2d: Float[np.ndarray, "joint 3"],
+    box: Box,
+    K: Float[np.ndarray, "3 3"] | None = None,
+) -> dict[str, Any]:
+    """Fields of a record that are in stored pixels.
+
+    Args:
+        picture: That is stored.
+        joints2d: Source pixels, and confidence.
+        box: Of the hand, source pixels.
+        K: Camera matrix of the source picture.
+    """
+    origin, scale = picture.origin, picture.scale
+    points = np.array(joints2d, np.float64)
+    points[:, :2] = np.where(points[:, 2:] > 0, (points[:, :2] - origin) * scale, 0)
+    made: dict[str, Any] = {
+        "image": picture.jpeg,
+        "image_size": np.array([picture.height, picture.width]),
+        "crop_origin": origin,
+        "crop_scale": scale,
+        "joints2d": points,
+        "bbox_center": (box[0] - origin) * scale,
+        "bbox_size": box[1] * scale,
+    }
+    if K is not None:
+        K = np.array(K, np.float64)
+        K[:2, 2] = K[:2, 2] - origin * K[2, 2]
+        K[:2] *= scale
+        made["K"] = K
+    return made
+
+
+def projected(
+    joints3d: Float[np.ndarray, "joint 4"], K: Float[np.ndarray, "3 3"]
+) -> Float[np.ndarray, "joint 3"]:
+    """2-D joints of known 3-D ones; those behind the camera are not known."""
+    known = (joints3d[:, 3] > 0) & (joints3d[:, 2] > 1e-6)
+    pixels = np.where(known[:, None], crop.project(joints3d[:, :3], K), 0.0)
+    return np.column_stack([pixels, known])

@@ -1,0 +1,1 @@
+"""Records, shards and the directories that hold them."""

@@ -1,0 +1,1 @@
+"""Explore codebooks and masked sampling; what the notebooks show."""

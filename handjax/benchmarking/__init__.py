@@ -1,0 +1,1 @@
+"""Time models, operations and updates."""

@@ -1,0 +1,1 @@
+"""Checkpoints of a workdir: write, verify, load for inference."""

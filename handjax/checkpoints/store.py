@@ -1,0 +1,391 @@
+"""Checkpoints of a workdir: written in the background, found again after any crash.
+
+`checkpoints/<stage>/<step>/` holds `variables` (params and every other collection),
+`train` (optimiser state, random key) and `meta` (JSON: stage, config, hashes, sums of
+the metrics not yet logged). The position of the loader is the step.
+"""
+
+import errno
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+from orbax.checkpoint import checkpoint_managers
+
+from handjax.checkpoints import integrity
+from handjax.config import schema as configs
+from handjax.distributed import processes
+
+_NOT_THE_FILE = (MemoryError, TypeError, NameError, jax.errors.JaxRuntimeError)
+"""What may go wrong while reading without the checkpoint being at fault."""
+
+
+class Restored(NamedTuple):
+    """What `Checkpoints.restore` found."""
+
+    step: int
+    variables: Any
+    train: Any
+    meta: dict[str, Any]
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written or read; the message says what to do."""
+
+
+class Checkpoints:
+    """The checkpoints of one stage."""
+
+    def __init__(
+        self, workdir: Path, stage: str, *, keep: int = 2, keep_every: int = 0
+    ):
+        self.directory = Path(workdir).absolute() / "checkpoints" / stage
+        self.stage = stage
+        self._best = _OneStep()
+        policies: list[Any] = [checkpoint_managers.LatestN(keep), self._best]
+        if keep_every:
+            policies.append(checkpoint_managers.EveryNSteps(keep_every))
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            item_handlers=_handlers(),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+                enable_async_checkpointing=True,
+                cleanup_tmp_directories=True,
+                create=True,
+            ),
+        )
+
+    def keep_best(self, step: int) -> None:
+        """Keep this step's checkpoint besides the others, until another is the best.
+
+        Nothing on disk says so: it has to be called again for every new `Checkpoints`.
+        """
+        self._best.step = step
+
+    def steps(self) -> list[int]:
+        """Steps with a complete checkpoint, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, variables: Any, train: Any, meta: dict[str, Any]) -> None:
+        """Write a checkpoint in the background; the arrays may be donated afterwards.
+
+        Raises:
+            CheckpointError: if the disk is full or the last write has failed.
+        """
+        if step in self._manager.all_steps():
+            return
+        try:
+            self._check_space(variables, train)
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    variables=ocp.args.StandardSave(variables),
+                    train=ocp.args.StandardSave(train),
+                    meta=ocp.args.JsonSave(
+                        {**meta, "crc32": integrity.checksums((variables, train))}
+                    ),
+                ),
+                force=True,
+            )
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def wait(self) -> None:
+        """Block until the last save is on disk.
+
+        Raises:
+            CheckpointError: if it failed.
+        """
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def close(self) -> None:
+        """Stop the background writer."""
+        self._manager.close()
+
+    def restore(
+        self, variables: Any, train: Any, say: Callable[[str], None]
+    ) -> Restored | None:
+        """Newest readable checkpoint, or None where there is none.
+
+        One that cannot be read is moved to `checkpoints/unreadable/` and said; the one
+        before it is tried next.
+
+        Args:
+            variables: shapes, dtypes and shardings to restore to.
+            train: the same for the optimiser's part.
+            say: receives one line for each checkpoint that cannot be read.
+
+        Raises:
+            CheckpointError: if there are checkpoints and none can be read.
+            ValueError: if the newest is of a model with other names or shapes.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                with integrity.quiet():
+                    self._check_together(step)
+                    misfit = integrity.misfit(variables, self._shapes(step))
+                    if not misfit:
+                        return self._restore(step, variables, train)
+            except _NOT_THE_FILE:
+                raise
+            except Exception as error:
+                say(self._set_aside(step, error))
+            else:  # it is fine, and we must not touch it
+                raise ValueError(
+                    f"Checkpoint {self.directory}/{step} does not fit this config: "
+                    f"{misfit}. Use the config it was made with, or another --workdir."
+                )
+        if steps:
+            raise CheckpointError(
+                f"None of the checkpoints {steps} of {self.directory} can be read. "
+                "They were moved to checkpoints/unreadable; run the same command to "
+                f"train stage {self.stage!r} from its beginning."
+            )
+        return None
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """The JSON part of one checkpoint."""
+        args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+        return self._manager.restore(step, args=args)["meta"]
+
+    def _shapes(self, step: int) -> Any:
+        shapes = self._manager.item_metadata(step)["variables"]
+        if not shapes:
+            raise OSError("the description of its arrays is missing")
+        return shapes
+
+    def _restore(self, step: int, variables: Any, train: Any) -> Restored:
+        found = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                variables=ocp.args.StandardRestore(variables),
+                train=ocp.args.StandardRestore(train),
+                meta=ocp.args.JsonRestore(),
+            ),
+        )
+        meta = found["meta"]
+        integrity.verify((found["variables"], found["train"]), meta.get("crc32", {}))
+        return Restored(step, found["variables"], found["train"], meta)
+
+    def _check_together(self, step: int) -> None:
+        """Agree on whether a step can be read, before all begin to read it.
+
+        Raises:
+            OSError: on every process, if the first one says it cannot.
+        """
+        if jax.process_count() == 1:
+            return
+        first, directory = jax.process_index() == 0, self.directory / str(step)
+        wrong = integrity.unreadable(directory) if first else ""
+        if not processes.all_agree(not wrong):
+            raise OSError(wrong or "process 0 says so")
+
+    def _set_aside(self, step: int, error: Exception) -> str:
+        target = self.directory.parent / "unreadable" / f"{self.stage}-{step}"
+        if jax.process_index() == 0:
+            target.parent.mkdir(exist_ok=True)
+            shutil.rmtree(target, ignore_errors=True)
+            (self.directory / str(step)).rename(target)
+        processes.wait_for_all(f"set {step} aside")
+        self._manager.reload()
+        before = self.steps()
+        return (
+            f"checkpoint {self.stage}/{step} cannot be read "
+            f"({type(error).__name__}: {first_line(error)}); moved to {target}; "
+            + (f"going back to step {before[-1]}" if before else "no older one is left")
+        )
+
+    def _check_space(self, *trees: Any) -> None:
+        need = sum(_num_bytes(leaf) for leaf in jax.tree.leaves(trees))
+        free = shutil.disk_usage(self.directory).free
+        if free < need:
+            raise OSError(
+                errno.ENOSPC, f"{need / 1e6:.0f} MB to write, {free / 1e6:.0f} MB free"
+            )
+
+    def _failed(self, error: Exception) -> CheckpointError:
+        for leftover in self.directory.glob("*orbax-checkpoint-tmp*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        failed = f"Could not save a checkpoint to {self.directory}: {first_line(error)}"
+        if not self.directory.exists():
+            return CheckpointError(
+                f"{failed}. The folder is no longer there: somebody has moved or "
+                "deleted it while this run was training. Put it back and run the same "
+                "command to go on from its last checkpoint, or begin anew."
+            )
+        steps = self.steps()
+        last = f"step {steps[-1]} is intact" if steps else "there is none before it"
+        return CheckpointError(
+            f"{failed}. Of the earlier checkpoints, {last}; free some space (or choose "
+            "another --workdir) and run the same command to go on from there."
+        )
+
+
+class _OneStep(checkpoint_managers.PreservationPolicy):
+    step = 0
+
+    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
+        del context
+        return [checkpoint.step == self.step for checkpoint in checkpoints]
+
+
+def _handlers() -> dict[str, Any]:
+    """Without them a manager that has not saved yet knows nothing of the items."""
+    return {
+        "variables": ocp.StandardCheckpointHandler(),
+        "train": ocp.StandardCheckpointHandler(),
+        "meta": ocp.JsonCheckpointHandler(),
+    }
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, cut to one line of at most 200 characters."""
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:200]
+
+
+def _num_bytes(leaf: Any) -> int:
+    return sum(shard.data.nbytes for shard in leaf.addressable_shards)
+
+
+def abstract(tree: Any, shardings: Any) -> Any:
+    """Shapes, dtypes and shardings of a tree, to restore a checkpoint to."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=s),
+        tree,
+        shardings,
+    )
+
+
+# --- Reading a workdir -------------------------------------------------------
+
+
+def stage_steps(workdir: Path) -> dict[str, list[int]]:
+    """Steps of the complete checkpoints of each stage, without opening them."""
+    root = Path(workdir) / "checkpoints"
+    return {
+        stage.name: sorted(int(p.name) for p in stage.iterdir() if p.name.isdigit())
+        for stage in sorted(root.iterdir() if root.is_dir() else [])
+        if stage.is_dir() and stage.name != "unreadable"
+    }
+
+
+def read_config(workdir: Path | str) -> ConfigDict:
+    """The config a workdir was trained with.
+
+    Raises:
+        FileNotFoundError: if the directory is no workdir.
+    """
+    path = Path(workdir) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{str(workdir)!r} is no workdir: it has no config.json. Pass the "
+            "--workdir of a `python -m handjax.train` run."
+        )
+    return configs.from_json(path.read_text())
+
+
+def load_variables(
+    workdir: Path | str, stage: str, step: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Variables of one checkpoint on this process's first device, and its metadata.
+
+    Shapes come from the checkpoint itself, so that one written by a pod can be read on
+    a laptop.
+    """
+    directory = (Path(workdir) / "checkpoints" / stage).absolute()
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    with ocp.CheckpointManager(
+        directory,
+        item_handlers=_handlers(),
+        options=ocp.CheckpointManagerOptions(read_only=True),
+    ) as manager:
+        shapes = manager.item_metadata(step)["variables"]
+        target = jax.tree.map(
+            lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=here), shapes
+        )
+        found = manager.restore(
+            step,
+            args=ocp.args.Composite(
+                variables=ocp.args.StandardRestore(target),
+                meta=ocp.args.JsonRestore(),
+            ),
+        )
+    return found["variables"], found["meta"]
+
+
+def load_for_inference(
+    workdir: Path | str,
+    stage: str | None = None,
+    step: int | None = None,
+    change: Callable[[ConfigDict], ConfigDict] | None = None,
+) -> tuple[ConfigDict, Any, dict[str, Any], str, int]:
+    """Everything that evaluation and prediction need from a workdir.
+
+    Args:
+        workdir: directory of a `handjax.train` run.
+        stage: None for the last stage that has a checkpoint.
+        step: None for the newest one.
+        change: makes another config of the run's one before the model is built.
+
+    Returns:
+        (config, model, variables, stage name, step).
+
+    Raises:
+        FileNotFoundError: if there is no such checkpoint; lists those there are.
+    """
+    from handjax import models
+
+    config = read_config(workdir)
+    if change is not None:
+        config = change(config.lock())
+    family = models.load(config.family)
+    available = stage_steps(Path(workdir))
+    order = [s.name for s in family.stages(config) if available.get(s.name)]
+    if stage is None and order:
+        stage = order[-1]
+    if not stage or stage not in order or (step and step not in available[stage]):
+        raise FileNotFoundError(
+            f"{str(workdir)!r} has no checkpoint of stage {stage or 'any'!r}"
+            f"{f' at step {step}' if step else ''}; it has "
+            f"{ {k: v for k, v in available.items() if v} or 'none yet' }."
+        )
+    step = step or available[stage][-1]
+    variables, _ = load_variables(workdir, stage, step)
+    model = build_model(family, config, edges=models.skeleton_of(variables).bones)
+    return config, model, variables, stage, step
+
+
+def build_model(family: Any, config: ConfigDict, **fields: Any) -> Any:
+    """`family.Model` with the fields of `config.model`.
+
+    Args:
+        family: Module of a family.
+        config: Of a run.
+        **fields: What the config does not say, for those that the model has: `dtype` of
+            the computation, `edges` between joints.
+
+    Raises:
+        ValueError: if `config.model` has a key that is no field of the model.
+    """
+    known = set(family.Model.__dataclass_fields__) - {"parent", "name"}
+    unknown = sorted(set(config.model) - known)
+    if unknown:
+        raise ValueError(
+            f"config.model has no key {unknown[0]!r}"
+            f"{configs.suggest(unknown[0], known)}"
+        )
+    plain = config.model.to_dict()
+    fields = {k: v for k, v in fields.items() if k in known}
+    return family.Model(**{**fields, **plain})

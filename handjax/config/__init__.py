@@ -1,0 +1,1 @@
+"""Defaults, checks, files and flags of a run's config."""

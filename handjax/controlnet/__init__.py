@@ -1,0 +1,1 @@
+"""Control images and captions for ControlNet's training scripts."""

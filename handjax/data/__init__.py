@@ -1,0 +1,1 @@
+"""Batches of a training stage, and where data sets lie."""

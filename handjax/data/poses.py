@@ -1,0 +1,233 @@
+"""Batches of meshes without pictures, posed on the fly: what a tokenizer trains on.
+
+Poses come from the pose prior of the synthetic data (endless, drawn from a seed), from
+a file, or show letters, the mesh from whatever hand model the run uses. Poses alone go
+with the batches of stages that have a discriminator (`with_real_poses`).
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import grain
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from data_pipelines.loading.pose_files import PoseFile
+from data_pipelines.synthetic import letters, poses
+from data_pipelines.synthetic.letters import LetterSource
+from data_pipelines.synthetic.poses import PosePriorSource
+from handjax.geometry.skeleton import MANO_JOINTS
+from handjax.mano import hand_model
+from handjax.mano.model_files import ManoFile
+from handjax.types import Batch
+
+DEPTH = 0.5
+"""Metres from the camera to the root: a nominal place, for nothing is photographed."""
+
+
+class Letters(NamedTuple):
+    """What turns letters into texts and views."""
+
+    text: Int[np.ndarray, "letter length"]
+    """Token ids of each of `letters.names()`."""
+    max_turn: float
+    """Of the hands, degrees; see `LetterSource`."""
+
+
+def pose_batches(
+    hand_file: ManoFile,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    root: int,
+    crop_size: int,
+    file: PoseFile | None = None,
+    process: tuple[int, int] = (0, 1),
+    threads: int = 2,
+    letters_as: Letters | None = None,
+) -> Iterator[Batch]:
+    """Endless batches; update n is the same wherever the run was resumed.
+
+    Args:
+        hand_file: whose mesh is posed.
+        batch_size: of this process.
+        seed: of the poses.
+        start_step: number of batches to skip.
+        root: joint that is subtracted.
+        crop_size: side of the nominal crop, pixels.
+        file: where poses come from, all of them once before any comes again; None for
+            the prior.
+        process: (index, count); together they draw what one process would, in order.
+        threads: that draw poses ahead of time.
+        letters_as: draw hands that show letters instead, with `Batch.text`.
+    """
+    index, count = process
+    if letters_as is None:
+        drawn = _drawn(file, seed, poses.POSED)
+    else:
+        drawn = grain.MapDataset.source(_letters(seed, letters_as, letters.TRAIN))
+    make = _maker(hand_file, letters_as, root=root, crop_size=crop_size)
+    yield from (
+        drawn.batch(batch_size, drop_remainder=True)[index::count][start_step:]
+        .map(make)
+        .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4))
+    )
+
+
+def letters_in_order(
+    hand_file: ManoFile,
+    *,
+    split: str,
+    num: int,
+    batch_size: int,
+    seed: int,
+    root: int,
+    crop_size: int,
+    letters_as: Letters,
+) -> Iterator[Batch]:
+    """A number of hands that show letters, once; the last batch is padded.
+
+    Args:
+        hand_file: whose mesh is posed.
+        split: "test": none of them is trained on; "train": the first that are.
+        num: number of hands.
+        batch_size: of every batch; padding has `example_valid` False.
+        seed: of the poses.
+        root: joint that is subtracted.
+        crop_size: side of the nominal crop, pixels.
+        letters_as: texts and views.
+
+    Raises:
+        ValueError: There is no such split.
+    """
+    streams = {"train": letters.TRAIN, "test": letters.TEST}
+    if split not in streams:
+        raise ValueError(f"Labelled poses have the splits train and test, not {split}.")
+    source = _letters(seed, letters_as, streams[split])
+    make = _maker(hand_file, letters_as, root=root, crop_size=crop_size)
+    for start in range(0, num, batch_size):
+        index = np.arange(start, start + batch_size)
+        items = [source[i] for i in np.minimum(index, num - 1).tolist()]
+        drawn = {key: np.stack([item[key] for item in items]) for key in items[0]}
+        yield make(drawn)._replace(index=index, example_valid=index < num)
+
+
+def _letters(seed: int, letters_as: Letters, stream: int) -> LetterSource:
+    return LetterSource(seed, max_turn=letters_as.max_turn, stream=stream)
+
+
+def _maker(
+    hand_file: ManoFile, letters_as: Letters | None, *, root: int, crop_size: int
+) -> Any:
+    """From rows of a source to a batch."""
+    # On the host and in the loader's threads, so that no accelerator (and no step in
+    # its queue) is waited for.
+    cpu = jax.local_devices(backend="cpu")[0]
+    hand = jax.device_put(hand_model.HandModel.from_file(hand_file), cpu)
+
+    def batch(drawn: dict[str, np.ndarray]) -> Batch:
+        pose, betas = drawn["mano_pose"], drawn["betas"]
+        posed = jax.device_get(_posed(hand, pose, betas))
+        made = from_meshes(
+            posed.vertices,
+            posed.joints3d,
+            root=root,
+            crop_size=crop_size,
+            mano_pose=pose,
+            betas=betas,
+        )
+        if letters_as is None:
+            return made
+        return made._replace(text=letters_as.text[drawn["label"]])
+
+    return batch
+
+
+@jax.jit
+def _posed(hand, mano_pose, betas):
+    return hand.with_shape(betas).with_pose(mano_pose[:, 0], mano_pose[:, 1:])
+
+
+def _drawn(file: PoseFile | None, seed: int, stream: int) -> grain.MapDataset:
+    if file is None:
+        return grain.MapDataset.source(PosePriorSource(seed, stream=stream))
+    return grain.MapDataset.source(file).seed(seed).shuffle().repeat()
+
+
+def with_real_poses(
+    batches: Iterator[Batch],
+    file: PoseFile | None,
+    *,
+    per_example: int,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    process: tuple[int, int] = (0, 1),
+    threads: int = 2,
+) -> Iterator[Batch]:
+    """The batches with `real_pose` and `real_betas`, the same however a run got there.
+
+    Args:
+        batches: of this process, from update `start_step` on.
+        file: where poses come from, all of them once before any comes again; None for
+            the prior.
+        per_example: poses for each example of a batch.
+        batch_size: of this process.
+        seed: of the poses or their order.
+        start_step: number of batches that were skipped.
+        process: (index, count); together they draw what one process would, in order.
+        threads: that draw poses ahead of time.
+    """
+    index, count = process
+    drawn = _drawn(file, seed, poses.REAL)
+    of_examples = drawn.batch(per_example, drop_remainder=True)
+    of_batches = of_examples.batch(batch_size, drop_remainder=True)[index::count]
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)
+    found = of_batches[start_step:].to_iter_dataset(options)
+    for batch, real in zip(batches, found, strict=False):
+        yield batch._replace(
+            real_pose=np.concatenate(real["mano_pose"]),
+            real_betas=np.concatenate(real["betas"]),
+        )
+
+
+def from_meshes(
+    vertices: np.ndarray,
+    joints3d: np.ndarray,
+    *,
+    root: int,
+    crop_size: int,
+    bones: int = len(MANO_JOINTS),
+    mano_pose: np.ndarray | None = None,
+    betas: np.ndarray | None = None,
+) -> Batch:
+    """A batch of meshes in front of a nominal camera, with no picture."""
+    size, root3d = len(vertices), joints3d[:, root]
+    yes = np.ones(size, bool)
+    intrinsics = np.diag([2.0 * crop_size, 2.0 * crop_size, 1.0])
+    intrinsics[:2, 2] = crop_size / 2
+    place = root3d * 0 + np.array([0, 0, DEPTH], np.float32)
+    relative = joints3d - root3d[:, None]
+    seen = (relative + place[:, None]) @ intrinsics.T
+    return Batch(
+        image=None,
+        vertices=(vertices - root3d[:, None]).astype(np.float32),
+        joints3d=relative.astype(np.float32),
+        joints2d=(seen[..., :2] / seen[..., 2:]).astype(np.float32),
+        root3d=place.astype(np.float32),
+        intrinsics=np.broadcast_to(intrinsics, (size, 3, 3)).astype(np.float32),
+        R_crop_camera=np.broadcast_to(np.eye(3), (size, 3, 3)).astype(np.float32),
+        mano_pose=np.zeros((size, bones, 3), np.float32)
+        if mano_pose is None
+        else mano_pose,
+        betas=np.zeros((size, 10), np.float32) if betas is None else betas,
+        joints2d_valid=np.zeros(joints3d.shape[:2], bool),
+        joints3d_valid=yes,
+        vertices_valid=yes,
+        mano_valid=np.full(size, mano_pose is not None),
+        is_right=yes,
+        example_valid=yes,
+        index=np.arange(size),
+    )

@@ -1,0 +1,360 @@
+"""From `config.data` to the batches of a stage.
+
+Training reads the "train" split, of one data set or of a mixture (`training_sets`), and
+evaluation "test" of `config.data.name`. The built-in data set is made on first use; a
+named one has to be there, and nothing is ever replaced silently.
+"""
+
+import functools
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+
+from data_pipelines.loading import augment, loader
+from data_pipelines.loading.mixtures import Drawn
+from data_pipelines.loading.pose_files import PoseFile
+from data_pipelines.storage import schema, shards
+from data_pipelines.synthetic import letters
+from handjax.config import schema as configs
+from handjax.data import directories as data_directories
+from handjax.data.directories import default_directory
+from handjax.data.poses import (
+    Letters,
+    from_meshes,
+    letters_in_order,
+    pose_batches,
+    with_real_poses,
+)
+from handjax.data.training_sets import TrainingSets, annotators_hand
+from handjax.distributed.split_shares import WHOLE, Share
+from handjax.family.stage import Stage
+from handjax.geometry.crop import CropConfig
+from handjax.mano.model_files import ManoFile, joint_regressor
+from handjax.nn.text import text_encoder
+from handjax.types import Batch
+
+__all__ = ["OpenData", "default_directory", "example_batch", "for_stage", "open_data"]
+
+
+def open_data(
+    config: ml_collections.ConfigDict, hand_file: ManoFile, *, create: bool = True
+) -> "OpenData":
+    """Open the data of a run, rendering the built-in set first if it is not there.
+
+    Args:
+        config: of the run.
+        hand_file: poses without pictures are of this hand.
+        create: whether to render, and to keep what filters find; otherwise a missing
+            built-in set is only described.
+
+    Raises:
+        ValueError: for a named data set without a directory.
+        FileNotFoundError: for a directory without that data set.
+    """
+    schema.preload()
+    data = config.data
+    roots = hand_file.skeleton.roots
+    if data.root not in roots:
+        raise ValueError(
+            f"config.data.root={data.root!r} is no root joint"
+            f"{configs.suggest(data.root, roots)}"
+        )
+    if not hand_file.is_hand and data.augment.get("flip"):
+        raise ValueError(
+            "config.data.augment.flip mirrors pictures, but not the sides of a body's "
+            "joints; set it to 0.0."
+        )
+    evaluated = data_directories.evaluated(data, hand_file, create=create)
+    directories = data_directories.trained_on(data, evaluated)
+    for each in {evaluated, *directories}:
+        data_directories.check_counts(each, hand_file)
+    return OpenData(config, directories, hand_file, evaluated=evaluated, keep=create)
+
+
+class OpenData:
+    """Batches of the data sets of one run."""
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        directories: dict[Path, float],
+        hand_file: ManoFile,
+        *,
+        evaluated: Path | None = None,
+        keep: bool = True,
+    ):
+        """Know where data are; they are opened when they are needed.
+
+        Args:
+            config: of the run.
+            directories: those to train on, and their weights.
+            hand_file: of the run.
+            evaluated: directory of `config.data.name`; None for the first of those.
+            keep: whether to keep what filters find for the next run.
+        """
+        self.config, self.data = config, config.data
+        self.directories, self.hand_file = directories, hand_file
+        self.evaluated = evaluated or next(iter(directories), Path())
+        built_in = data_directories.is_built_in(self.data)
+        self.training = TrainingSets(
+            self.data,
+            directories,
+            hand_file,
+            unmade=self.evaluated if built_in else None,
+            keep=keep,
+        )
+        roots = hand_file.skeleton.roots
+        self.root, self.anchors = roots[self.data.root], tuple(roots.values())
+        self.augment = augment.config_from(self.data.augment.to_dict())
+        self.crop = CropConfig(size=self.data.crop_size, box_scale=self.data.box_scale)
+
+    def describe(self) -> str:
+        """One line: which data, where, how much."""
+        trained = self.training.describe()
+        if next(iter(self.directories), self.evaluated) == self.evaluated:
+            return f"{self.data.name} in {trained}"
+        where = self.training.describe_one(self.evaluated)
+        return f"trained on {trained}; evaluated on {self.data.name} in {where}"
+
+    def fingerprint(self) -> str:
+        """Hash of what the data sets say of themselves, wherever they are."""
+        digest = hashlib.sha256()
+        for directory in [*self.directories, self.evaluated]:
+            path = directory / "metadata.json"
+            digest.update(path.read_bytes() if path.is_file() else b"not there")
+        return digest.hexdigest()[:12]
+
+    def describe_filters(self, stages: Sequence[Stage]) -> list[str]:
+        """What filters take from the records of the stages, a line each."""
+        reads = any(self.config.stages[s.name].data == "images" for s in stages)
+        return self.training.describe_filters() if reads else []
+
+    def drawn(self, stage: Stage, examples: int) -> list[Drawn]:
+        """How many of a stage's first examples are of each data set.
+
+        Args:
+            stage: of the run.
+            examples: of all processes together.
+
+        Returns:
+            [] for examples that are made, not read.
+        """
+        kind = self.config.stages[stage.name].data
+        if kind == "images":
+            return self.training.drawn(examples)
+        if kind == "poses" and self.poses is not None:
+            return [Drawn("poses", examples, len(self.poses))]
+        return []
+
+    @functools.cached_property
+    def poses(self) -> PoseFile | None:
+        """The file of `config.data.poses`, read when a stage needs it."""
+        if not self.data.poses:
+            return None
+        return PoseFile(self.data.poses, bones=len(self.hand_file.parents))
+
+    def describe_poses(self) -> str:
+        """Where poses come from that belong to no picture."""
+        if self.poses is None:
+            return "drawn from the built-in prior"
+        return f"{len(self.poses):,} of {self.poses.path}"
+
+    def train(self, stage: Stage, batch_size: int, start_step: int) -> Iterator[Batch]:
+        """Endless batches of this process, from the one of update `start_step` on."""
+        batches = self._batches(stage, batch_size, start_step)
+        if not stage.real_poses:
+            return batches
+        if not (self.hand_file.is_hand or self.data.poses):
+            raise ValueError(
+                f"Stage {stage.name!r} compares with real poses, and the built-in ones "
+                "are of hands; name a file of the body's with config.data.poses, or "
+                "train without a discriminator."
+            )
+        return with_real_poses(
+            batches,
+            self.poses,
+            per_example=stage.real_poses,
+            batch_size=batch_size,
+            seed=self.config.seed,
+            start_step=start_step,
+            process=(jax.process_index(), jax.process_count()),
+            threads=self.data.threads,
+        )
+
+    def _batches(
+        self, stage: Stage, batch_size: int, start_step: int
+    ) -> Iterator[Batch]:
+        process = jax.process_index(), jax.process_count()
+        options = self.config.stages[stage.name]
+        seed = self.config.seed
+        if options.data != "images":
+            given = f"config.stages.{stage.name}.data={options.data!r}"
+            if stage.needs_image:
+                raise ValueError(
+                    f"{given} has no pictures, which this stage needs; use 'images'."
+                )
+            if not self.hand_file.is_hand:
+                raise ValueError(
+                    f"{given} draws poses of hands; for a body use 'images'."
+                )
+            return pose_batches(
+                self.hand_file,
+                batch_size=batch_size,
+                seed=seed,
+                start_step=start_step,
+                root=self.root,
+                crop_size=self.data.crop_size,
+                file=self.poses,
+                process=process,
+                threads=self.data.threads,
+                letters_as=self.letters if self._is_labelled(stage) else None,
+            )
+        return loader.train_batches(
+            self.training.sources,
+            batch_size=batch_size,
+            seed=seed,
+            start_step=start_step,
+            process_index=process[0],
+            process_count=process[1],
+            crop=self.crop,
+            augment=self.augment,
+            root=self.root,
+            anchors=self.anchors,
+            filters=self.training.filters,
+            load_image=stage.needs_image,
+            num_threads=self.data.threads,
+            max_corrupt=self.data.max_corrupt,
+        )
+
+    def evaluation(
+        self, stage: Stage, split: str = "test", share: Share = WHOLE
+    ) -> Iterator[Batch]:
+        """A split once, in order; by default every process gets all of it.
+
+        Stages that train on labelled poses are evaluated on others: as many as the data
+        set has test pictures.
+
+        Raises:
+            ValueError: for a share of examples that are made, not read.
+        """
+        if self._is_labelled(stage):
+            if share.count > 1:
+                raise ValueError(
+                    f"--share: the examples of stage {stage.name!r} are made, not "
+                    "read; evaluate it in one process."
+                )
+            return self._letters_in_order(split, self.config.eval.num)
+        return self._in_order(split, self.config.eval.num, stage.needs_image, share)
+
+    def evaluation_count(self, stage: Stage, split: str = "test") -> int:
+        """Examples that `evaluation` gives all processes together."""
+        num = self.config.eval.num
+        if self._is_labelled(stage):
+            return num or self.data.num_test
+        return min(num or len(self.records(split)), len(self.records(split)))
+
+    def records(self, split: str = "test") -> shards.Split:
+        """The records that `evaluation` makes batches of."""
+        return shards.open_split(self.evaluated, split)
+
+    def train_split(self, stage: Stage) -> Iterator[Batch]:
+        """What a stage trains on, once, in order, without pictures or augmentation.
+
+        Of a mixture, that of the data set which is evaluated on.
+        """
+        if self._is_labelled(stage):
+            return self._letters_in_order("train", self.data.num_train)
+        return self._in_order("train", 0, False)
+
+    @functools.cached_property
+    def letters(self) -> Letters:
+        """Letters as the model of this run reads them."""
+        return Letters(_letter_ids(self.config), self.data.label_turn)
+
+    def describe_letters(self) -> str:
+        """What labelled poses are, and how they are read."""
+        how = self.config.model.get("text", text_encoder.LABELS)
+        return (
+            f"hands that show {' '.join(letters.names())}, within "
+            f"{self.data.label_turn:g} degrees of palm to camera, read by {how}"
+        )
+
+    def _is_labelled(self, stage: Stage) -> bool:
+        return self.config.stages[stage.name].data == configs.LABELLED_POSES
+
+    def _letters_in_order(self, split: str, num: int) -> Iterator[Batch]:
+        return letters_in_order(
+            self.hand_file,
+            split=split,
+            num=num or self.data.num_test,
+            batch_size=self.config.eval.batch_size,
+            seed=self.config.seed,
+            root=self.root,
+            crop_size=self.data.crop_size,
+            letters_as=self.letters,
+        )
+
+    def _in_order(
+        self, split: str, num: int, load_image: bool, share: Share = WHOLE
+    ) -> Iterator[Batch]:
+        records = self.records(split)
+        return loader.eval_batches(
+            records,
+            batch_size=self.config.eval.batch_size,
+            crop=self.crop,
+            num=num,
+            process_index=share.index,
+            process_count=share.count,
+            root=self.root,
+            anchors=self.anchors,
+            hand=annotators_hand(records.metadata, self.hand_file),
+            load_image=load_image,
+            num_threads=self.data.threads,
+        )
+
+
+def example_batch(
+    config: ml_collections.ConfigDict, hand_file: ManoFile, size: int = 2
+) -> Batch:
+    """Flat hands on black pictures, to initialise a model with."""
+    flat = hand_file.v_template
+    vertices = np.broadcast_to(flat, (size, *flat.shape))
+    joints3d = np.einsum("jv,bvx->bjx", joint_regressor(hand_file), vertices)
+    crop_size = config.data.crop_size
+    batch = from_meshes(
+        vertices,
+        joints3d,
+        root=hand_file.skeleton.roots[config.data.root],
+        crop_size=crop_size,
+        bones=len(hand_file.parents),
+    )
+    batch = batch._replace(image=np.zeros((size, crop_size, crop_size, 3), np.uint8))
+    if any(s.data == configs.LABELLED_POSES for s in config.stages.values()):
+        batch = batch._replace(text=_letter_ids(config)[np.zeros(size, int)])
+    return batch
+
+
+def _letter_ids(config: ml_collections.ConfigDict) -> np.ndarray:
+    """Token ids of the letters, by the encoder of texts of `config.model`."""
+    name = config.model.get("text", text_encoder.LABELS)
+    labels = config.model.get("labels", text_encoder.ASL_LETTERS)
+    encode = text_encoder.tokenizer(
+        name, labels=labels, vocabulary=config.data.vocabulary
+    )
+    return encode(letters.names())
+
+
+def for_stage(batch: Batch, stage: Stage) -> Batch:
+    """An example batch with what a stage is fed: flat poses for real ones."""
+    real = stage.real_poses * len(batch.index)
+    return batch._replace(
+        image=batch.image if stage.needs_image else None,
+        real_pose=np.zeros((real, *batch.mano_pose.shape[1:]), np.float32)
+        if real
+        else None,
+        real_betas=np.zeros((real, 10), np.float32) if real else None,
+    )

@@ -1,0 +1,155 @@
+"""The data sets that a run trains on: what the filters leave, and how much is seen."""
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+
+from data_pipelines.loading import filters, mixtures, selections
+from data_pipelines.loading.loader import Source
+from data_pipelines.loading.mixtures import Drawn
+from data_pipelines.loading.recipes import Filters
+from data_pipelines.loading.selections import Selection
+from data_pipelines.storage import shards
+from handjax.data import directories
+from handjax.distributed import processes
+from handjax.mano.model_files import ManoFile
+
+
+class TrainingSet(NamedTuple):
+    """A data set whose records are known."""
+
+    name: str
+    source: Source
+    selection: Selection
+
+
+class TrainingSets:
+    """Those of a run, opened when they are needed."""
+
+    def __init__(
+        self,
+        data: ml_collections.ConfigDict,
+        weights: Mapping[Path, float],
+        hand_file: ManoFile,
+        *,
+        unmade: Path | None = None,
+        keep: bool = True,
+    ):
+        """Remember what to open.
+
+        Args:
+            data: `config.data`.
+            weights: directory -> weight in the mixture.
+            hand_file: hands without a mesh are posed with it.
+            unmade: directory of built-in data that may not be rendered yet.
+            keep: whether to keep what filters find for the next run.
+
+        Raises:
+            ValueError: The filters make no sense.
+        """
+        self.weights = dict(weights)
+        self.filters = filters.from_config(data.filters.to_dict())
+        self._data, self._hand_file, self._keep = data, hand_file, keep
+        self._unmade = unmade
+
+    @functools.cached_property
+    def opened(self) -> dict[Path, TrainingSet]:
+        """By directory; without one that is yet to be rendered.
+
+        Process 0 looks at all records first; the others find what it has kept.
+
+        Raises:
+            FileNotFoundError: Data sets are missing.
+            ValueError: The filters leave nothing of one.
+        """
+        there = [path for path in self.weights if not self._to_be_rendered(path)]
+        directories.check_there(self._data, there)
+        splits = {path: shards.open_split(path, "train") for path in there}
+        first, looks = jax.process_index() == 0, self.filters != Filters()
+        if looks and not first:
+            processes.wait_for_all("filters")
+        found = {path: self._opened(path, split) for path, split in splits.items()}
+        if looks and first:
+            processes.wait_for_all("filters")
+        return found
+
+    def _opened(self, path: Path, split: shards.Split) -> TrainingSet:
+        cache = directories.cache_root() / "selections"
+        kept = selections.select(split, self.filters, cache, keep=self._keep)
+        hand = annotators_hand(split.metadata, self._hand_file)
+        source = Source(split, self.weights[path], kept.rows, hand)
+        return TrainingSet(split.metadata["name"], source, kept)
+
+    def _to_be_rendered(self, path: Path) -> bool:
+        return path == self._unmade and not (path / "metadata.json").is_file()
+
+    @property
+    def sources(self) -> list[Source]:
+        """For the loader."""
+        return [each.source for each in self.opened.values()]
+
+    def drawn(self, examples: int) -> list[Drawn]:
+        """How many of the first examples of training are of each data set."""
+        opened = self.opened
+        names = [each.name for each in opened.values()]
+        counts = mixtures.Order(list(self.weights.values())).drawn(examples)
+        found = []
+        for path, count in zip(self.weights, counts, strict=True):
+            if path not in opened:
+                size = self._data.num_train
+                found.append(Drawn(directories.BUILT_IN, count, size))
+                continue
+            name = opened[path].name
+            # Two data sets of one name are told apart by where they are.
+            label = name if names.count(name) == 1 else str(path)
+            found.append(Drawn(label, count, opened[path].source.size))
+        return found
+
+    def describe(self) -> str:
+        """Which directories, how much is in them, and their weights."""
+        alone = len(self.weights) == 1
+        return "; ".join(
+            self.describe_one(path) + ("" if alone else f", weight {weight:g}")
+            for path, weight in self.weights.items()
+        )
+
+    def describe_one(self, path: Path) -> str:
+        """A directory and the sizes of its splits."""
+        if (path / "metadata.json").is_file():
+            splits = shards.read_metadata(path)["splits"]
+            sizes = ", ".join(f"{n:,} {split}" for split, n in splits.items())
+        elif self._to_be_rendered(path):
+            data = self._data
+            sizes = (
+                f"{data.num_train:,} train, {data.num_test:,} test, not rendered yet"
+            )
+        else:
+            sizes = "not there"
+        return f"{path} ({sizes})"
+
+    def describe_filters(self) -> list[str]:
+        """What filters do to each data set, a line each; [] without filters."""
+        if self.filters == Filters():
+            return []
+        return [
+            f"filters: {self.filters.describe()}",
+            *(f"  {s.name}: {s.selection.describe()}" for s in self.opened.values()),
+        ]
+
+
+def annotators_hand(
+    metadata: Mapping[str, Any], hand_file: ManoFile
+) -> ManoFile | None:
+    """The hand model of the run, if a data set's parameters are of it.
+
+    Args:
+        metadata: of the data set. Where it names no model, the data set was prepared
+            without one, and its parameters are MANO's.
+        hand_file: of the run.
+    """
+    name = metadata.get("hand", {}).get("name") or "mano"
+    return hand_file if hand_file.name == name and hand_file.is_right else None

@@ -1,0 +1,1 @@
+"""Device meshes, processes, and the shares of an evaluation."""

@@ -1,0 +1,193 @@
+"""Several processes of one run: how they find each other, agree, and notice a death.
+
+Where `jax.distributed` knows the cluster (Cloud TPU, Slurm, Kubernetes, MPI), a process
+needs to be told nothing; elsewhere it is told the address of process 0, how many there
+are, and which one it is.
+"""
+
+import itertools
+import json
+import os
+import socket
+import sys
+import time
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from handjax.config.flags import UsageError
+from handjax.training import logs
+
+MAX_CLOCK_S = 60.0
+"""Clocks that are further apart make logs of several hosts hard to read together."""
+
+_FACTS_BYTES = 4096
+_MAX_WAIT_S = 24 * 3600
+"""Long: a process that has died is noticed by its missing heartbeats."""
+_BARRIERS = itertools.count()
+"""Every one needs a name of its own."""
+
+
+class Cluster(NamedTuple):
+    """What a process is told of the others; nothing: `jax.distributed` finds it out."""
+
+    coordinator: str = ""
+    """Address and port of process 0, `host:1234`."""
+    num_processes: int | None = None
+    process_id: int | None = None
+    timeout_s: int = 300
+    """How long to wait for the others at start."""
+    heartbeat_s: int = 100
+    """A process that is silent for so long is taken for dead."""
+
+
+def join(cluster: Cluster) -> None:
+    """Wait for the other processes.
+
+    Raises:
+        UsageError: a value is missing, or the others do not come.
+    """
+    told = cluster.num_processes, cluster.process_id
+    if cluster.coordinator and None in told:
+        raise UsageError(
+            f"--coordinator={cluster.coordinator} needs --num_processes and "
+            "--process_id as well: how many there are, and which one this is (0, 1, "
+            "...). All processes get the same --coordinator, the address of process 0."
+        )
+    if not cluster.coordinator and told != (None, None):
+        raise UsageError(
+            "--num_processes and --process_id need --coordinator=HOST:PORT, the "
+            "address of process 0."
+        )
+    try:
+        jax.distributed.initialize(
+            cluster.coordinator or None,
+            cluster.num_processes,
+            cluster.process_id,
+            initialization_timeout=cluster.timeout_s,
+            heartbeat_timeout_seconds=cluster.heartbeat_s,
+        )
+    except (RuntimeError, ValueError) as error:
+        where = f" at {cluster.coordinator}" if cluster.coordinator else ""
+        raise UsageError(
+            f"The processes of this run did not find each other{where} within "
+            f"{cluster.timeout_s} s: {_first_line(error)}. Start all "
+            "of them with the same command; where no cluster is recognised, name "
+            "--coordinator, --num_processes and --process_id."
+        ) from error
+
+
+# --- Agreement ---------------------------------------------------------------
+
+
+def compare(facts: dict[str, Any], say: Any) -> None:
+    """Check that all processes run the same thing; every process calls it.
+
+    Args:
+        facts: what has to be the same everywhere, such as versions and config.
+        say: receives a line about clocks that differ.
+
+    Raises:
+        UsageError: names the process, the fact, and both values.
+    """
+    if jax.process_count() == 1:
+        return
+    mine = {"host": socket.gethostname(), "time": time.time(), **facts}
+    everyone = _gather(mine)
+    first, times = everyone[0], [one["time"] for one in everyone]
+    for number, other in enumerate(everyone):
+        for name in facts:
+            if other.get(name) != first.get(name):
+                raise UsageError(
+                    f"Process {number} on {other['host']} has {name} "
+                    f"{other.get(name)}, process 0 on {first['host']} has "
+                    f"{first.get(name)}. All processes have to run the same code with "
+                    "the same config and data."
+                )
+    apart = max(times) - min(times)
+    if apart > MAX_CLOCK_S:
+        late = everyone[int(np.argmin(times))]["host"]
+        say(
+            f"the clocks of the hosts are {apart:.0f} s apart ({late} is last); "
+            "training does not mind, but times in the logs will not agree"
+        )
+
+
+def _gather(mine: dict[str, Any]) -> list[dict[str, Any]]:
+    """The dict of every process, in order."""
+    from jax.experimental import multihost_utils
+
+    text = json.dumps(mine, sort_keys=True).encode()
+    if len(text) > _FACTS_BYTES:
+        raise ValueError(f"{len(text)} bytes are more than {_FACTS_BYTES}.")
+    padded = np.zeros(_FACTS_BYTES, np.uint8)
+    padded[: len(text)] = np.frombuffer(text, np.uint8)
+    rows = np.asarray(multihost_utils.process_allgather(padded))
+    return [json.loads(row.tobytes().rstrip(b"\0")) for row in rows]
+
+
+def all_agree(yes: bool, after: Any = None) -> bool:
+    """Whether every process says yes; every process calls it.
+
+    Args:
+        yes: what this process says.
+        after: arrays of a program that may still run. Accelerators run programs one
+            after another. CPUs do not: what processes send each other for two programs
+            at once can take all threads of a process, and each waits for the other.
+    """
+    if jax.process_count() == 1:
+        return yes
+    from jax.experimental import multihost_utils
+
+    if jax.default_backend() == "cpu":
+        jax.block_until_ready(after)
+    return bool(np.all(multihost_utils.process_allgather(np.array(yes))))
+
+
+def wait_for_all(what: str) -> None:
+    """Block until every process is here.
+
+    They may be an hour apart (one renders, the others wait), which connections between
+    devices do not allow; so this asks the service that knows who is alive.
+
+    Args:
+        what: has been done; the same on all of them.
+    """
+    if jax.process_count() > 1:
+        from orbax.checkpoint import multihost
+
+        barrier = multihost.get_barrier_sync_fn()
+        barrier(key=f"{what} {next(_BARRIERS)}", timeout_ms=1000 * _MAX_WAIT_S)
+
+
+# --- Deaths ------------------------------------------------------------------
+
+
+def leave_if_alone(error: BaseException, last_step: str) -> None:
+    """End this process with a message if the error means that another one has died.
+
+    The usual end of a process waits for all others; the dead one would never come.
+
+    Args:
+        error: what went wrong.
+        last_step: sentence about the last checkpoint.
+    """
+    while not isinstance(error, jax.errors.JaxRuntimeError):
+        if error.__cause__ is None:
+            return
+        error = error.__cause__
+    if jax.process_count() == 1:
+        return
+    logs.say(
+        f"error: process {jax.process_index()} of {jax.process_count()} lost another "
+        f"one, which has died or cannot be reached. {last_step} Start all processes "
+        "again with the same command to go on from there. (" + _first_line(error) + ")",
+        file=sys.stderr,
+    )
+    sys.stdout.flush()
+    os._exit(1)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0][:300]

@@ -1,0 +1,129 @@
+"""The work of several processes on one split, put together from files.
+
+Process i of n takes every n-th example and leaves what it found in a folder that all of
+them see. Whoever finds all parts there puts them together, so that no process waits for
+another and none can hang; a part that is there from an interrupted evaluation of the
+same checkpoint with the same options is used. Every example has to come out once:
+evaluations that lose or repeat some, as padded batches on several devices easily do,
+are refused.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from handjax.io.atomic_files import write_bytes
+
+Arrays = dict[str, np.ndarray]
+
+_ABOUT = "about"
+
+
+class Share(NamedTuple):
+    """Examples of one process: `index`, `index + count`, and so on."""
+
+    index: int = 0
+    count: int = 1
+
+
+WHOLE = Share()
+
+
+def parse(text: str | None) -> Share:
+    """A share of the command line, "0/4" for the first of four.
+
+    Without one it is the place of this process among those of `jax.distributed`, of
+    which there is one unless that has been set up.
+
+    Raises:
+        ValueError: It is no such pair.
+    """
+    if text is None:
+        import jax
+
+        return Share(jax.process_index(), jax.process_count())
+    index, slash, count = text.partition("/")
+    if slash and index.isdecimal() and count.isdecimal() and int(index) < int(count):
+        return Share(int(index), int(count))
+    raise ValueError(
+        f"--share={text!r}: give the process and how many there are, 0/4 to 3/4."
+    )
+
+
+def put_together(
+    folder: Path, name: str, share: Share, arrays: Arrays, about: Mapping[str, Any]
+) -> list[Arrays] | None:
+    """Leave this share's part; all parts in order if they are there, else None.
+
+    Args:
+        folder: That all processes see.
+        name: Of the evaluation.
+        share: Of this process.
+        arrays: What it found; no objects.
+        about: What decides the numbers: parts about something else do not count.
+    """
+    if share.count == 1:
+        return [arrays]
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    paths = [folder / f".{name}.{i}-of-{share.count}.npz" for i in range(share.count)]
+    buffer = io.BytesIO()
+    np.savez(buffer, **{_ABOUT: np.array(digest)}, **arrays)
+    write_bytes(paths[share.index], buffer.getvalue())
+    parts = [_read(path, digest) for path in paths]
+    if any(part is None for part in parts):
+        return None
+    for path in paths:
+        path.unlink(missing_ok=True)
+    return [part for part in parts if part is not None]
+
+
+def _read(path: Path, digest: str) -> Arrays | None:
+    # Another process may put the parts together, and remove them, meanwhile.
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+            if found[_ABOUT].item() != digest:
+                return None
+            return {name: found[name] for name in found.files if name != _ABOUT}
+    except FileNotFoundError:
+        return None
+
+
+def check_whole(indices: Sequence[np.ndarray] | np.ndarray, count: int) -> None:
+    """Refuse a split of which examples are missing or counted twice.
+
+    Args:
+        indices: Positions of the examples, of any process.
+        count: Examples of the split.
+
+    Raises:
+        ValueError: Says which.
+    """
+    found = np.concatenate([np.ravel(part) for part in indices] or [np.zeros(0)])
+    times = np.bincount(found.astype(np.int64), minlength=count)
+    missing, doubled = np.flatnonzero(times[:count] == 0), np.flatnonzero(times > 1)
+    foreign = np.flatnonzero(times[count:]) + count
+    for wrong, what in (
+        (missing, "were not evaluated"),
+        (doubled, "were evaluated more than once"),
+        (foreign, "do not exist"),
+    ):
+        if len(wrong):
+            raise ValueError(
+                f"{len(wrong):,} of {count:,} examples {what}, first {wrong[0]}."
+            )
+
+
+def packed(parts: Mapping[str, Arrays]) -> Arrays:
+    """Arrays of several things as those of one."""
+    return {f"{n}/{k}": v for n, arrays in parts.items() for k, v in arrays.items()}
+
+
+def unpacked(arrays: Arrays, name: str) -> Arrays:
+    """Those of one thing."""
+    start = f"{name}/"
+    return {k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)}

@@ -1,0 +1,227 @@
+"""pred.json and pred.zip of FreiHAND and HO3D, and the lists of their ground truth.
+
+pred.json is a list of two lists, joints (sample, 21, 3) and vertices (sample, 778, 3),
+in metres and in the order of the data set; pred.zip has it at its root. The ground
+truth is two files of one such list each.
+"""
+
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from handjax.evaluation.protocols.mesh_scores import Meshes
+from handjax.geometry.skeleton import NUM_JOINTS, NUM_VERTICES
+from handjax.io.atomic_files import write_bytes
+
+MEMBER = "pred.json"
+DIGITS = 6
+"""Decimals of written metres: a micrometre, far under what is measured."""
+
+
+# --- reading ------------------------------------------------------------------------
+
+
+def read(path: Path) -> Meshes:
+    """Predictions of a pred.json, or of the one in a pred.zip.
+
+    Raises:
+        ValueError: It has another format, or holds numbers that are not finite.
+        OSError: It cannot be read.
+    """
+    value = parsed(member_text(path, MEMBER, ".json"), path)
+    if not (isinstance(value, list) and len(value) == 2):
+        what = (
+            f"{len(value)} lists" if isinstance(value, list) else type(value).__name__
+        )
+        raise ValueError(
+            f"{path}: holds {what}; a list of two lists is needed, joints of all "
+            f"samples ({NUM_JOINTS} x 3) and vertices of all samples "
+            f"({NUM_VERTICES} x 3)."
+        )
+    joints, vertices = (
+        _samples(part, path, name) for part, name in _parts(value, path)
+    )
+    if len(joints) != len(vertices):
+        raise ValueError(
+            f"{path}: joints of {len(joints):,} samples and vertices of "
+            f"{len(vertices):,}; both lists need one entry for each sample."
+        )
+    _check_joints(joints, path)
+    return Meshes(np.asarray(joints), vertices)
+
+
+def _parts(value: list, path: Path):
+    for part, name in zip(value, ("joints", "vertices"), strict=True):
+        if not isinstance(part, list):
+            raise ValueError(f"{path}: the {name} are no list of samples.")
+        yield part, name
+
+
+def read_truth(folder: Path, where_from: str, split: str = "evaluation") -> Meshes:
+    """`<split>_xyz.json` and `<split>_verts.json` of a folder, or of `ref` in it.
+
+    Raises:
+        FileNotFoundError: One of them is missing.
+        ValueError: They are damaged, or do not belong together.
+    """
+    found = []
+    for name in ("xyz", "verts"):
+        path = truth_file(folder, f"{split}_{name}.json", where_from)
+        value = parsed(path.read_text(), path)
+        if not isinstance(value, list) or not value:
+            raise ValueError(f"{path}: holds no list of samples. {where_from}")
+        found.append(_samples(value, path, name))
+    joints, vertices = found
+    if len(joints) != len(vertices):
+        raise ValueError(
+            f"{folder}: {split}_xyz.json has {len(joints):,} samples, "
+            f"{split}_verts.json {len(vertices):,}; they are not of one release. "
+            f"{where_from}"
+        )
+    _check_joints(joints, folder)
+    return Meshes(np.asarray(joints), vertices)
+
+
+def truth_file(folder: Path, name: str, where_from: str) -> Path:
+    """A file of the ground truth, in the folder or in `ref` as the scripts want it.
+
+    Raises:
+        FileNotFoundError: It is in neither.
+    """
+    for path in (folder / name, folder / "ref" / name):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"{str(folder)!r} has no {name}. {where_from}")
+
+
+def _check_joints(joints: Any, path: Path) -> None:
+    for i, hand in enumerate(joints):
+        if len(hand) != NUM_JOINTS:
+            raise ValueError(
+                f"{path}: sample {i} has {len(hand)} joints; {NUM_JOINTS} are needed."
+            )
+
+
+def _samples(values: list, path: Path, name: str) -> Any:
+    """(sample, point, 3), or a list of (point, 3) where numbers of points differ."""
+    if not values:
+        return np.zeros((0, 0, 3))
+    try:
+        array = np.asarray(values, np.float64)
+        if array.ndim != 3:
+            raise ValueError
+        samples = array
+    except (TypeError, ValueError):
+        samples = [_points(value, path, name, i) for i, value in enumerate(values)]
+        if len({len(points) for points in samples}) == 1:
+            samples = np.asarray(samples)
+    if isinstance(samples, np.ndarray) and samples.ndim == 3 and samples.shape[2] != 3:
+        _points(values[0], path, name, 0)  # says what is wrong
+    _check_finite(samples, path, name)
+    return samples
+
+
+def _points(value: Any, path: Path, name: str, sample: int) -> np.ndarray:
+    try:
+        points = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{path}: the {name} of sample {sample} are not rows of three numbers."
+        ) from None
+    if points.size == 0:
+        return np.zeros((0, 3))
+    if points.ndim != 2 or points.shape[1] != 3:
+        raise ValueError(
+            f"{path}: the {name} of sample {sample} have shape {points.shape}; rows of "
+            "three numbers (x, y, z in metres) are needed."
+        )
+    return points
+
+
+def _check_finite(samples: Any, path: Path, name: str) -> None:
+    bad = [i for i, points in enumerate(samples) if not np.isfinite(points).all()]
+    if bad:
+        raise ValueError(
+            f"{path}: the {name} of {len(bad):,} of {len(samples):,} samples hold NaN "
+            f"or infinity, first of sample {bad[0]}. The official script stops there; "
+            "every sample needs numbers."
+        )
+
+
+def member_text(path: Path, member: str, suffix: str) -> str:
+    """Text of a file, or of the one at the root of a zip.
+
+    Raises:
+        ValueError: The zip is damaged or has not one such file at its root.
+        OSError: It cannot be read.
+    """
+    if not zipfile.is_zipfile(path):
+        if path.suffix == ".zip":
+            path.stat()  # a missing file says so
+            raise ValueError(f"{path}: not a complete zip file. Copy it again.")
+        return path.read_bytes().decode("utf-8", "replace")
+    with zipfile.ZipFile(path) as archive:
+        inside = archive.namelist()
+        found = [n for n in inside if n.endswith(suffix) and "/" not in n]
+        if member in found:
+            found = [member]
+        if len(found) != 1:
+            raise ValueError(
+                f"{path}: holds {inside[:5]}; {member} is needed at its root, in no "
+                "folder."
+            )
+        try:
+            return archive.read(found[0]).decode("utf-8", "replace")
+        except (zipfile.BadZipFile, EOFError, OSError) as error:
+            raise ValueError(
+                f"{path}: {found[0]} in it is damaged: {error}."
+            ) from error
+
+
+def parsed(text: str, path: Path) -> Any:
+    """JSON of a file.
+
+    Raises:
+        ValueError: It is none.
+    """
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: not complete JSON ({error}). Write or copy it again."
+        ) from error
+
+
+# --- writing ------------------------------------------------------------------------
+
+
+def write(path: Path, predictions: Meshes) -> None:
+    """Write pred.json, or a pred.zip with it, by the suffix of `path`.
+
+    The same predictions make the same bytes.
+    """
+    lists = [
+        [np.round(points, DIGITS).tolist() for points in part]
+        for part in (predictions.joints3d, predictions.vertices)
+    ]
+    text = json.dumps(lists, separators=(",", ":"), allow_nan=False)
+    write_text(path, MEMBER, text)
+
+
+def write_text(path: Path, member: str, text: str) -> None:
+    """A text file, or a zip with it at its root, complete or not at all."""
+    if path.suffix != ".zip":
+        write_bytes(path, text.encode())
+        return
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        # Without a ZipInfo the archive would hold the time of day.
+        info = zipfile.ZipInfo(member)
+        info.compress_type = zipfile.ZIP_DEFLATED
+        info.external_attr = 0o644 << 16
+        archive.writestr(info, text)
+    write_bytes(path, buffer.getvalue())

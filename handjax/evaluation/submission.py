@@ -1,0 +1,144 @@
+"""A model's predictions on a benchmark: the file that its authors score, and the score.
+
+    <folder>/<benchmark>_pred.zip      (or what the benchmark takes)
+    <folder>/<benchmark>.json          with the ground truth: the report
+    <folder>/<benchmark>_scores.txt
+
+The score is that of the file, so that a server gives the same.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from handjax.distributed import split_shares
+from handjax.distributed.split_shares import WHOLE, Share
+from handjax.evaluation import photo_frame, score_files
+from handjax.evaluation.protocols import Benchmark, PhotoHands
+from handjax.evaluation.trained_model import Trained
+from handjax.inference import tta
+
+
+def predicted(
+    trained: Trained,
+    folder: Path,
+    *,
+    share: Share = WHOLE,
+    split: str,
+    tta_mode: str | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> PhotoHands | None:
+    """The hands of a split in the cameras of their photos, in its order.
+
+    Args:
+        trained: The model and its data.
+        folder: Where processes leave their shares.
+        share: What this process predicts.
+        split: Of the data.
+        tta_mode: A key of `tta.MODES`; None looks once.
+        on_batch: Called with the number of hands done so far.
+
+    Returns:
+        None while other processes' shares are missing.
+
+    Raises:
+        ValueError: Examples are missing or there more than once.
+    """
+    function = tta.augmented(trained.stage.predict_fn, tta_mode)
+    hands, index = photo_frame.collect(
+        jax.jit(functools.partial(function, trained.model)),
+        trained.variables,
+        trained.data.evaluation(trained.stage, split=split, share=share),
+        trained.data.records(split),
+        root=trained.root,
+        on_batch=on_batch,
+    )
+    state = {"index": index, **photo_frame.arrays(hands)}
+    name = "_".join(["hands", trained.config.data.name, split, tta_mode or "plain"])
+    about = trained.about(split=split, tta=tta_mode)
+    parts = split_shares.put_together(folder, name, share, state, about)
+    if parts is None:
+        return None
+    index = np.concatenate([part["index"] for part in parts])
+    split_shares.check_whole(index, trained.data.evaluation_count(trained.stage, split))
+    return photo_frame.joined(
+        [photo_frame.from_arrays(part) for part in parts], np.argsort(index)
+    )
+
+
+def check(benchmark: Benchmark, trained: Trained, tta_mode: str | None) -> None:
+    """Refuse what cannot give a file of predictions.
+
+    Raises:
+        ValueError: Other data, a stage without pictures, or errors that are averaged.
+    """
+    name = trained.config.data.name
+    if name != benchmark.name:
+        raise ValueError(
+            f"--benchmark={benchmark.name} needs its pictures, and the data are "
+            f"{name!r}; pass --config.data.name={benchmark.name} "
+            "--config.data.dir=DIR, made by `python -m data_pipelines.prepare "
+            f"{benchmark.name}`."
+        )
+    if not trained.stage.needs_image:
+        raise ValueError(
+            f"stage {trained.stage.name!r} sees no picture; evaluate one that does."
+        )
+    if tta_mode and tta.answers_per_hand(tta_mode) > 1:
+        raise ValueError(
+            f"--tta={tta_mode} averages errors, and a file of predictions holds one "
+            "hand for each sample; take 'released' or 'mean'."
+        )
+
+
+def write(
+    benchmark: Benchmark,
+    hands: PhotoHands,
+    folder: Path,
+    *,
+    truth: Path | None,
+    procrustes: str | None,
+    options: Mapping[str, str | None],
+    tta_mode: str | None = None,
+    said: Mapping[str, Any] | None = None,
+) -> tuple[dict[str, Any] | None, Path]:
+    """Write the file of predictions and, with the ground truth, score it.
+
+    Args:
+        benchmark: Whose format and protocol.
+        hands: What `predicted` returned.
+        folder: Where to write.
+        truth: What the benchmark's `truth` says; None only writes and checks.
+        procrustes: None for the benchmark's own.
+        options: Of `scoring.settings`.
+        tta_mode: How the hands were found, for names and reports.
+        said: More for the report: model, stage, step.
+
+    Returns:
+        The report, None without the truth, and where the predictions stand.
+    """
+    chosen = score_files.settings(benchmark, options)
+    procrustes = score_files.alignment(benchmark, procrustes)
+    known = None if truth is None else benchmark.read_truth(truth, **chosen)
+    stem = score_files.file_stem(benchmark, procrustes, chosen)
+    if tta_mode:
+        stem += f"_tta_{tta_mode}"
+    path = folder / f"{stem}_{benchmark.file_name}"
+    benchmark.write(path, benchmark.from_hands(hands, known))
+    if known is None:
+        return None, path
+    report = score_files.report(
+        benchmark,
+        known,
+        benchmark.read_predictions(path),
+        procrustes=procrustes,
+        options=chosen,
+        file=path,
+    )
+    report |= {"tta": tta.describe(tta_mode), **(said or {})}
+    score_files.write(report, folder / stem)
+    return report, path

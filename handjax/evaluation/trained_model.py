@@ -1,0 +1,99 @@
+"""A trained model with the data that it is evaluated on."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from handjax import models
+from handjax.checkpoints import store
+from handjax.config import flags
+from handjax.data import run_data
+from handjax.data.run_data import OpenData
+from handjax.family.stage import Stage
+from handjax.mano import model_files
+
+
+class Trained(NamedTuple):
+    """What an evaluation begins with."""
+
+    config: Any
+    """Of the run, with the changes of the command line."""
+    model: Any
+    variables: Any
+    stage: Stage
+    stages: Sequence[Stage]
+    """All of the family's, in order."""
+    step: int
+    data: OpenData
+    root: int
+    """Joint that 3-D is relative to."""
+    workdir: Path
+    changed: dict[str, str]
+    """Keys of the config that are not the run's."""
+
+    def said(self) -> dict[str, Any]:
+        """Which model it is, for the files that hold its numbers."""
+        return {
+            "family": self.config.family,
+            "stage": self.stage.name,
+            "step": self.step,
+            "changed": self.changed,
+        }
+
+    def about(self, **options: Any) -> dict[str, Any]:
+        """What decides the numbers of an evaluation; see `shares.put_together`."""
+        steps = self.workdir / "checkpoints" / self.stage.name / str(self.step)
+        written = steps.stat().st_mtime_ns if steps.exists() else 0
+        return {**self.said(), "written": written, **options}
+
+    def describe(self) -> str:
+        """One line: which model, which data."""
+        return (
+            f"{self.config.family}, stage {self.stage.name}, step {self.step}; data: "
+            f"{self.data.describe()}"
+        )
+
+
+def load(
+    workdir: str | Path,
+    stage: str | None,
+    step: int | None,
+    overrides: Sequence[tuple[str, str]] = (),
+) -> Trained:
+    """Read a workdir and open its data.
+
+    Args:
+        workdir: Of a run.
+        stage: None for the last one that has a checkpoint.
+        step: None for the newest one.
+        overrides: Keys of the config and their values, as typed.
+
+    Raises:
+        FileNotFoundError: There is no such checkpoint, or no data.
+        ValueError: The config or its data make no sense.
+    """
+    # Orbax tells absl's log about every default it takes.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    config, model, variables, name, step = store.load_for_inference(
+        workdir,
+        stage,
+        step,
+        change=lambda config: flags.override(config, overrides),
+    )
+    stages = models.load(config.family).stages(config)
+    hand_file = model_files.load(
+        config.hand.source, side=config.hand.side, tips=config.hand.tips or None
+    )
+    return Trained(
+        config=config,
+        model=model,
+        variables=variables,
+        stage=next(s for s in stages if s.name == name),
+        stages=stages,
+        step=step,
+        data=run_data.open_data(config, hand_file),
+        root=hand_file.skeleton.roots[config.data.root],
+        workdir=Path(workdir),
+        changed=dict(overrides),
+    )

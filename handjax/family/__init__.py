@@ -1,0 +1,1 @@
+"""What a family of models shares with the trainer: stages, constants, capabilities."""

@@ -1,0 +1,1 @@
+"""Joints, rotations, cameras, crops and mesh hierarchies."""

@@ -1,0 +1,1 @@
+"""From photos to hands in metres: detect, crop, predict, place, draw."""

@@ -1,0 +1,263 @@
+"""What prediction takes from outside: photos, boxes, camera intrinsics.
+
+Every error here is a `PhotoError` with one line that a user can act on. Pixel centres
+are at whole numbers; boxes are x0, y0, x1, y1 in pixels of the upright photo (after its
+EXIF orientation, as viewers show it).
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
+
+from handjax.geometry.crop import assumed_intrinsics
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+FULL_FRAME_DIAGONAL_MM = 43.2666
+"""Diagonal of the 36 x 24 mm frame that EXIF's 35 mm equivalent focal length means."""
+
+_MIN_BOX_PX = 4.0
+
+
+class PhotoError(ValueError):
+    """Something about one photo that its owner can put right."""
+
+
+class Photo(NamedTuple):
+    """An upright picture and what its file says about the lens."""
+
+    path: Path
+    image: UInt8[np.ndarray, "height width 3"]
+    """RGB, 0..255."""
+    focal_exif_px: float | None
+    """Focal length from EXIF, pixels; None where the file does not tell."""
+
+
+class Intrinsics(NamedTuple):
+    """Camera matrix of a photo and where it comes from."""
+
+    matrix: Float[np.ndarray, "3 3"]
+    source: str
+    """"given", "exif" or "assumed"."""
+
+
+class HandBox(NamedTuple):
+    """Where one hand is, and which."""
+
+    box_px: tuple[float, float, float, float]
+    is_right: bool
+    source: str
+    """"given", "detector" or "whole_image"."""
+
+
+def read(path: str | Path) -> Photo:
+    """Open a photo, turn it upright, and check that it is whole.
+
+    Raises:
+        PhotoError: The file is missing, empty, truncated or no picture.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise PhotoError(f"{path}: no such file.")
+    if path.stat().st_size == 0:
+        raise PhotoError(f"{path}: the file is empty (0 bytes).")
+    # PIL would fill a cut-off picture with gray if another library asked for that.
+    was, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            focal = _exif_focal_px(picture)
+            upright = ImageOps.exif_transpose(picture).convert("RGB")
+    except UnidentifiedImageError:
+        raise PhotoError(
+            f"{path}: not a picture that Pillow can read; use one of "
+            f"{', '.join(SUFFIXES)}."
+        ) from None
+    except Image.DecompressionBombError as error:
+        raise PhotoError(f"{path}: {error}") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise PhotoError(f"{path}: truncated or damaged picture ({error}).") from None
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = was
+    return Photo(path, np.array(upright), focal)
+
+
+def _exif_focal_px(picture: Image.Image) -> float | None:
+    """Focal length in pixels from the 35 mm equivalent, where the camera wrote it."""
+    try:
+        exif = picture.getexif().get_ifd(ExifTags.IFD.Exif)
+        equivalent_mm = float(exif.get(ExifTags.Base.FocalLengthIn35mmFilm, 0))
+    except Exception:  # damaged EXIF is common, and never worth losing the photo for
+        return None
+    if not 5 <= equivalent_mm <= 2000:
+        return None
+    return equivalent_mm * math.hypot(*picture.size) / FULL_FRAME_DIAGONAL_MM
+
+
+def listed(path: str | Path) -> list[Path]:
+    """The photo itself, or all photos directly inside a folder, by name."""
+    path = Path(path)
+    if path.is_dir():
+        found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+        if not found:
+            raise PhotoError(
+                f"{path}: no photo ({', '.join(SUFFIXES)}) in this folder."
+            )
+        return found
+    if not path.exists():
+        raise PhotoError(f"{path}: no such file or folder.")
+    return [path]
+
+
+# --- intrinsics ---------------------------------------------------------------------
+
+
+def parse_numbers(text: str, names: str) -> tuple[float, ...]:
+    """Comma-separated numbers, as many as `names` has.
+
+    Raises:
+        PhotoError: Shows what was given and the form that is expected.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    try:
+        values = tuple(float(part) for part in parts)
+    except ValueError:
+        values = ()
+    if len(values) != names.count(",") + 1 or not all(map(math.isfinite, values)):
+        raise PhotoError(
+            f"{text!r} is not {names}: give that many numbers, with commas."
+        )
+    return values
+
+
+def intrinsics_matrix(values: Sequence[float | int]) -> Float[np.ndarray, "3 3"]:
+    """Camera matrix from fx, fy, cx, cy in pixels."""
+    fx, fy, cx, cy = (float(v) for v in values)
+    if fx <= 0 or fy <= 0:
+        raise PhotoError(f"intrinsics fx={fx:g}, fy={fy:g} must be above 0 pixels.")
+    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]])
+
+
+def intrinsics_of(
+    photo: Photo, given: Sequence[float | int] | None = None
+) -> Intrinsics:
+    """The camera of a photo: as given, else from EXIF, else assumed.
+
+    The assumed focal length is the photo's diagonal (a 43 mm lens on full frame, 53
+    degrees corner to corner), with the principal point in the middle. It sets how far
+    away the hand is placed; its shape hardly depends on it.
+    """
+    if given is not None:
+        return Intrinsics(intrinsics_matrix(given), "given")
+    height, width = photo.image.shape[:2]
+    matrix = assumed_intrinsics(float(width), float(height))
+    if photo.focal_exif_px is None:
+        return Intrinsics(matrix, "assumed")
+    matrix[[0, 1], [0, 1]] = photo.focal_exif_px
+    return Intrinsics(matrix, "exif")
+
+
+# --- boxes --------------------------------------------------------------------------
+
+
+def checked_box(
+    box_px: Sequence[float | int], photo: Photo
+) -> tuple[float, float, float, float]:
+    """A box that overlaps the photo, clipped to it.
+
+    Raises:
+        PhotoError: The box is degenerate, or outside the photo.
+    """
+    height, width = photo.image.shape[:2]
+    x0, y0, x1, y1 = (float(v) for v in box_px)
+    shown = f"{photo.path}: box {x0:g},{y0:g},{x1:g},{y1:g}"
+    if not all(map(math.isfinite, (x0, y0, x1, y1))):
+        raise PhotoError(f"{shown} has a coordinate that is no number.")
+    if x1 - x0 < _MIN_BOX_PX or y1 - y0 < _MIN_BOX_PX:
+        raise PhotoError(
+            f"{shown} is {x1 - x0:g} x {y1 - y0:g} pixels; give x0,y0,x1,y1 with x1 "
+            f"and y1 at least {_MIN_BOX_PX:g} more than x0 and y0."
+        )
+    clipped = (max(x0, 0.0), max(y0, 0.0), min(x1, width - 1.0), min(y1, height - 1.0))
+    if clipped[2] - clipped[0] < _MIN_BOX_PX or clipped[3] - clipped[1] < _MIN_BOX_PX:
+        raise PhotoError(f"{shown} is outside the photo of {width} x {height} pixels.")
+    return clipped
+
+
+def whole_image_box(photo: Photo) -> tuple[float, float, float, float]:
+    """The largest centred square, for photos that show one hand and little else."""
+    height, width = photo.image.shape[:2]
+    side = min(height, width) - 1.0
+    x0, y0 = (width - 1 - side) / 2, (height - 1 - side) / 2
+    return (x0, y0, x0 + side, y0 + side)
+
+
+class Annotation(NamedTuple):
+    """What a boxes file says about one photo."""
+
+    hands: tuple[HandBox, ...]
+    intrinsics: tuple[float, ...] | None
+
+
+def read_boxes(path: str | Path) -> dict[str, Annotation]:
+    """Read `--boxes`: a JSON object, file name -> hand, or list of hands.
+
+    A hand is `{"box": [x0, y0, x1, y1], "side": "right" | "left"}` (side defaults to
+    right); a photo may also be `{"hands": [...], "intrinsics": [fx, fy, cx, cy]}`.
+
+    Raises:
+        PhotoError: Names the file, the entry and the form that is expected.
+    """
+    path = Path(path)
+    try:
+        data = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise PhotoError(f"--boxes {path}: no such file.") from None
+    except (OSError, ValueError) as error:
+        raise PhotoError(f"--boxes {path}: not a JSON file ({error}).") from None
+    if not isinstance(data, dict):
+        raise PhotoError(
+            f"--boxes {path}: the top level must be an object, name -> hand."
+        )
+    return {
+        name: _annotation(f"--boxes {path}: {name!r}", v) for name, v in data.items()
+    }
+
+
+def _annotation(where: str, value: Any) -> Annotation:
+    intrinsics = None
+    if isinstance(value, Mapping):
+        if value.get("intrinsics") is not None:
+            intrinsics = _numbers(where, "intrinsics", value["intrinsics"])
+        value = value.get("hands", [value])
+    if not isinstance(value, list) or not value:
+        raise PhotoError(f"{where}: give a hand or a list of hands.")
+    return Annotation(tuple(_hand(where, hand) for hand in value), intrinsics)
+
+
+def _hand(where: str, hand: Any) -> HandBox:
+    if not isinstance(hand, Mapping) or "box" not in hand:
+        raise PhotoError(
+            f'{where}: a hand is {{"box": [x0, y0, x1, y1], "side": ...}}.'
+        )
+    side = hand.get("side", "right")
+    if side not in ("right", "left"):
+        raise PhotoError(f"{where}: side={side!r} is not 'right' or 'left'.")
+    x0, y0, x1, y1 = _numbers(where, "box", hand["box"])
+    return HandBox((x0, y0, x1, y1), side == "right", "given")
+
+
+def _numbers(where: str, name: str, value: Any) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(v) for v in value)
+    except (TypeError, ValueError):
+        numbers = ()
+    if len(numbers) != 4 or not all(map(math.isfinite, numbers)):
+        raise PhotoError(f"{where}: {name}={value!r} is not a list of four numbers.")
+    return numbers

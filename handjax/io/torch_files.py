@@ -1,0 +1,184 @@
+"""Tensors out of PyTorch's files, without PyTorch and without running them.
+
+`torch.save` writes a pickle that refers to raw "storages": since torch 1.6 inside a zip
+archive, before that behind each other in one stream. `torch_pickle` reads the pickle.
+"""
+
+import os
+import struct
+import sys
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from handjax.io import safe_pickle, torch_pickle
+
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_PROTOCOL = 1001
+_STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict", "state_dict_ema")
+
+
+def read(path: str | os.PathLike) -> Any:
+    """Read a file of `torch.save` or of safetensors.
+
+    What it is, is seen from its first bytes, for checkpoints have any suffix or none.
+
+    Returns:
+        What was saved: dicts, lists, numbers, with numpy arrays for tensors. They may
+        be read-only and share memory as the tensors did.
+
+    Raises:
+        RefusedPickleError: It names a global that tensors do not need; nothing was run.
+        ValueError: It is empty, truncated, damaged or something else.
+        OSError: It cannot be read.
+    """
+    name = os.fspath(path)
+    with open(path, "rb") as file:
+        head = file.read(9)
+    if not head:
+        raise ValueError(f"{name}: the file is empty. Download or copy it again.")
+    if name.endswith(".safetensors") or head[8:9] == b"{":
+        return _read_safetensors(name)
+    if head.startswith(b"PK\x03\x04"):
+        return _read_zip(name)
+    if head.startswith(b"\x80"):
+        with open(path, "rb") as file:
+            return _read_legacy(file, name)
+    raise ValueError(
+        f"{name}: not a checkpoint: it begins with {head!r}. Allowed are files of "
+        "torch.save (.pt, .pth, .ckpt or no suffix) and .safetensors."
+    )
+
+
+def state_dict(saved: Any, path: str | os.PathLike = "file") -> dict[str, np.ndarray]:
+    """Find the entries of a network in what `read` returned.
+
+    They are the dict itself or what it has under "state_dict", "model",
+    "model_state_dict" or "state_dict_ema". A prefix "module." of all names, which
+    parallel training leaves, is taken off.
+
+    Raises:
+        ValueError: There are none; lists the keys there are.
+    """
+    candidates = [saved]
+    if isinstance(saved, Mapping):
+        candidates += [saved[key] for key in _STATE_DICT_KEYS if key in saved]
+    for found in candidates:
+        if _is_flat(found):
+            prefix = "module."
+            if all(key.startswith(prefix) for key in found):
+                return {key.removeprefix(prefix): v for key, v in found.items()}
+            return dict(found)
+    keys = sorted(map(str, saved)) if isinstance(saved, Mapping) else []
+    shown = ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if keys[8:] else "")
+    raise ValueError(
+        f"{os.fspath(path)}: no entries of a network in it. It holds a "
+        f"{type(saved).__name__}{f' of {shown}' if keys else ''}; names with tensors "
+        f"are looked for in it and under {', '.join(_STATE_DICT_KEYS)}."
+    )
+
+
+def _is_flat(value: Any) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(isinstance(key, str) for key in value)
+        and all(isinstance(entry, np.ndarray) for entry in value.values())
+    )
+
+
+def _read_safetensors(name: str) -> dict[str, np.ndarray]:
+    import safetensors.numpy
+
+    try:
+        return safetensors.numpy.load_file(name)
+    except (safetensors.SafetensorError, KeyError) as error:
+        raise ValueError(
+            f"{name}: not a complete safetensors file ({error}). Download or copy it "
+            "again."
+        ) from error
+
+
+# --- the two layouts of torch.save --------------------------------------------------
+
+
+def _read_zip(name: str) -> Any:
+    """Archive of `<root>/data.pkl`, `<root>/data/<key>` and `<root>/byteorder`."""
+    try:
+        with zipfile.ZipFile(name) as archive:
+            pickles = [n for n in archive.namelist() if n.endswith("data.pkl")]
+            if len(pickles) != 1:
+                raise ValueError(
+                    f"{name}: a zip archive without data.pkl is no checkpoint of "
+                    "torch.save. Was it unpacked and packed, or another file?"
+                )
+            root = pickles[0].removesuffix("data.pkl")
+            order = "little"
+            if f"{root}byteorder" in archive.namelist():
+                order = archive.read(f"{root}byteorder").decode("ascii", "replace")
+
+            def storage(key: str, dtype: np.dtype, count: int) -> np.ndarray:
+                return _stored(archive.read(f"{root}data/{key}"), dtype, count, order)
+
+            with archive.open(pickles[0]) as file:
+                return torch_pickle.load(file, name, storage)
+    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        raise ValueError(
+            f"{name}: not a complete checkpoint ({error}). Download or copy it again."
+        ) from error
+
+
+def _stored(data: bytes, dtype: np.dtype, count: int, order: str) -> np.ndarray:
+    if len(data) != count * dtype.itemsize:
+        raise ValueError(
+            f"a storage of {count} x {dtype} has {len(data)} bytes, not "
+            f"{count * dtype.itemsize}"
+        )
+    array = np.frombuffer(data, dtype)
+    return array if order == sys.byteorder else array.byteswap()
+
+
+def _read_legacy(file: Any, name: str) -> Any:
+    """Pickles of magic number, protocol, system, object, keys; then the storages."""
+    if safe_pickle.load_from(file, {}, name) != _LEGACY_MAGIC:
+        raise ValueError(
+            f"{name}: a pickle, but not one of torch.save. Allowed are files of "
+            "torch.save and .safetensors."
+        )
+    protocol = safe_pickle.load_from(file, {}, name)
+    system = safe_pickle.load_from(file, {}, name)
+    if protocol != _LEGACY_PROTOCOL or not isinstance(system, dict):
+        raise ValueError(f"{name}: version {protocol} of torch.save is not known.")
+    order = "little" if system.get("little_endian", True) else "big"
+    size = os.fstat(file.fileno()).st_size
+    storages: dict[str, np.ndarray] = {}
+
+    def storage(key: str, dtype: np.dtype, count: int) -> np.ndarray:
+        size_left = size - sum(array.nbytes for array in storages.values())
+        if count * dtype.itemsize > size_left:
+            raise ValueError(f"storage {key} is larger than the file")
+        # The content follows the pickle; views of it are made before it is there.
+        return storages.setdefault(key, np.zeros(count, dtype))
+
+    saved = torch_pickle.load(file, name, storage)
+    keys = safe_pickle.load_from(file, {}, name)
+    if not isinstance(keys, list) or set(keys) != set(storages):
+        raise ValueError(f"{name}: its list of storages is damaged. Copy it again.")
+    for key in keys:
+        _fill(file, storages[key], name, order)
+    return saved
+
+
+def _fill(file: Any, array: np.ndarray, name: str, order: str) -> None:
+    count = file.read(8)
+    data = file.read(array.nbytes)
+    if len(count) < 8 or len(data) < array.nbytes:
+        raise ValueError(
+            f"{name}: not a complete checkpoint (it ends inside a tensor). Download or "
+            "copy it again."
+        )
+    if struct.unpack("<q", count)[0] != array.size:
+        raise ValueError(f"{name}: a storage has another size than its tensors say.")
+    array[:] = _stored(data, array.dtype, array.size, order)

@@ -1,0 +1,233 @@
+"""The pickles of `torch.save`, read without PyTorch.
+
+`safe_pickle` gives them tensors, plain containers and numbers, nothing else. Lightning
+saves its program's settings beside the weights, as objects of configuration libraries:
+those are read past, and their entries of the checkpoint come back as None.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from handjax.io import safe_pickle
+
+_STORAGES = {
+    "DoubleStorage": np.float64,
+    "FloatStorage": np.float32,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
+
+
+_SETTINGS = (
+    "hyper_parameters",
+    "datamodule_hyper_parameters",
+    "callbacks",
+    "loops",
+)
+"""Entries of a Lightning checkpoint that may hold objects of the libraries below."""
+
+_LIBRARIES = re.compile(
+    r"(yacs|omegaconf|lightning|lightning_fabric|pytorch_lightning)\..+"
+    r"|(typing|argparse|pathlib)\.\w+|collections\.defaultdict"
+    r"|builtins\.(bool|dict|float|int|list|long|object|set|str|tuple)"
+)
+"""Globals that settings are made of."""
+
+
+class _Setting:
+    """Stands for an object of some program's settings; keeps nothing, does nothing."""
+
+    called = ""
+
+    def __new__(cls, *_, **__):
+        return super().__new__(cls)
+
+    def __init__(self, *_, **__):
+        pass
+
+    def __setstate__(self, _):
+        pass
+
+    def __setitem__(self, *_):
+        pass
+
+    def append(self, _):
+        """Forget."""
+
+    extend = add = append
+
+
+class _StorageType(NamedTuple):
+    """Stands for a class such as torch.FloatStorage; a pickle can only pass it on."""
+
+    name: str
+    dtype: np.dtype
+
+
+class _Storage(NamedTuple):
+    """What a persistent id stands for."""
+
+    array: np.ndarray
+
+
+def load(
+    file: Any,
+    name: str,
+    storage: Callable[[str, np.dtype, int], np.ndarray],
+) -> Any:
+    """Read one.
+
+    Args:
+        file: Open, in binary; stands behind the pickle afterwards.
+        name: What messages call the file.
+        storage: Returns the storage of a key, given its type and length.
+
+    Raises:
+        RefusedPickleError: It names a global that tensors do not need, outside of
+            Lightning's settings; nothing was run.
+        ValueError: It is damaged, or a tensor reaches outside its storage.
+    """
+    found: dict[str, _Storage] = {}
+
+    def persistent_load(pid: Any) -> _Storage:
+        match pid:
+            case ("storage", _StorageType() as kind, str(key), _, int(count), *view):
+                if view not in ([], [None]):
+                    raise ValueError("views of storages (torch before 0.4)")
+            case _:
+                raise ValueError(f"a persistent id of an unknown form, {pid!r}")
+        if key not in found:
+            try:
+                found[key] = _Storage(storage(key, np.dtype(kind.dtype), count))
+            except KeyError:
+                raise ValueError(f"storage {key} is not in the file") from None
+        if found[key].array.dtype != kind.dtype or found[key].array.size != count:
+            raise ValueError(f"storage {key} is of two types or sizes")
+        return found[key]
+
+    allowed = _allowed()
+    saved = safe_pickle.load_from(file, allowed, name, persistent_load, _setting)
+    if isinstance(saved, dict):
+        for key in _SETTINGS:
+            if key in saved and _first_setting(saved[key]):
+                saved[key] = None
+    if foreign := _first_setting(saved):
+        raise safe_pickle.refusal(name, foreign, allowed)
+    return saved
+
+
+def _setting(module: str, name: str) -> type[_Setting] | None:
+    called = f"{module}.{name}"
+    if not _LIBRARIES.fullmatch(called):
+        return None
+    return type(name, (_Setting,), {"called": called})
+
+
+def _first_setting(value: Any) -> str:
+    """Name of a stand-in somewhere in it, "" if there is none."""
+    stack, seen = [value], set()
+    while stack:
+        value = stack.pop()
+        if isinstance(value, _Setting):
+            return value.called
+        if isinstance(value, type) and issubclass(value, _Setting):
+            return value.called
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Mapping):
+            stack += [*value.keys(), *value.values()]
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            stack += value
+    return ""
+
+
+class _Dict(dict):
+    """An OrderedDict without the attributes that torch sets on it (`_metadata`)."""
+
+    def __setstate__(self, state):
+        del state
+
+
+def _allowed() -> dict[tuple[str, str], Any]:
+    """Stand-ins, new for every file, for what `torch.save` of tensors names."""
+
+    def ordered_dict(items=()):
+        return _Dict(items)
+
+    def rebuild_tensor(storage, offset, size, stride, requires_grad=False, *hooks):
+        del requires_grad, hooks
+        return _view(storage, offset, size, stride)
+
+    def rebuild_parameter(data, requires_grad=False, *hooks):
+        del requires_grad, hooks
+        return data
+
+    def size(dims):
+        return tuple(dims)
+
+    return {
+        ("collections", "OrderedDict"): ordered_dict,
+        ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
+        ("torch._utils", "_rebuild_parameter"): rebuild_parameter,
+        ("torch", "Size"): size,
+        **{
+            ("torch", name): _StorageType(name, np.dtype(dtype))
+            for name, dtype in _STORAGES.items()
+        },
+        **_numpy_scalars(),
+    }
+
+
+def _numpy_scalars() -> dict[tuple[str, str], Any]:
+    """For optimiser states: a learning rate out of a numpy schedule is np.float64."""
+
+    def scalar(dtype, data):
+        if not isinstance(dtype, np.dtype) or dtype.kind not in "fiub":
+            raise ValueError(f"a numpy scalar of type {dtype!r}")
+        return np.frombuffer(data, dtype, count=1)[0].item()
+
+    def encode(text, codec):
+        if codec != "latin1":
+            raise ValueError(f"bytes in the code {codec!r}")
+        return text.encode("latin1")
+
+    return safe_pickle.numpy_globals() | {
+        ("numpy.core.multiarray", "scalar"): scalar,
+        ("_codecs", "encode"): encode,
+    }
+
+
+def _view(storage: Any, offset: Any, size: Any, stride: Any) -> np.ndarray:
+    """A tensor on its storage.
+
+    Raises:
+        ValueError: It would reach outside of it.
+    """
+    if not isinstance(storage, _Storage):
+        raise ValueError("a tensor without a storage")
+    size, stride, array = tuple(size), tuple(stride), storage.array
+    numbers = (offset, *size, *stride)
+    if len(size) != len(stride) or not all(type(n) is int and n >= 0 for n in numbers):
+        raise ValueError(f"a tensor of size {size}, stride {stride}, offset {offset}")
+    if 0 in size:
+        return np.zeros(size, array.dtype)
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if last >= array.size:
+        raise ValueError(
+            f"a tensor of size {size}, stride {stride}, offset {offset} reaches "
+            f"outside its storage of {array.size} elements"
+        )
+    return np.lib.stride_tricks.as_strided(
+        array[offset:], size, [step * array.itemsize for step in stride]
+    )

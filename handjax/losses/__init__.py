@@ -1,0 +1,1 @@
+"""Element-wise losses, HaMeR's set of losses, and masks of unannotated fields."""

@@ -1,0 +1,1 @@
+"""Hand models in MANO's file format, and their skinning."""

@@ -1,0 +1,1 @@
+"""Errors of meshes in millimetres, and distances between sets of features."""

@@ -1,0 +1,611 @@
+"""Hamba: hand reconstruction by graph-guided bidirectional scans (NeurIPS 2024).
+
+Two stages. "regressor": a vision transformer's map, narrowed, is scanned by VSS blocks
+and gives a first hand. "mesh": features sampled at that hand's joints, and their mean
+over the map, are 22 tokens; stages of graph convolution along the bones and scans along
+the joints mix them; a linear layer on what they and the first hand say gives the hand.
+
+The defaults are the released network (ViT-H), from its published description; it
+differs from the paper in ways that fields and docstrings name. Parameters
+(`parameter_table`): backbone 630,912,000; downsampling 919,552; joints regressor
+27,613,805; token sampler 526,336; decoder 71,776,579; discriminator 1,545,211.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from handjax.family.stage import Stage
+from handjax.geometry import skeleton
+from handjax.losses import elementwise, hmr
+from handjax.mano.hand_model import HandModel
+from handjax.models import HandConstants, check_root, parameters_by_part
+from handjax.nn import backbones, joint_graph, mano_head, token_pruner
+from handjax.nn.joint_graph import JointGraphBlock
+from handjax.nn.mano_head import ManoHead, ManoParameters, MeanParameters, Posed
+from handjax.nn.metaformer import MetaFormerBlock, layer_norm, linear
+from handjax.nn.ops.batch_norm import BatchNorm
+from handjax.nn.ops.image import IMAGENET_MEAN, IMAGENET_STD, middle_columns, normalised
+from handjax.nn.ops.remat import again
+from handjax.nn.pose_discriminator import PoseDiscriminator
+from handjax.nn.ssm import VSSBlock
+from handjax.nn.token_sampler import sample_pixels
+from handjax.types import AnyArray, Batch, HandOutput, Paper, Variables
+
+PAPER = Paper(
+    name="Hamba",
+    title="Hamba: Single-view 3D Hand Reconstruction with Graph-guided Bi-Scanning "
+    "Mamba",
+    url="https://humansensinglab.github.io/Hamba/",
+    equations={
+        2: "h_t = A h_{t-1} + B x_t, y_t = C h_t, the discrete state space",
+        3: "A = exp(dt A), B = (dt A)^-1 (exp(dt A) - I) dt B, zero-order hold",
+        4: "theta, beta, pi = JR(T), J_3D = MANO(theta, beta), J_2D = Pi(J_3D)",
+        5: "T_TS = TS(Conv2D(T), J_2D), token sampler",
+        6: "T_GCN = sigma(W T softmax(M * G)), graph convolution",
+        7: "T^c_GCN = T_GCN + the mean token, concatenated",
+        8: "T_GSS = FFN(LN(SS2D(T) + T)) + SS2D(T) + T",
+        9: "L_total = sum over losses of lambda L",
+        10: "L_3D, L_2D, L1 of the joints",
+        11: "L_theta, L_beta, L2 of pose and shape",
+    },
+    not_code={1: "the differential equation that Eq. 2 stands for; nothing solves it"},
+)
+
+GEOMETRIES = {
+    "exact": "the joint's pixel, through the columns cut off and the patches' padding",
+    "released_clip": "the released switch on: x clipped, and stretched by 8/7",
+    "released_noclip": "the released switch off: x as if no columns were cut off",
+    "none": "nowhere: the mean over the map stands for every joint",
+}
+"""Where on the map the token sampler looks (`map_pixels`)."""
+
+SCAN_ORDERS = {
+    "openpose": tuple(range(skeleton.NUM_JOINTS)),
+    "mano": tuple(np.argsort(skeleton.MANO_TO_JOINTS).tolist()),
+    "shuffled": tuple(np.random.default_rng(0).permutation(21).tolist()),
+}
+"""Joints in the order in which they are scanned. "openpose", the library's own, is the
+released one; the paper says "mano": wrist, index, middle, little, ring, thumb, then the
+tips."""
+
+MIXERS = ("scan", "scan_forward", "attention", "none")
+"""What mixes the 22 tokens after each graph convolution: VSS blocks, those that scan
+in one direction only, transformer blocks, or nothing."""
+
+FUSED = ("gss", "joints2d", "mean", "sampled")
+"""What the last layer can be given: the mean over the mixed tokens, the first hand's
+2-D joints, the mean over the map, the mean over the sampled tokens."""
+
+Map = Float[Array, "batch height width dim"]
+
+
+class Hand(NamedTuple):
+    """Parameters, and the hand that they stand for."""
+
+    parameters: ManoParameters
+    posed: Posed
+
+
+class Prediction(NamedTuple):
+    """Both hands of the network."""
+
+    regressor: Hand
+    mesh: Hand
+
+
+class Model(nn.Module):
+    """Image to hand; the fields are `config.model`."""
+
+    backbone: str = "vit_h"
+    tap: str = "final"  # which of its maps; a vision transformer has but one
+    backbone_drop_path: float = 0.55
+    frozen_backbone: bool = False
+    # Compute blocks again in the backward pass instead of storing them.
+    remat: bool = False
+    remat_policy: str = "nothing"  # what is stored all the same: nn.remat.POLICIES
+    width: int = 512  # of the narrowed map and the tokens
+    # Share of the narrowed map's tokens that the regressor scans, clustered by TORE's
+    # pruner; 1, the paper's: all of them, where they are.
+    keep_ratio: float | int = 1.0
+    regressor_depths: tuple[int, ...] = (2, 2, 2, 2)  # VSS blocks of each stage
+    decoder_depths: tuple[int, ...] = (2, 2, 2, 2)
+    # Of the scans, see `nn.ssm`. The paper prints "zoh".
+    state: int = 1
+    ratio: float = 2.0
+    discretisation: str = "euler"
+    scan_path: str = "auto"
+    drop_path: float = 0.2  # of the last block of each trunk; not known of the release
+    # Tokens.
+    sampling: str = "exact"  # GEOMETRIES; which of its two the release has is unknown
+    scan_order: str = "openpose"  # SCAN_ORDERS
+    graph: str = "per_joint"  # joint_graph.KINDS, or "none"
+    # Of the graph: the bones of config.hand's skeleton, unless the config has others.
+    edges: Sequence[tuple[int, int]] = skeleton.BONES
+    mixer: str = "scan"  # MIXERS
+    heads: int = 8  # of mixer="attention"
+    fusion: tuple[str, ...] = FUSED
+    # Hands.
+    root: str = "middle_mcp"  # that HandOutput is relative to; config.data.root
+    joints: str = "skeleton"  # mano_head.JOINTS
+    head_init: str = "torch"  # mano_head.INITS
+    # Losses.
+    adversarial: bool = True  # whether there is a discriminator
+    reduction: str = "sum"  # hmr_losses.REDUCTIONS
+    per_device: int = 28  # examples that "sum" sums over; the paper's 56 on two GPUs
+    image_mean: tuple[float, ...] = IMAGENET_MEAN
+    image_std: tuple[float, ...] = IMAGENET_STD
+    channel_order: str = "rgb"
+    dtype: str = "float32"  # of the computation; parameters are float32
+
+    def setup(self):
+        """Build backbone, regressor, sampler, decoder and discriminator."""
+        _check_fields(self)
+        dtype = jnp.dtype(self.dtype)
+        options: dict[str, Any] = dict(
+            drop_path_rate=self.backbone_drop_path, dtype=dtype
+        )
+        if self.remat:  # of vision transformers alone
+            options |= dict(remat=True, remat_policy=self.remat_policy)
+        self.image_encoder = backbones.build(self.backbone, **options)
+        trunk: dict[str, Any] = dict(
+            state=self.state,
+            ratio=self.ratio,
+            discretisation=self.discretisation,
+            path=self.scan_path,
+            drop_path=self.drop_path,
+            remat=self.remat,
+            remat_policy=self.remat_policy,
+            dtype=dtype,
+        )
+        self.downsample = Filters(self.width, dtype)
+        if self.keep_ratio < 1:
+            self.regressor_pruner = token_pruner.TokenPruner(
+                self.keep_ratio, dtype=dtype
+            )
+        self.regressor = Trunk(self.regressor_depths, **trunk)
+        self.regressor_head = ManoHead(self.head_init)
+        self.sampler = Filters(self.width, dtype)
+        place = {joint: i for i, joint in enumerate(joints_in_order(self))}
+        self.decoder = Trunk(
+            self.decoder_depths,
+            mixer=self.mixer,
+            heads=self.heads,
+            graph=self.graph,
+            edges=tuple((place[a], place[b]) for a, b in self.edges),
+            **trunk,
+        )
+        self.decoder_head = ManoHead(self.head_init)
+        if self.adversarial:
+            self.discriminator = PoseDiscriminator()
+
+    def __call__(
+        self,
+        image: UInt8[AnyArray, "batch height width 3"]
+        | Float[AnyArray, "batch height width 3"],
+        *,
+        train: bool = False,
+    ) -> HandOutput:
+        """Predict the hand in square crops of 0..255 RGB.
+
+        The outer eighths of the columns are not looked at.
+        """
+        return output_of(self, self.predict(image, train=train).mesh, image)
+
+    def predict(self, image: Any, *, train: bool = False) -> Prediction:
+        """As `__call__`, with the first hand and with parameters."""
+        features = self._features(image, train)
+        first = self._first(features, train)
+        found = self._found(features, first.posed.joints2d, image.shape[1], train)
+        fused = jnp.concatenate([found[name] for name in self.fusion], axis=-1)
+        parameters = self.decoder_head(fused, self._mean_parameters())
+        return Prediction(first, self._hand(parameters))
+
+    def regress(self, image: Any, *, train: bool = False) -> Hand:
+        """Return the first hand alone."""
+        return self._first(self._features(image, train), train)
+
+    def discriminate(
+        self,
+        hand_pose: Float[AnyArray, "batch joint 3 3"],
+        betas: Float[AnyArray, "batch beta"],
+    ) -> Float[Array, "batch score"]:
+        """Score hands without a look at the image: 1 is real."""
+        return self.discriminator(hand_pose, betas)
+
+    def init_all(self, batch: Batch, hand: HandConstants) -> HandOutput:
+        """Touch every submodule once and store what is kept of the hand model."""
+        mano_head.keep_hand(self, hand.arrays())
+        prediction = self.predict(batch.image)
+        if self.adversarial:
+            parameters = prediction.mesh.parameters
+            self.discriminate(parameters.hand_pose, parameters.betas)
+        return output_of(self, prediction.mesh, batch.image)
+
+    def _features(self, image: Any, train: bool) -> Map:
+        """Map of the middle 3/4 of the columns, narrowed to `width` channels."""
+        pixels = normalised(
+            middle_columns(image, multiple=4),
+            self.image_mean,
+            self.image_std,
+            self.channel_order,
+            jnp.dtype(self.dtype),
+        )
+        maps = self.image_encoder(pixels, train=train)
+        if self.tap not in maps:
+            raise ValueError(
+                f"config.model.tap={self.tap!r} is no map of {self.backbone}; it has "
+                f"{', '.join(sorted(maps))}."
+            )
+        return self.downsample(maps[self.tap], train=train)
+
+    def _first(self, features: Map, train: bool) -> Hand:
+        """The joints regressor's hand: parameters, skinned, projected (Hamba Eq. 4).
+
+        The regressor scans the narrowed map (the paper says the backbone's); one linear
+        layer (an MLP, there) makes the parameters of the mean over it.
+        """
+        if self.keep_ratio < 1:  # a column of clusters
+            features = self.regressor_pruner(features).tokens[:, :, None]
+        scanned = _mean(self.regressor(features, train=train), (1, 2))
+        return self._hand(self.regressor_head(scanned, self._mean_parameters()))
+
+    def _found(
+        self,
+        features: Map,
+        joints2d: Float[Array, "batch joint 2"],
+        crop_px: int,
+        train: bool,
+    ) -> dict[str, Float[Array, "batch _"]]:
+        """What the last layer is given, by the names of `FUSED`."""
+        mean = _mean(features, (1, 2))
+        sampled = self._sampled(features, joints2d, crop_px, train)
+        tokens = jnp.concatenate([sampled, mean.astype(sampled.dtype)[:, None]], axis=1)
+        mixed = self.decoder(tokens[:, :, None], train=train)
+        return {
+            "gss": _mean(mixed, (1, 2)),
+            "joints2d": joints2d.reshape(len(joints2d), -1),
+            "mean": mean,
+            "sampled": _mean(sampled, 1),
+        }
+
+    def _sampled(
+        self,
+        features: Map,
+        joints2d: Float[Array, "batch joint 2"],
+        crop_px: int,
+        train: bool,
+    ) -> Float[Array, "batch joint dim"]:
+        """Tokens at the 2-D joints, in the order of the scan (Hamba Eq. 5).
+
+        No gradient goes through the places.
+        """
+        joints2d = jax.lax.stop_gradient(joints2d)
+        joints2d = joints2d[:, np.array(joints_in_order(self))]
+        if self.sampling == "none":
+            mean = jnp.mean(features, axis=(1, 2))[:, None]
+            return jnp.broadcast_to(mean, (*joints2d.shape[:2], features.shape[-1]))
+        pixels = map_pixels(
+            joints2d,
+            self.sampling,
+            features.shape[1:3],
+            crop_px=crop_px,
+            first_px=backbones.first_pixel(self.backbone, crop_px // features.shape[1]),
+        )
+        return self.sampler(sample_pixels(features, pixels), train=train)
+
+    def _mean_parameters(self) -> MeanParameters:
+        return MeanParameters(**self.get_variable("constants", "mean"))
+
+    def _hand(self, parameters: ManoParameters) -> Hand:
+        model = HandModel(**self.get_variable("constants", "hand"))
+        return Hand(parameters, mano_head.posed(model, parameters, joints=self.joints))
+
+
+class Filters(nn.Module):
+    """Linear, batch norm, ReLU, linear: two convolutions of kernel 1."""
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch *place dim"], *, train: bool
+    ) -> Float[Array, "batch *place features"]:
+        """Change each vector of a map or of a list of tokens."""
+        y = linear(self.features, self.dtype, "linear0")(x)
+        norm = BatchNorm(self.features, name="norm")
+        y = nn.relu(norm(y.reshape(len(y), -1, 1, self.features), train=train))
+        y = y.reshape(*x.shape[:-1], self.features)
+        return linear(self.features, self.dtype, "linear1")(y)
+
+
+class Trunk(nn.Module):
+    """Stages of blocks at one width, on a map or on a column of tokens.
+
+    With a graph, every stage begins by replacing the joints' tokens, which are all but
+    the last, by their graph convolution; the last, the mean, passes by (Hamba Eq. 7).
+    Then come the blocks, x = x + SS2D(LN(x)), x = x + FFN(LN(x)) (Hamba Eq. 8), two in
+    a stage as released, where the paper's algorithm has one.
+    """
+
+    depths: tuple[int, ...]
+    """Blocks of each stage."""
+    mixer: str = "scan"
+    """One of `MIXERS`."""
+    heads: int = 8
+    """Of mixer "attention"."""
+    graph: str = "none"
+    """One of `joint_graph.KINDS`, or "none"."""
+    edges: Sequence[tuple[int, int]] = ()
+    """Of the graph, between places in the list of tokens."""
+    state: int = 1
+    ratio: float = 2.0
+    discretisation: str = "euler"
+    path: str = "auto"
+    drop_path: float = 0.0
+    """Rate of the last block; earlier blocks grow linearly from zero."""
+    remat: bool = False
+    remat_policy: str = "nothing"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Map, *, train: bool) -> Map:
+        """Mix places and channels; the result is normalised."""
+        rates = iter(np.linspace(0, self.drop_path, sum(self.depths)).tolist())
+        out = x
+        for i, depth in enumerate(self.depths):
+            if self.graph != "none":
+                mix = JointGraphBlock(
+                    x.shape[-1],
+                    self.edges,
+                    self.graph,
+                    self.dtype,
+                    name=f"stage{i}_graph",
+                )
+                joints = mix(x[:, :-1, 0], train=train)
+                x = jnp.concatenate([joints[:, :, None], x[:, -1:]], axis=1)
+            for j in range(depth):
+                x = self._mixed(x, next(rates), train, f"stage{i}_block{j}")
+            # A stage gets what is not normalised, so that all norms but the last do
+            # nothing; the released weights have them.
+            out = layer_norm(self.dtype, f"norm{i}")(x)
+        return out
+
+    def _mixed(self, x: Map, drop_path: float, train: bool, name: str) -> Map:
+        if self.mixer == "none":
+            return x
+        if self.mixer == "attention":
+            block = MetaFormerBlock(
+                num_heads=self.heads, drop_path=drop_path, dtype=self.dtype, name=name
+            )
+            return self._run(block, x[:, :, 0], train)[:, :, None]
+        block = VSSBlock(
+            x.shape[-1],
+            self.state,
+            self.ratio,
+            discretisation=self.discretisation,
+            path=self.path,
+            backward=self.mixer == "scan",
+            drop_path=drop_path,
+            dtype=self.dtype,
+            name=name,
+        )
+        return self._run(block, x, train)
+
+    def _run(self, block: nn.Module, x: Array, train: bool) -> Array:
+        run = lambda block, x: block(x, train=train)  # noqa: E731
+        return (again(run, self.remat_policy) if self.remat else run)(block, x)
+
+
+# --- Geometry ----------------------------------------------------------------
+
+
+def map_pixels(
+    joints2d: Float[AnyArray, "batch joint 2"],
+    geometry: str,
+    grid: tuple[int, int],
+    *,
+    crop_px: int,
+    first_px: float,
+) -> Float[Array, "batch joint 2"]:
+    """Where joints are on the map, in its pixels.
+
+    The map shows the middle 3/4 of the columns of a square crop, one pixel of it a
+    square patch. So the exact x, from the middle, is 4/3 of what the release takes
+    without its clipping, and 7/6 of what it takes with it. Its y is right, but for two
+    shifts that are corrected here: the padding of the patches (2 pixels, an eighth of a
+    patch) and half a pixel of the crop, for joints count from the centre of the first
+    pixel. Maps of convolutions have other shifts (`backbones.first_pixel`).
+
+    Args:
+        joints2d: In units of the crop from its middle, x right, y down.
+        geometry: One of `GEOMETRIES` but "none".
+        grid: Rows and columns of the map.
+        crop_px: Side of the crop.
+        first_px: Where the map's first pixel has its middle, in pixels of the columns
+            that the map shows; see `backbones.first_pixel`. Of "exact" alone.
+    """
+    rows, columns = grid
+    size = jnp.array([columns, rows])[None, None]
+    if geometry == "exact":
+        return joints2d * rows + size / 2 - first_px * rows / crop_px
+    at = 2 * joints2d
+    if geometry == "released_clip":
+        inside = 1 - 0.5 * (rows - columns) / rows
+        x = jnp.clip(at[..., :1], -inside, inside) / inside
+        at = jnp.concatenate([x, at[..., 1:]], axis=-1)
+    return ((at + 1) * size - 1) / 2
+
+
+def joints_in_order(model: Model) -> tuple[int, ...]:
+    """Joints as they are scanned: of `SCAN_ORDERS`, a body's as they come.
+
+    Raises:
+        ValueError: The order is of a hand's joints, and the edges are of others.
+    """
+    count = 1 + max(max(edge) for edge in model.edges)
+    if model.scan_order == "openpose":
+        return tuple(range(count))
+    if count != skeleton.NUM_JOINTS:
+        raise ValueError(
+            f"config.model.scan_order={model.scan_order!r} is an order of a hand's "
+            f"{skeleton.NUM_JOINTS} joints, but there are {count}; use 'openpose', "
+            "which takes joints as they come."
+        )
+    return SCAN_ORDERS[model.scan_order]
+
+
+def _mean(x: Float[Array, "batch *rest"], axis: Any) -> Float[Array, "batch dim"]:
+    return jnp.mean(x.astype(jnp.float32), axis=axis)
+
+
+def output_of(model: Model, hand: Hand, image: Any) -> HandOutput:
+    """What every family returns, of one of the two hands."""
+    root = skeleton.root_joint(model.root)
+    return mano_head.hand_output(hand.posed, root=root, size_px=image.shape[1])
+
+
+def _check_fields(model: Model) -> None:
+    """Refuse values that are none of those there are."""
+    graphs = (*joint_graph.KINDS, "none")
+    for key, allowed in (
+        ("sampling", GEOMETRIES),
+        ("scan_order", SCAN_ORDERS),
+        ("graph", graphs),
+        ("mixer", MIXERS),
+    ):
+        value = getattr(model, key)
+        if value not in allowed:
+            raise ValueError(
+                f"config.model.{key}={value!r} is not one of {', '.join(allowed)}."
+            )
+    unknown = [name for name in model.fusion if name not in FUSED]
+    if unknown or not model.fusion:
+        raise ValueError(
+            f"config.model.fusion={tuple(model.fusion)} must name at least one of "
+            f"{', '.join(FUSED)}, and nothing else."
+        )
+    token_pruner.check_ratio(model.keep_ratio)
+
+
+# --- Training ----------------------------------------------------------------
+
+
+def stages(config: Any) -> tuple[Stage, ...]:
+    """Joints regressor, then everything.
+
+    The backbone learns in both, unless `config.model.frozen_backbone`.
+    """
+    model = config.model
+    check_root(config, Model)
+    first, second = "^(image_encoder/|downsample/|regressor)", ""
+    if model.get("frozen_backbone", Model.frozen_backbone):
+        first, second = "^(downsample/|regressor)", "^(?!image_encoder/)"
+    # Two real hands for each prediction, as released.
+    real = 2 if model.get("adversarial", Model.adversarial) else 0
+    return (
+        Stage("regressor", regressor_loss, predict_first, first, True),
+        Stage("mesh", mesh_loss, predict_image, second, True, real_poses=real),
+    )
+
+
+def regressor_loss(
+    model: Model, variables: Variables, batch: Batch, rngs: dict[str, Array]
+) -> tuple[dict[str, Array], dict[str, Array], dict[str, Any]]:
+    """Terms of the first hand, without an adversary (as released)."""
+    hand, updates = _trained(model, variables, batch, rngs, "regress")
+    return _terms(model, hand, batch), _metrics(model, hand, batch), updates
+
+
+def mesh_loss(
+    model: Model, variables: Variables, batch: Batch, rngs: dict[str, Array]
+) -> tuple[dict[str, Array], dict[str, Array], dict[str, Any]]:
+    """Terms of the hand, to be weighted and summed (Hamba Eq. 9).
+
+    The first hand has its own, "regressor_" and their name; how the release combines
+    the two is not known, so the configs weigh them alike (a weight of 0 switches one
+    off). Only the hand plays against the discriminator.
+    """
+    found, updates = _trained(model, variables, batch, rngs, "predict")
+    terms = _terms(model, found.mesh, batch)
+    for name, value in _terms(model, found.regressor, batch).items():
+        terms[f"regressor_{name}"] = value
+    if model.adversarial:
+        terms |= hmr.adversarial_terms(
+            model, variables, found.mesh.parameters, batch.real_pose, batch.real_betas
+        )
+    return terms, _metrics(model, found.mesh, batch), updates
+
+
+def _trained(
+    model: Model, variables: Variables, batch: Batch, rngs: Any, method: str
+) -> tuple[Any, dict[str, Any]]:
+    found, updates = model.apply(
+        variables,
+        batch.image,
+        train=True,
+        method=method,
+        mutable=["batch_stats"],
+        rngs=rngs,
+    )
+    return found, dict(updates)
+
+
+def _terms(model: Model, hand: Hand, batch: Batch) -> dict[str, Float[Array, ""]]:
+    """L1 of the joints (Hamba Eq. 10), squares of rotations and betas (Hamba Eq. 11).
+
+    3-D joints are relative to the wrist; rotations are compared as matrices.
+    """
+    return hmr.terms(
+        hand.parameters,
+        hand.posed,
+        batch,
+        crop_size=jnp.asarray(batch.image).shape[1],
+        reduction=model.reduction,
+        per_device=model.per_device,
+    )
+
+
+def _metrics(model: Model, hand: Hand, batch: Batch) -> dict[str, Float[Array, ""]]:
+    error = elementwise.mean_distance(
+        output_of(model, hand, batch.image).vertices,
+        batch.vertices,
+        example_valid=jnp.asarray(batch.vertices_valid),
+    )
+    return {"mm": 1000 * error}
+
+
+def predict_first(model: Model, variables: Variables, batch: Batch) -> HandOutput:
+    """What the joints regressor makes of the image."""
+    hand = model.apply(variables, batch.image, method="regress")
+    return output_of(model, hand, batch.image)
+
+
+def predict_image(model: Model, variables: Variables, batch: Batch) -> HandOutput:
+    """What the model makes of the image."""
+    return model.apply(variables, batch.image)
+
+
+PARTS = {"backbone": "_features", "joints regressor": "regress", "decoder": "predict"}
+"""Methods of the model that do what the one before does and a part more; their times
+are told apart by `python -m handjax.benchmark --what parts`."""
+
+_PARTS = {
+    "image_encoder": "backbone",
+    "downsample": "downsampling",
+    "regressor": "joints regressor",
+    "sampler": "token sampler",
+    "decoder": "decoder",
+    "discriminator": "discriminator",
+}
+
+
+def parameter_table(variables: Variables) -> list[tuple[str, int]]:
+    """Parameters by part, as the paper counts them: rows (part, number)."""
+    return parameters_by_part(variables, _PARTS)

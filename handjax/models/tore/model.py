@@ -1,0 +1,673 @@
+"""TORE: token reduction for transformers that recover meshes (ICCV 2023).
+
+One stage, "mesh". A transformer (`HOSTS`) reads the image's map and gives the joints
+and the vertices of a coarse mesh; fixed or learned matrices give the full one. TORE
+takes tokens away: geometry token reduction (`gtr`) leaves the joints' tokens alone in
+the transformer, and a light regressor makes the mesh of them; image token pruning
+(`pruner`) clusters the image's tokens before they come in.
+
+The defaults are the paper's network for hands (HRNet-W64, FastMETRO, both reductions,
+20 % pruned). TORE's code for hands is not public: this is its network for bodies, as
+published, with a hand's counts, which has the cost that the paper prints. Parameters
+without backbone (`parameter_table`), up to 1x1 convolution and heads: 26,702,128;
+FastMETRO S, M, L: 9,179,782, 16,999,046, 24,818,310.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, UInt8
+
+from handjax.family.stage import Stage
+from handjax.geometry import camera, mesh_hierarchy, skeleton
+from handjax.geometry.mesh_hierarchy import MeshHierarchy
+from handjax.losses import elementwise
+from handjax.models import (
+    HandConstants,
+    check_root,
+    joints_from_vertices,
+    parameters_by_part,
+)
+from handjax.models.tore.mesh_graph import MeshGraphBlock, shares
+from handjax.models.tore.mesh_transformers import (
+    TOKEN_INITS,
+    FastMetro,
+    Found,
+    Maps,
+    Metro,
+    Regressed,
+    RestMesh,
+    coordinates,
+    learned,
+    places,
+    token_init,
+)
+from handjax.nn import backbones, token_pruner
+from handjax.nn.detr import Transformer
+from handjax.nn.metaformer import TokenLinear, linear
+from handjax.nn.ops.image import IMAGENET_MEAN, IMAGENET_STD, normalised
+from handjax.nn.token_pruner import Weights
+from handjax.types import (
+    AnyArray,
+    Batch,
+    Explanation,
+    HandOutput,
+    Paper,
+    Variables,
+)
+
+PAPER = Paper(
+    name="TORE",
+    title="TORE: Token Reduction for Efficient Human Mesh Recovery with Transformer",
+    url="https://arxiv.org/abs/2211.10705",
+    equations={
+        "clustering": "Z = M^T F, clustered tokens of the image",
+        1: "F_d(x) = 1 if cell x holds a projected point, else 0",
+        2: "L_P, weights of clusters where F_d(s Pi(V) + t) is 0",
+        "vertex loss": "L_V3D, L1 of the vertices at every level of the mesh",
+        "joint loss": "L_J3D, L1 of the predicted joints",
+        "regressed joint loss": "L^R_J3D, L1 of the joints of the mesh",
+        "projection loss": "L^R_J2D, L1 of the mesh's joints in the image",
+        "total loss": "L = a [l_J3D (L_J3D + L^R_J3D) + l_V3D L_V3D + l_P L_P] + "
+        "b l_J2D L^R_J2D",
+    },
+)
+
+HOSTS = {
+    "fastmetro": "FastMETRO: encoder and decoder",
+    "metro": "METRO: encoders alone",
+    "graphormer": "MeshGraphormer: METRO with tokens of a map and graph convolutions",
+}
+REGRESSORS = {
+    "nsr": "a third, narrow encoder and decoder (the paper's choice)",
+    "mlp": "linear layers on all joints at once",
+    "gcn": "graph convolutions over the coarse mesh",
+}
+"""What makes the mesh of the joints' tokens (the paper's Table 7)."""
+UPSAMPLINGS = {
+    "fixed": "barycentric matrices of the mesh hierarchy, as FastMETRO's are fixed",
+    "learned": "linear layers over the vertices, as METRO's",
+}
+OUTPUT_UNITS = {
+    "metres": "metres; the camera's scale begins near 0, as released",
+    "hands": "the largest side of the box around the joints at rest; the camera begins "
+    "where that box is seen around the middle, and shifts in units of half a crop",
+}
+"""Of what the last layers give; what the model gives is in metres. In metres a shift of
+the camera counts as many times as its scale is large, and at the rates that short runs
+from random weights need, hands were learned late (docs/results.md). And at scale 0
+shifts have no gradient: released networks, pretrained, get away from there."""
+REST_FILL = 0.8
+"""Side of the box around the joints at rest, in units of the crop: of a tight box grown
+by 1.25, the default of `config.data.box_scale`."""
+KEYPOINT_LOSSES = {"l1": "absolute, as FastMETRO", "mse": "squared, as METRO"}
+NO_PRUNER = "none"
+
+
+class NeuralShapeRegressor(nn.Module):
+    """Vertices ask the joints, in an encoder and a decoder as wide as these.
+
+    The encoder mixes the camera's token and the joints'. In the decoder a learned token
+    of each coarse vertex attends to its neighbours in the mesh, then to all joints. The
+    paper's text has the mask on the attention to joints, TORE's code on that among
+    vertices, as here: joints are no neighbours of vertices.
+    """
+
+    layers: int = 3
+    heads: int = 8
+    ratio: int = 4
+    dropout: float = 0.1
+    token_init: str = "normal"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        camera: Float[Array, "batch 1 dim"],
+        joints: Float[Array, "batch joint dim"],
+        rest: RestMesh,
+        *,
+        train: bool,
+    ) -> Regressed:
+        """Regress the coarse mesh."""
+        count, dim = joints.shape[1:]
+        init = token_init(self.token_init, rest.vertices, rest)
+        queries = learned(self, "vertex_token_embed", len(rest.vertices), dim, init)
+        transformer = Transformer(
+            self.layers,
+            self.heads,
+            self.ratio,
+            self.dropout,
+            self.dtype,
+            name="transformer_3",
+        )
+        found = transformer(
+            camera, joints, queries, places(count, 1, dim), ~rest.adjacency, train=train
+        )
+        xyz = coordinates("xyz_regressor_v")(found.decoded.queries)
+        return Regressed(xyz, found.camera, found.decoded.memory)
+
+
+class MlpRegressor(nn.Module):
+    """All joints' features through hidden layers of 512, with ReLU.
+
+    The paper does not say what its multi-layer perceptron is; this one has as many
+    hidden layers as the transformer, and with three about the regressor's size.
+    """
+
+    layers: int = 3
+    hidden: int = 512
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        camera: Float[Array, "batch 1 dim"],
+        joints: Float[Array, "batch joint dim"],
+        rest: RestMesh,
+        *,
+        train: bool,
+    ) -> Regressed:
+        """Regress the coarse mesh."""
+        del train
+        x = joints.reshape(len(joints), -1)
+        for i in range(self.layers):
+            x = nn.relu(linear(self.hidden, self.dtype, f"hidden{i}")(x))
+        xyz = linear(3 * len(rest.vertices), jnp.float32, "xyz_regressor_v")(x)
+        return Regressed(xyz.reshape(len(x), -1, 3), camera)
+
+
+class GcnRegressor(nn.Module):
+    """From joints to vertices by a linear map, then residual graph convolutions.
+
+    After Pose2Mesh, which the paper follows without saying how far: there, too, a full
+    layer leads from the joints to a coarse mesh and graph convolutions refine it.
+    """
+
+    layers: int = 3
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        camera: Float[Array, "batch 1 dim"],
+        joints: Float[Array, "batch joint dim"],
+        rest: RestMesh,
+        *,
+        train: bool,
+    ) -> Regressed:
+        """Regress the coarse mesh."""
+        del train
+        x = TokenLinear(len(rest.vertices), self.dtype, name="to_vertices")(joints)
+        for i in range(self.layers):
+            block = MeshGraphBlock(self.dtype, name=f"block{i}")
+            x = block(x, shares(rest.adjacency))
+        return Regressed(coordinates("xyz_regressor_v")(x), camera)
+
+
+class Upsampling(nn.Module):
+    """From the coarse mesh up, level by level, to the full one."""
+
+    learned: bool = False
+
+    @nn.compact
+    def __call__(
+        self, vertices: Float[Array, "batch coarse 3"], matrices: list[Array]
+    ) -> list[Float[Array, "batch _ 3"]]:
+        """Meshes of all levels, the coarsest first, the full one last.
+
+        Args:
+            vertices: Of the coarsest level.
+            matrices: From each level to the next; of learned layers, their sizes.
+        """
+        levels = [vertices]
+        for i, matrix in enumerate(matrices):
+            if self.learned:
+                up = TokenLinear(len(matrix), jnp.float32, name=f"level{i}")
+                levels.append(up(levels[-1]))
+            else:
+                levels.append(_up(matrix, levels[-1]))
+        return levels
+
+
+def _up(
+    matrix: Float[AnyArray, "fine coarse"], x: Float[Array, "batch coarse dim"]
+) -> Float[Array, "batch fine dim"]:
+    highest = jax.lax.Precision.HIGHEST
+    return jnp.einsum("fc,bcd->bfd", jnp.asarray(matrix), x, precision=highest)
+
+
+class Prediction(NamedTuple):
+    """The hand, and what only training looks at."""
+
+    output: HandOutput
+    joints3d: Float[Array, "batch joint 3"]
+    """Of the joints' tokens, relative to their own root."""
+    levels: list[Float[Array, "batch _ 3"]]
+    """Meshes from coarse to full, relative to the root of the mesh."""
+    clusters: Weights | None
+
+
+class Model(nn.Module):
+    """Image to hand; the fields are `config.model`."""
+
+    backbone: str = "hrnet_w64"
+    backbone_drop_path: float = 0.0
+    host: str = "fastmetro"  # HOSTS
+    # Reductions.
+    gtr: bool = True  # joints' tokens alone, and a regressor
+    regressor: str = "nsr"  # REGRESSORS; with gtr
+    pruner: str = "itp"  # token_pruner.KINDS, or "none"; of fastmetro
+    keep_ratio: float = 0.8  # share of the image's tokens that the pruner leaves
+    # FastMETRO, and the regressor, which is as wide as `narrow`.
+    width: int = 512
+    narrow: int = 128
+    layers: int = 3  # 1, 2, 3 for S, M, L
+    heads: int = 8
+    ratio: int = 4
+    dropout: float = 0.1
+    # METRO and MeshGraphormer; their heads and layers are those of a block.
+    metro_hidden: tuple[int, int, int] = (1024, 256, 64)
+    metro_outputs: tuple[int, int] = (512, 128)
+    metro_layers: int = 4
+    metro_heads: int = 4
+    grid: str = "stride32"  # the map whose places are tokens in MeshGraphormer
+    # Mesh. Level 1 of a hand's hierarchy has 195 vertices, level 2 of SMPL's 431.
+    coarse_level: int = 1
+    upsampling: str = "fixed"  # UPSAMPLINGS
+    root: str = "wrist"  # that all is relative to; config.data.root
+    token_init: str = "normal"  # TOKEN_INITS; of learned tokens
+    output_unit: str = "metres"  # OUTPUT_UNITS
+    # Losses.
+    keypoint_loss: str = "l1"  # KEYPOINT_LOSSES
+    pruning_reduction: str = "sum"  # token_pruner.REDUCTIONS
+    per_device: int = 16  # examples that "sum" sums over; FastMETRO's 64 on four GPUs
+    image_mean: tuple[float, ...] = IMAGENET_MEAN
+    image_std: tuple[float, ...] = IMAGENET_STD
+    channel_order: str = "rgb"
+    dtype: str = "float32"  # of the computation; parameters are float32
+    fused: bool = False  # inference form of the backbone: `models.for_inference`
+
+    def setup(self):
+        """Build backbone, head and upsampling."""
+        _check_fields(self)
+        dtype = jnp.dtype(self.dtype)
+        self.image_encoder = backbones.build(
+            self.backbone,
+            drop_path_rate=self.backbone_drop_path,
+            dtype=dtype,
+            fused=self.fused,
+        )
+        self.head = self._host(dtype)
+        self.upsample = Upsampling(self.upsampling == "learned")
+
+    def _host(self, dtype: Any) -> nn.Module:
+        regressor = self._regressor(dtype) if self.gtr else None
+        if self.host == "fastmetro":
+            return FastMetro(
+                self.width,
+                self.narrow,
+                self.layers,
+                self.heads,
+                self.ratio,
+                self.dropout,
+                self.pruner,
+                self.keep_ratio,
+                regressor,
+                self.token_init,
+                dtype,
+            )
+        return Metro(
+            self.metro_hidden,
+            self.metro_outputs,
+            self.narrow,
+            self.metro_layers,
+            self.metro_heads,
+            self.ratio,
+            self.dropout,
+            self.grid if self.host == "graphormer" else "",
+            regressor,
+            dtype,
+        )
+
+    def _regressor(self, dtype: Any) -> nn.Module:
+        if self.regressor == "mlp":
+            return MlpRegressor(self.layers, dtype=dtype)
+        if self.regressor == "gcn":
+            return GcnRegressor(self.layers, dtype)
+        return NeuralShapeRegressor(
+            self.layers,
+            self.heads,
+            self.ratio,
+            self.dropout,
+            self.token_init,
+            dtype,
+        )
+
+    def __call__(
+        self,
+        image: UInt8[AnyArray, "batch height width 3"]
+        | Float[AnyArray, "batch height width 3"],
+        *,
+        train: bool = False,
+    ) -> HandOutput:
+        """Predict the hand in square crops of 0..255 RGB; sides divisible by 32."""
+        return self.predict(image, train=train).output
+
+    def predict(self, image: Any, *, train: bool = False) -> Prediction:
+        """As `__call__`, with what losses need."""
+        return self.read(self.see(image, train=train), image.shape[1], train=train)
+
+    def see(self, image: Any, *, train: bool = False) -> Maps:
+        """Maps of the backbone."""
+        dtype = jnp.dtype(self.dtype)
+        pixels = normalised(
+            image, self.image_mean, self.image_std, self.channel_order, dtype
+        )
+        return self.image_encoder(pixels, train=train)
+
+    def find(self, maps: Maps, *, train: bool = False) -> Found:
+        """What the transformers say of maps from `see`."""
+        rest = _rest(self.get_variable("constants", "mesh"))
+        found = self.head(maps, rest, train=train)
+        if self.output_unit == "metres":
+            return found
+        extent = jnp.max(jnp.ptp(rest.joints, axis=0))
+        scale = 2 * REST_FILL / extent
+        units = jnp.stack([scale, 1 / scale, 1 / scale])
+        cam = (found.cam + jnp.array([[1.0, 0.0, 0.0]])) * units[None]
+        return found._replace(
+            joints=found.joints * extent, vertices=found.vertices * extent, cam=cam
+        )
+
+    def read(self, maps: Maps, size_px: int, *, train: bool = False) -> Prediction:
+        """Everything behind the backbone.
+
+        Args:
+            maps: From `see`.
+            size_px: Side of the crop.
+            train: Drop at random.
+        """
+        found = self.find(maps, train=train)
+        levels = self.upsample(found.vertices, self._matrices())
+        regressor = self.get_variable("constants", "hand")["joint_regressor"]
+        joints3d = joints_from_vertices(regressor, levels[-1])
+        root = skeleton.root_joint(self.root)
+        place = joints3d[:, root][:, None]
+        levels = [vertices - place for vertices in levels]
+        seen = camera.weak_project(joints3d - place, found.cam)
+        output = HandOutput(
+            levels[-1],
+            joints3d - place,
+            joints2d=(seen + 1) / 2 * size_px,
+            cam=found.cam,
+        )
+        joints = found.joints - found.joints[:, root][:, None]
+        return Prediction(output, joints, levels, found.clusters)
+
+    def explain(self, image: Any) -> Explanation:
+        """What the model looks at in square crops of 0..255 RGB.
+
+        Clusters where a pruner makes some; attention to joints in the last layer, but
+        of regressors without attention. Its rows sum to one if vertices look at nothing
+        else (`gtr`).
+        """
+        found = self.find(self.see(image))
+        attention = found.attention
+        for matrix in self._matrices() if attention is not None else ():
+            attention = _up(matrix, attention)
+        return Explanation(found.clusters, attention)
+
+    def init_all(self, batch: Batch, hand: HandConstants) -> HandOutput:
+        """Touch every submodule once and store what is kept of the hand model."""
+        kept = constants(hand, self.coarse_level, skeleton.root_joint(self.root))
+        for name, value in kept.items():
+            self.put_variable("constants", name, jax.tree.map(jnp.asarray, value))
+        return self(batch.image)
+
+    def _matrices(self) -> list[Float[Array, "_ _"]]:
+        """Upsampling from each level to the next, the coarsest first."""
+        mesh = self.get_variable("constants", "mesh")
+        return [mesh[f"up{level}"] for level in range(self.coarse_level, 0, -1)]
+
+
+def constants(
+    hand: HandConstants,
+    coarse_level: int,
+    root: int,
+    hierarchy: MeshHierarchy | None = None,
+) -> dict[str, Any]:
+    """What is kept of the hand model and of the hierarchy of its mesh.
+
+    Args:
+        hand: The hand model.
+        coarse_level: Whose vertices are predicted.
+        root: Joint that all is relative to.
+        hierarchy: The one that weights were trained with; of the hand's own mesh, if
+            there is none.
+
+    Returns:
+        "hand" and "faces", as other families keep them; "mesh", with "joints" and
+        "vertices" of the coarse mesh at rest, relative to the root, and "adjacency" of
+        that mesh; for each level from 1 on, "kept<level>", its vertices as numbers of
+        the full mesh, and "up<level>", the matrix to the next finer one.
+    """
+    if hierarchy is None:
+        hierarchy = mesh_hierarchy.build(
+            hand.v_template, hand.faces, num_levels=coarse_level + 1
+        )
+    joints = hand.joint_regressor @ hand.v_template
+    coarse = hierarchy.levels[coarse_level]
+    mesh: dict[str, np.ndarray] = dict(
+        joints=joints - joints[root],
+        vertices=hand.v_template[coarse.kept] - joints[root],
+        adjacency=coarse.adjacency,
+    )
+    for level in range(1, coarse_level + 1):
+        mesh[f"kept{level}"] = hierarchy.levels[level].kept
+        mesh[f"up{level}"] = hierarchy.upsampling(level, level - 1)
+    arrays, of_hand = hand.arrays(), ("joint_regressor", "weights", "parents")
+    return {
+        "hand": {name: arrays[name] for name in of_hand if name in arrays},
+        "faces": hand.faces,
+        "mesh": mesh,
+    }
+
+
+def _rest(mesh: dict[str, Array]) -> RestMesh:
+    names = ("joints", "vertices", "adjacency")
+    return RestMesh(*(jnp.asarray(mesh[name]) for name in names))
+
+
+def _check_fields(model: Model) -> None:
+    """Refuse values that are none of those there are, and what does not go together."""
+    pruners = (NO_PRUNER, *token_pruner.KINDS)
+    for key, allowed in (
+        ("host", HOSTS),
+        ("regressor", REGRESSORS),
+        ("pruner", pruners),
+        ("upsampling", UPSAMPLINGS),
+        ("token_init", TOKEN_INITS),
+        ("output_unit", OUTPUT_UNITS),
+        ("keypoint_loss", KEYPOINT_LOSSES),
+        ("pruning_reduction", token_pruner.REDUCTIONS),
+    ):
+        value = getattr(model, key)
+        if value not in allowed:
+            raise ValueError(
+                f"config.model.{key}={value!r} is not one of {', '.join(allowed)}."
+            )
+    if model.coarse_level < 1:
+        raise ValueError(
+            f"config.model.coarse_level={model.coarse_level} must be at least 1: the "
+            "level of the mesh hierarchy whose vertices are predicted."
+        )
+    if model.host == "fastmetro":
+        return
+    wrong = {
+        "pruner": model.pruner != NO_PRUNER
+        and "clusters what an encoder reads; METRO "
+        "has no tokens of the image: use 'none'",
+        "gtr": model.gtr and model.host == "graphormer" and "is of fastmetro and metro",
+        "regressor": model.gtr
+        and model.regressor != "nsr"
+        and "leaves no token of the camera, which METRO reads there: use 'nsr'",
+    }
+    for key, why in wrong.items():
+        if why:
+            raise ValueError(
+                f"config.model.{key}={getattr(model, key)!r} with host={model.host!r}: "
+                f"it {why}."
+            )
+
+
+# --- Training ----------------------------------------------------------------
+
+
+def stages(config: Any) -> tuple[Stage, ...]:
+    """One stage that trains everything."""
+    check_root(config, Model)
+    return (Stage("mesh", mesh_loss, predict_image, "", True),)
+
+
+def mesh_loss(
+    model: Model, variables: Variables, batch: Batch, rngs: dict[str, Array]
+) -> tuple[dict[str, Array], dict[str, Array], dict[str, Any]]:
+    """Terms to be weighted and summed (TORE Eq. total loss).
+
+    The hosts' releases have further ones: 2-D of the joints' tokens, and FastMETRO
+    lengths of edges and their angles to the true normals. All are means over examples,
+    points and coordinates, what is not known counting as zero; 2-D is in crop
+    coordinates from -1 to 1. "pruning" is there if there is a pruner; its weight has a
+    ramp in the configs, for at first the predicted camera sees the mesh nowhere.
+    """
+    found, updates = model.apply(
+        variables,
+        batch.image,
+        train=True,
+        method="predict",
+        mutable=["batch_stats"],
+        rngs=rngs,
+    )
+    mesh = variables["constants"]["mesh"]
+    terms = {
+        **_joint_terms(model, found, batch),
+        "vertices": vertex_loss(model, found, batch, mesh),
+        **_surface_terms(found, batch, variables["constants"]["faces"]),
+    }
+    if found.clusters is not None:
+        seen = camera.weak_project(batch.vertices, found.output.cam)
+        mask = token_pruner.covered(seen, found.clusters.shape[2:])
+        terms["pruning"] = token_pruner.supervision(
+            found.clusters,
+            mask,
+            batch.vertices_valid,
+            reduction=model.pruning_reduction,
+            per_device=model.per_device,
+        )
+    error = elementwise.mean_distance(
+        found.output.vertices,
+        batch.vertices,
+        example_valid=jnp.asarray(batch.vertices_valid),
+    )
+    return terms, {"mm": 1000 * error}, dict(updates)
+
+
+def _joint_terms(
+    model: Model, found: Prediction, batch: Batch
+) -> dict[str, Float[Array, ""]]:
+    """Joints of the tokens and of the mesh, in 3-D and in the crop.
+
+    In 3-D those of the tokens (TORE Eq. joint loss) and of the mesh (TORE Eq. regressed
+    joint loss); by weak perspective those of the mesh (TORE Eq. projection loss), and
+    those of the tokens, which the paper's formula does not have. In 2-D joints count by
+    their confidence, as released. The camera is that of the code, s (X + t); the paper
+    prints s X + t.
+    """
+    known = jnp.asarray(batch.known_joints3d)
+    seen = jnp.asarray(batch.joints2d_weights)
+    size_px = jnp.asarray(batch.image).shape[1]
+    target2d = 2 * jnp.asarray(batch.joints2d) / size_px - 1
+    terms = {}
+    for suffix, joints in (("", found.joints3d), ("_mesh", found.output.joints3d)):
+        in_crop = camera.weak_project(joints, found.output.cam)
+        for name, ours, target, valid in (
+            ("joints3d", joints, jnp.asarray(batch.joints3d), known),
+            ("joints2d", in_crop, target2d, seen),
+        ):
+            difference = jnp.abs(ours - target)
+            if model.keypoint_loss == "mse":
+                difference = jnp.square(difference)
+            terms[name + suffix] = _mean(difference, valid)
+    return terms
+
+
+def vertex_loss(
+    model: Model, found: Prediction, batch: Batch, mesh: dict[str, Any]
+) -> Float[Array, ""]:
+    """L1 of the vertices, as a mean over the levels (TORE Eq. vertex loss).
+
+    The paper's formula is their sum; TORE's and the hosts' code weighs each of three
+    (a body's) by 1/3 and each of two (a hand's) by 1/2.
+    """
+    target, total = jnp.asarray(batch.vertices), jnp.zeros(())
+    for level, vertices in zip(
+        range(model.coarse_level, -1, -1), found.levels, strict=True
+    ):
+        true = target[:, mesh[f"kept{level}"]] if level else target
+        valid = jnp.broadcast_to(
+            jnp.asarray(batch.vertices_valid)[:, None], true.shape[:2]
+        )
+        total = total + _mean(jnp.abs(vertices - true), valid)
+    return total / len(found.levels)
+
+
+def _surface_terms(
+    found: Prediction, batch: Batch, faces: Any
+) -> dict[str, Float[Array, ""]]:
+    valid = jnp.broadcast_to(
+        jnp.asarray(batch.vertices_valid)[:, None], (len(batch.vertices), len(faces))
+    )
+    meshes = found.output.vertices, batch.vertices, faces
+    return {
+        "edges": _mean(elementwise.edge_lengths(*meshes), valid),
+        "normals": _mean(elementwise.edge_normals(*meshes), valid),
+    }
+
+
+def _mean(
+    errors: Float[Array, "batch point _"],
+    weights: Bool[Array, "batch point"] | Float[Array, "batch point"],
+) -> Float[Array, ""]:
+    weights = weights[..., None]
+    return jnp.mean(jnp.where(weights > 0, errors * weights, 0.0))
+
+
+def predict_image(model: Model, variables: Variables, batch: Batch) -> HandOutput:
+    """What the model makes of the image."""
+    return model.apply(variables, batch.image)
+
+
+PARTS = {"backbone": "see", "head": "predict"}
+"""Methods of the model that do what the one before does and a part more; their times
+are told apart by `python -m handjax.benchmark --what parts`."""
+
+_PARTS = {
+    "image_encoder": "backbone",
+    "head/conv_1x1": "1x1 convolution",
+    "head/pruner": "image token pruner",
+    "head/transformer_1": "wide transformer",
+    "head/transformer_2": "narrow transformer",
+    "head/regressor": "shape regressor",
+    "head/trans_encoder": "progressive blocks",
+    "head": "tokens and heads",
+    "upsample": "upsampling",
+}
+
+
+def parameter_table(variables: Variables) -> list[tuple[str, int]]:
+    """Parameters by part: rows (part, number)."""
+    return parameters_by_part(variables, _PARTS)

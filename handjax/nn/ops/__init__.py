@@ -1,0 +1,1 @@
+"""Convolutions, normalization and image operations that run fast on every backend."""

@@ -1,0 +1,1 @@
+"""Render meshes, draw overlays and contact sheets, export GLB and OBJ."""

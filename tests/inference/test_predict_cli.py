@@ -1,0 +1,272 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+import trimesh
+from PIL import Image
+
+from handjax import predict
+from handjax.family import hypotheses
+from handjax.geometry.skeleton import Skeleton
+from handjax.inference import output_files
+from handjax.inference.predictor import HandPredictor
+from handjax.mano import model_files
+from handjax.types import HandOutput
+
+FILE = model_files.load("open")
+TEMPLATE = np.asarray(FILE.v_template, np.float32)
+CONFIG = ml_collections.ConfigDict(
+    dict(data=dict(crop_size=64, box_scale=1.25, root="middle_mcp"))
+)
+
+
+class FlatHand:
+    """A "model" that sees the same flat hand in every crop."""
+
+    def apply(self, variables, images):
+        size = len(images)
+        vertices = jnp.broadcast_to(TEMPLATE - TEMPLATE[:1], (size, 778, 3))
+        joints3d = vertices[:, :21]
+        joints2d = 32 + 300 * joints3d[..., :2]
+        logits = jnp.zeros((size, 4, 5)).at[:, :, 2].set(3.0)
+        indices = jnp.full((size, 4), 2)
+        return HandOutput(vertices, joints3d, joints2d, logits, indices)
+
+
+class ManyHands(FlatHand):
+    """The flat hand, and by its other method hands that are more or less bent."""
+
+    hypotheses = None
+
+    def apply(self, variables, images, *, method="__call__", key=None, count=0):
+        flat = super().apply(variables, images)
+        if method == "__call__":
+            return flat._replace(confidence=jnp.full(len(images), 0.75))
+
+        def one(key):
+            bend = jax.random.normal(key, (len(images), 1, 1)) * flat.joints3d[..., :1]
+            return flat._replace(
+                joints3d=flat.joints3d + 0.2 * bend * jnp.array([[[0.0, 0, 1]]]),
+                confidence=jax.random.uniform(key, (len(images),)),
+            )
+
+        return hypotheses.draw(one, key, count)
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path):
+    """Run the command on a stand-in for the trained model; returns the exit code."""
+
+    def load(arguments, batch_size):
+        return HandPredictor(
+            CONFIG,
+            ManyHands() if arguments.seed == 5 else FlatHand(),
+            {"constants": {"faces": np.asarray(FILE.faces)}},
+            batch_size=batch_size,
+            name="fake",
+            num_hypotheses=arguments.hypotheses,
+            seed=arguments.seed,
+        )
+
+    monkeypatch.setattr(predict, "_load", load)
+    monkeypatch.delenv("HANDJAX_HAND_LANDMARKER", raising=False)
+
+    def run(photo, *flags):
+        output = tmp_path / "out"
+        return predict.main([str(photo), "--workdir=w", f"--output={output}", *flags])
+
+    return run
+
+
+@pytest.fixture
+def photo(tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "photos" / "hand.jpg"
+    path.parent.mkdir()
+    Image.fromarray(rng.integers(0, 255, (90, 120, 3), np.uint8)).save(path)
+    return path
+
+
+def names(folder):
+    return sorted(p.name for p in Path(folder).iterdir())
+
+
+def test_one_photo_gives_json_overlay_and_meshes(command, photo, tmp_path, capsys):
+    assert command(photo, "--box=20,10,100,80", "--left") == 0
+    out = tmp_path / "out"
+    assert names(out) == ["hand.json", "hand_0.glb", "hand_0.obj", "hand_overlay.png"]
+    said = json.loads((out / "hand.json").read_text())
+    assert said["schema"] == "handjax/prediction" and said["schema_version"] == 1
+    assert said["photo"] == {"file": "hand.jpg", "width": 120, "height": 90}
+    assert said["camera"]["source"] == "assumed"
+    assert said["camera"]["intrinsics"][0][0] == 150.0
+    assert said["units"]["3d"] == "metres" and len(said["joint_names"]) == 21
+    (hand,) = said["hands"]
+    assert hand["side"] == "left" and hand["box_source"] == "given"
+    assert np.shape(hand["vertices"]) == (778, 3)
+    assert np.shape(hand["joints2d"]) == (21, 2)
+    assert hand["token_indices"] == [2, 2, 2, 2] and 0.8 < hand["confidence"] < 0.9
+    # The mesh files hold the JSON's hand, in glTF axes.
+    mesh = trimesh.load(out / "hand_0.glb").geometry["left_hand_0"]
+    placed = np.array(hand["vertices"]) + hand["translation"]
+    np.testing.assert_allclose(mesh.vertices, placed * [1, -1, -1], atol=2e-6)
+    with Image.open(out / "hand_overlay.png") as picture:
+        assert picture.size[1] > 400
+    assert "left hand (given box, confidence 0.8" in capsys.readouterr().out
+
+
+def test_a_body_is_named_so_and_has_no_side():
+    model, constants = FlatHand(), {"constants": {"faces": np.asarray(FILE.faces)}}
+    predictor = HandPredictor(CONFIG, model, constants, name="fake")
+    hand = predictor(np.zeros((60, 80, 3), np.uint8), box_px=(10, 10, 50, 50))
+    body = hand._replace(skeleton=Skeleton(("pelvis",), (), {"pelvis": 0}))
+    assert (output_files.named(hand), output_files.side(hand)) == (
+        "right hand",
+        "right",
+    )
+    assert (output_files.named(body), output_files.side(body)) == ("body", None)
+
+
+def test_hypotheses_are_written_drawn_and_said(command, photo, tmp_path, capsys):
+    assert command(photo, "--box=20,10,100,80", "--hypotheses=3", "--seed=5") == 0
+    out = tmp_path / "out"
+    said = json.loads((out / "hand.json").read_text())
+    assert "1000 sqrt(sum w |p - mean p|^2)" in said["frames"]["joint_uncertainty_mm"]
+    (hand,) = said["hands"]
+    assert hand["confidence"] == 0.75  # as the model states it
+    drawn = hand["hypotheses"]
+    sure = [other["confidence"] for other in drawn["hands"]]
+    assert len(sure) == 3 and sure == sorted(sure, reverse=True)
+    weights = [other["weight"] for other in drawn["hands"]]
+    assert sum(weights) == pytest.approx(1, abs=1e-4)
+    joints3d = np.array([other["joints3d"] for other in drawn["hands"]])
+    rooted = joints3d - joints3d[:, 9:10]
+    mean = np.average(rooted, axis=0, weights=weights)
+    far = np.average(((rooted - mean) ** 2).sum(axis=-1), axis=0, weights=weights)
+    np.testing.assert_allclose(
+        drawn["joint_uncertainty_mm"], 1e3 * np.sqrt(far), atol=0.02
+    )
+    assert max(drawn["joint_uncertainty_mm"]) > 1
+    assert np.shape(drawn["hands"][0]["vertices"]) == (778, 3)
+    assert "3 hypotheses, joints uncertain by " in capsys.readouterr().out
+    with Image.open(out / "hand_overlay.png") as picture:
+        with_panel = picture.size[0]
+    assert command(photo, "--box=20,10,100,80", "--seed=5") == 0
+    said = json.loads((out / "hand.json").read_text())
+    assert said["hands"][0]["hypotheses"] is None
+    with Image.open(out / "hand_overlay.png") as picture:
+        assert picture.size[0] < with_panel
+
+
+def test_hypotheses_of_a_family_without_any_are_refused(command, photo, capsys):
+    assert command(photo, "--hypotheses=3") == 2
+    said = capsys.readouterr().err
+    assert "hypotheses=3: 'FlatHand' gives one answer to an image" in said
+
+
+def test_without_box_the_middle_square_is_used_and_said(
+    command, photo, tmp_path, capsys
+):
+    assert command(photo, "--intrinsics=200,210,60,45") == 0
+    said = json.loads((tmp_path / "out" / "hand.json").read_text())
+    assert said["hands"][0]["box_source"] == "whole_image"
+    assert said["hands"][0]["box_px"] == [15, 0, 104, 89]
+    assert said["camera"]["source"] == "given"
+    assert "whole_image box" in capsys.readouterr().out
+
+
+def test_folder_skips_bad_photos_and_says_so(command, photo, tmp_path, capsys):
+    folder = photo.parent
+    for i in range(9):
+        (folder / f"p{i}.jpg").write_bytes(photo.read_bytes())
+    (folder / "bad.jpg").write_bytes(photo.read_bytes()[:900])
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "hand.png").write_bytes(photo.read_bytes())
+    assert command(folder) == 1
+    captured = capsys.readouterr()
+    assert "2 of 13 photos were skipped" in captured.err
+    assert captured.err.count("error:") == 2 and "bad.jpg: truncated" in captured.err
+    assert "13/13 photos" in captured.out
+    written = names(tmp_path / "out")
+    # Photos that differ in the suffix alone do not overwrite each other.
+    assert {"hand_jpg.json", "hand_png.json", "p8.json"} <= set(written)
+    assert len(written) == 11 * 4 and not any("bad" in name for name in written)
+
+
+def test_boxes_file_gives_hands_sides_and_cameras(command, photo, tmp_path):
+    boxes = tmp_path / "boxes.json"
+    boxes.write_text(
+        json.dumps(
+            {
+                "hand.jpg": {
+                    "hands": [
+                        {"box": [5, 5, 60, 60]},
+                        {"box": [60, 20, 110, 80], "side": "left"},
+                    ],
+                    "intrinsics": [300, 300, 60, 45],
+                }
+            }
+        )
+    )
+    assert command(photo, f"--boxes={boxes}") == 0
+    said = json.loads((tmp_path / "out" / "hand.json").read_text())
+    assert [hand["side"] for hand in said["hands"]] == ["right", "left"]
+    assert said["hands"][1]["files"] == ["hand_1.glb", "hand_1.obj"]
+    assert said["camera"]["intrinsics"][0][0] == 300.0
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "match"),
+    [
+        (["--box=1,2,3"], 2, "x0,y0,x1,y1"),
+        (["--box=200,10,300,80"], 1, "outside the photo of 120 x 90"),
+        (["--box=50,10,50,80"], 1, "0 x 70 pixels"),
+        (["--intrinsics=1,2,three,4"], 2, "fx,fy,cx,cy"),
+        (["--intrinsics=0,2,3,4"], 2, "above 0"),
+        (["--boxes=absent.json"], 2, "no such file"),
+        (["--detector=mediapipe"], 2, "--detector=mediapipe"),
+    ],
+)
+def test_wrong_flags_give_one_line_and_no_file(
+    command, photo, tmp_path, capsys, flags, code, match
+):
+    assert command(photo, *flags) == code
+    errors = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error")]
+    assert len(errors) == 1 and match in errors[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_photo_and_workdir_are_named(photo, tmp_path, capsys):
+    missing = str(photo.parent / "none.jpg")
+    for path, match in ((missing, "none.jpg"), (str(photo), "no workdir")):
+        code = predict.main([path, f"--workdir={tmp_path}", f"--output={tmp_path}/o"])
+        assert code == 2 and match in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
+def test_full_disk_leaves_no_file_of_the_photo(
+    command, photo, tmp_path, capsys, monkeypatch
+):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(output_files, "write_json", full)
+    assert command(photo) == 1
+    assert "could not be written" in capsys.readouterr().err
+    assert names(tmp_path / "out") == []
+
+
+def test_help_needs_no_heavy_import():
+    code = (
+        "import sys, handjax.predict as p\n"
+        "try: p.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'jax', 'numpy', 'trimesh'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
