@@ -20,7 +20,8 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from handjax.config.flags import UsageError, run
+from handjax.config.flags import run
+from handjax.errors import UserError
 
 MEASURES = {
     "compile": "seconds to trace and to compile",
@@ -80,16 +81,16 @@ def main(values: flags.FlagValues) -> int:
 
     unknown = sorted(set(values.what) - set(MEASURES))
     if unknown or not values.what:
-        raise UsageError(
+        raise UserError(
             f"--what={','.join(values.what)!r}: {', '.join(unknown) or 'nothing'} is "
             f"not one of {', '.join(MEASURES)}."
         )
     try:
         configs.check(values.config)
     except ValueError as error:
-        raise UsageError(str(error)) from error
+        raise UserError(str(error)) from error
     if not all(size.isdigit() and int(size) > 0 for size in values.batch_sizes):
-        raise UsageError(
+        raise UserError(
             f"--batch_sizes={','.join(values.batch_sizes)!r} must be whole numbers "
             "above 0, such as 1,8,32."
         )
@@ -106,14 +107,14 @@ def main(values: flags.FlagValues) -> int:
             batch_sizes=tuple(int(size) for size in values.batch_sizes),
         )
     except (ValueError, FileNotFoundError) as error:
-        raise UsageError(str(error)) from error
+        raise UserError(str(error)) from error
     return 0
 
 
 def _simulate(what: Sequence[str], devices: int) -> None:
     """Let this process have so many CPU devices."""
     if len(what) > 1:
-        raise UsageError("--what=scaling simulates devices; measure it alone.")
+        raise UserError("--what=scaling simulates devices; measure it alone.")
     import jax
 
     jax.config.update("jax_platforms", "cpu")

@@ -27,8 +27,8 @@ from typing import Any
 from absl import flags
 
 from handjax.config import flags as command_line
-from handjax.config.flags import UsageError
-from handjax.training import logs
+from handjax.errors import UserError
+from handjax.io import console
 
 MOMENTS = ("start", "update", "checkpoint", "stage")
 MACHINE = ("images_per_s", "share_")
@@ -76,7 +76,7 @@ class Chaos:
             self._to_the_end(workdir)
             self._compare(workdir)
             self.rounds += 1
-            logs.say(f"{workdir.name}: as unbroken; {len(signals)} signals left")
+            console.say(f"{workdir.name}: as unbroken; {len(signals)} signals left")
 
     def _start(self, workdir: Path) -> tuple[subprocess.Popen, "_Output"]:
         process = subprocess.Popen(
@@ -150,14 +150,14 @@ class Chaos:
         import jax
         import numpy as np
 
-        from handjax.checkpoints import store
+        from handjax.checkpoints.workdir import load_variables, stage_steps
 
-        steps = store.stage_steps(self.root / "unbroken")
-        if store.stage_steps(workdir).keys() != steps.keys():
+        steps = stage_steps(self.root / "unbroken")
+        if stage_steps(workdir).keys() != steps.keys():
             raise Failure(f"{workdir} has other stages than the unbroken run.")
         for stage, found in steps.items():
             pair = [
-                store.load_variables(where, stage, found[-1])[0]
+                load_variables(where, stage, found[-1])[0]
                 for where in (self.root / "unbroken", workdir)
             ]
             same = jax.tree.map(
@@ -215,23 +215,25 @@ def _lines(workdir: Path) -> Iterator[dict]:
 def main(values: flags.FlagValues) -> int:
     """Interrupt as the flags say; 0 if every run survived."""
     if not values.workdir or not values.train:
-        raise UsageError(
+        raise UserError(
             "--workdir and --train are needed, such as --workdir /tmp/chaos --train "
             "'--config configs/tokenhand.py:smoke'."
         )
     root = Path(values.workdir)
     if root.exists() and any(root.iterdir()):
-        raise UsageError(f"--workdir={str(root)!r} is not empty; name a new directory.")
+        raise UserError(f"--workdir={str(root)!r} is not empty; name a new directory.")
     command = [sys.executable, "-m", "handjax.train", *shlex.split(values.train)]
     chaos = Chaos(command, root, values.seed, values.grace)
     try:
         chaos.run(values.kills, values.terms)
     except Failure as failure:
-        logs.say(f"error: {failure}", file=sys.stderr)
+        console.say(f"error: {failure}", file=sys.stderr)
         return 1
     for hit, count in sorted(chaos.hits.items()):
-        logs.say(f"{hit:<24} {count}")
-    logs.say(f"{chaos.rounds} interrupted runs ended as the unbroken one, bit for bit")
+        console.say(f"{hit:<24} {count}")
+    console.say(
+        f"{chaos.rounds} interrupted runs ended as the unbroken one, bit for bit"
+    )
     return 0
 
 

@@ -81,11 +81,11 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0, or 2 when the folder is not complete."""
     arguments = _parser().parse_args(argv)
-    from handjax.config.flags import UsageError
+    from handjax.errors import UserError
 
     try:
         print(run(arguments))
-    except (OSError, ValueError, RuntimeError, UsageError) as error:
+    except (OSError, ValueError, RuntimeError, UserError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -132,26 +132,26 @@ def run(arguments: argparse.Namespace) -> str:
 
 def _checked(arguments: argparse.Namespace) -> tuple[str, ...]:
     """The kinds, after all that can be refused at once."""
-    from handjax.config.flags import UsageError
+    from handjax.errors import UserError
 
     kinds = tuple(dict.fromkeys(arguments.what.split(",")))
     unknown = [kind for kind in kinds if kind not in _KINDS]
     if unknown:
-        raise UsageError(
+        raise UserError(
             f"--what {arguments.what!r}: {unknown[0]!r} is not one of "
             f"{', '.join(_KINDS)}."
         )
     size = arguments.size
     if not 64 <= size <= 4096 or size % 8:
-        raise UsageError(
+        raise UserError(
             f"--size {size} must be 64 to 4096 and divisible by 8, as the autoencoders "
             "of diffusion models ask for."
         )
     for name in ("num", "workers"):
         if getattr(arguments, name) < 0:
-            raise UsageError(f"--{name} {getattr(arguments, name)} must be 0 or more.")
+            raise UserError(f"--{name} {getattr(arguments, name)} must be 0 or more.")
     if not (arguments.mesh == "truth" or arguments.mesh.startswith("workdir=")):
-        raise UsageError(
+        raise UserError(
             f"--mesh {arguments.mesh!r} must be truth, or workdir=W with the directory "
             "of a trained model."
         )
@@ -221,7 +221,7 @@ def _predict(predictor: "HandPredictor", split: "Split"):
     from data_pipelines.loading import examples
     from handjax.controlnet.examples import LeftOutError, Placed, open_record
     from handjax.inference.photos import HandBox, Intrinsics, Photo
-    from handjax.inference.predictor import Request
+    from handjax.inference.prediction import Request
 
     def predict(part: Sequence[int]) -> dict[int, Placed]:
         wanted: dict[int, Request] = {}

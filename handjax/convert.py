@@ -44,11 +44,11 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0, or 2 when nothing was written."""
     arguments = _parser().parse_args(argv)
-    from handjax.config.flags import UsageError
+    from handjax.errors import UserError
 
     try:
         record = run(arguments)
-    except (OSError, ValueError, RuntimeError, UsageError) as error:
+    except (OSError, ValueError, RuntimeError, UserError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     print(summary(record, arguments.to))

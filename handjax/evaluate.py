@@ -21,7 +21,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from handjax.config.flags import UsageError
+from handjax.errors import UserError
 from handjax.evaluation import protocols
 
 _WAITING = "share {}/{} is done; whoever finishes last puts all together"
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.benchmark:
             return _submit(arguments, _overrides(rest))
         return _report(arguments, _overrides(rest))
-    except (OSError, ValueError, UsageError, RuntimeError) as error:
+    except (OSError, ValueError, UserError, RuntimeError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 
@@ -130,17 +130,17 @@ def _options(arguments: argparse.Namespace) -> dict[str, str | None]:
 def _check_scoring(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     """Refuse flags that mean nothing for a file of predictions."""
     if not arguments.benchmark:
-        raise UsageError(
+        raise UserError(
             "--predictions needs --benchmark, one of " + ", ".join(protocols.names())
         )
     for flag in ("workdir", "stage", "step", "tta", "share"):
         if getattr(arguments, flag) is not None:
-            raise UsageError(f"--{flag} is of models; leave it out with --predictions.")
+            raise UserError(f"--{flag} is of models; leave it out with --predictions.")
     if rest:
-        raise UsageError(f"{rest[0]!r} is of models; leave it out with --predictions.")
+        raise UserError(f"{rest[0]!r} is of models; leave it out with --predictions.")
     if not (arguments.truth or arguments.check):
         truth = protocols.load(arguments.benchmark).truth
-        raise UsageError(
+        raise UserError(
             f"--truth is missing. {truth} Or only look at the file: --check."
         )
 
@@ -150,7 +150,7 @@ def _report(arguments: argparse.Namespace, overrides: Sequence[tuple[str, str]])
     _check_workdir(arguments)
     for flag in ("truth", "setup", "output", "check"):
         if getattr(arguments, flag):
-            raise UsageError(f"--{flag} is of benchmarks; name one with --benchmark.")
+            raise UserError(f"--{flag} is of benchmarks; name one with --benchmark.")
     from handjax.distributed import split_shares
     from handjax.evaluation import trained_model
     from handjax.evaluation.report import make, table
@@ -230,7 +230,7 @@ def _submit(arguments: argparse.Namespace, overrides: Sequence[tuple[str, str]])
 
 def _check_workdir(arguments: argparse.Namespace) -> None:
     if not arguments.workdir:
-        raise UsageError(
+        raise UserError(
             "pass --workdir of a trained model, or --benchmark and --predictions."
         )
 
@@ -240,7 +240,7 @@ def _overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
     for argument in rest:
         name, equals, value = argument.partition("=")
         if not name.startswith("--config.") or not equals:
-            raise UsageError(
+            raise UserError(
                 f"{argument!r} belongs to no flag; see --help. Keys of the config are "
                 "given as --config.KEY=VALUE."
             )

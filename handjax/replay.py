@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from handjax.config.flags import UsageError, run
+from handjax.config.flags import run
+from handjax.errors import UserError
 
 if TYPE_CHECKING:
     from handjax.family.stage import Stage
@@ -37,37 +38,42 @@ flags.DEFINE_bool(
 def main(values: flags.FlagValues) -> int:
     """Make the update; 0 if it is finite here, 1 if it is not."""
     if not values.update:
-        raise UsageError("--update is missing; pass WORKDIR/nonfinite/STAGE-N.")
+        raise UserError("--update is missing; pass WORKDIR/nonfinite/STAGE-N.")
     import jax
 
-    from handjax.training import logs, nonfinite
+    from handjax.io import console
+    from handjax.training import nonfinite
     from handjax.training.step import GRAD_NORMS, first_nonfinite, make_step
 
     try:
         kept, batch = nonfinite.read(Path(values.update))
     except FileNotFoundError as error:
-        raise UsageError(str(error)) from error
+        raise UserError(str(error)) from error
     config, model, stage, state = _restored(Path(values.update), kept)
     options = config.stages[stage.name]
     step = make_step(model, stage, options)
-    logs.say(f"stage {kept.stage}, update {kept.step}: {kept.what} when it was trained")
+    console.say(
+        f"stage {kept.stage}, update {kept.step}: {kept.what} when it was trained"
+    )
     _, metrics = jax.jit(step)(state, batch)
     found = jax.device_get(metrics)
     norms = found.pop(GRAD_NORMS)
     for name in sorted(found):
         if name.startswith("loss"):
-            logs.say(f"  {name:<24} {float(found[name]):.6g}")
-    logs.say(f"  {'grad_norm':<24} {float(found['grad_norm']):.6g}")
+            console.say(f"  {name:<24} {float(found[name]):.6g}")
+    console.say(f"  {'grad_norm':<24} {float(found['grad_norm']):.6g}")
     bad = first_nonfinite(found, norms, options)
     if not bad:
-        logs.say("here it is finite: another device or version computes it otherwise")
+        console.say(
+            "here it is finite: another device or version computes it otherwise"
+        )
         return 0
-    logs.say(f"here, too: {bad}")
+    console.say(f"here, too: {bad}")
     brought = nonfinite.brought(batch)
     if brought:
-        logs.say(f"it came with the batch: {brought}")
+        console.say(f"it came with the batch: {brought}")
     elif values.where:
-        logs.say(_first_operation(step, state, batch))
+        console.say(_first_operation(step, state, batch))
     return 1
 
 
@@ -76,13 +82,9 @@ def _restored(directory: Path, kept: Any) -> "tuple[Any, Any, Stage, TrainState]
     import jax
 
     from handjax import models
-    from handjax.checkpoints.store import (
-        Checkpoints,
-        abstract,
-        build_model,
-        load_variables,
-        read_config,
-    )
+    from handjax.checkpoints.store import Checkpoints, abstract
+    from handjax.checkpoints.workdir import build_model, load_variables, read_config
+    from handjax.family import hand_constants
     from handjax.training.resume import saved_parts
     from handjax.training.step import TrainState, create
 
@@ -91,7 +93,7 @@ def _restored(directory: Path, kept: Any) -> "tuple[Any, Any, Stage, TrainState]
     (stage,) = (s for s in family.stages(config) if s.name == kept.stage)
     step = kept.step - 1
     variables, _ = load_variables(directory, stage.name, step)
-    edges = models.skeleton_of(variables).bones
+    edges = hand_constants.skeleton_of(variables).bones
     model = build_model(family, config, dtype=kept.dtype, edges=edges)
     shapes = jax.eval_shape(
         lambda: create(variables, stage, config.stages[stage.name], jax.random.key(0))
@@ -102,7 +104,7 @@ def _restored(directory: Path, kept: Any) -> "tuple[Any, Any, Stage, TrainState]
     found = store.restore(target.variables, saved_parts(target), print)
     store.close()
     if found is None:
-        raise UsageError(f"{directory} has no checkpoint of stage {stage.name!r}.")
+        raise UserError(f"{directory} has no checkpoint of stage {stage.name!r}.")
     collections = {k: v for k, v in found.variables.items() if k != "params"}
     state = TrainState(
         params=found.variables["params"], collections=collections, **found.train

@@ -76,7 +76,7 @@ class TextToMesh:
 
         import jax
 
-        from handjax import models
+        from handjax.family import hand_constants
         from handjax.nn.text import text_encoder
 
         if config.model.get("condition", "image") != "text":
@@ -88,7 +88,7 @@ class TextToMesh:
             raise ValueError(f"--num={num} hands of each text: it must be 1 or more.")
         self.config, self.name = config, name
         self.faces = jax.device_get(variables["constants"]["faces"])
-        self.skeleton = models.skeleton_of(variables)
+        self.skeleton = hand_constants.skeleton_of(variables)
         self._variables, self._key = variables, jax.random.key(seed)
         self._encode = text_encoder.tokenizer(
             config.model.get("text", text_encoder.LABELS),
@@ -124,13 +124,13 @@ class TextToMesh:
             FileNotFoundError: The workdir has no such checkpoint.
             ValueError: The stage makes no hands of texts.
         """
-        from handjax.checkpoints import store
+        from handjax.checkpoints.workdir import load_for_inference
         from handjax.config.schema import LABELLED_POSES
 
         # Orbax tells absl's log about every default it takes.
         logging.getLogger("absl").setLevel(logging.ERROR)
         changes = [("data.vocabulary", vocabulary)] if vocabulary else []
-        config, model, variables, found, step = store.load_for_inference(
+        config, model, variables, found, step = load_for_inference(
             workdir, stage, step, change=lambda config: _changed(config, changes)
         )
         name = f"{config.family}, stage {found}, step {step}"
@@ -161,9 +161,9 @@ class TextToMesh:
 
 
 def _changed(config: Any, changes: Sequence[tuple[str, str]]) -> Any:
-    from handjax.config import flags
+    from handjax.config import files
 
-    return flags.override(config, changes)
+    return files.override(config, changes)
 
 
 # --- files ---------------------------------------------------------------------------

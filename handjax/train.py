@@ -16,7 +16,8 @@ from typing import Any
 
 from absl import flags
 
-from handjax.config.flags import UsageError, run
+from handjax.config.flags import run
+from handjax.errors import UserError
 
 VALUES = flags.FlagValues()
 flags.DEFINE_string(
@@ -89,13 +90,13 @@ def main(values: flags.FlagValues) -> int:
     from handjax.config import schema as configs
 
     if not values.workdir and not values.dry_run:
-        raise UsageError("--workdir is missing; pass the directory of the run.")
+        raise UserError("--workdir is missing; pass the directory of the run.")
     try:
         configs.check(values.config)
     except ValueError as error:
-        raise UsageError(str(error)) from error
+        raise UserError(str(error)) from error
     if values.devices and not values.dry_run:
-        raise UsageError("--devices plans a run and needs --dry_run.")
+        raise UserError("--devices plans a run and needs --dry_run.")
     if values.dry_run:
         return _plan(values)
     from handjax.training import launch  # imports jax, flax and orbax

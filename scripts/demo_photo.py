@@ -21,11 +21,11 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from data_pipelines.storage import shards
-    from handjax.checkpoints import store
+    from handjax.checkpoints import workdir
     from handjax.data import run_data
 
     try:
-        config = store.read_config(arguments.workdir)
+        config = workdir.read_config(arguments.workdir)
         directory = config.data.dir or run_data.default_directory(config.data)
         record = shards.open_split(directory, "test")[arguments.index]
     except (OSError, ValueError, IndexError) as error:

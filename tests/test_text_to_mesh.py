@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import trimesh
 
-from handjax import models, text_to_mesh
-from handjax.checkpoints import store
+from handjax import text_to_mesh
 from handjax.config.schema import base, stage
+from handjax.family import hand_constants
 from handjax.mano import model_files
 
 FILE = model_files.load()
@@ -49,10 +49,9 @@ def loaded(monkeypatch):
         "constants": {"faces": jnp.asarray(FILE.faces)},
     }
     skeleton = FILE.skeleton
-    monkeypatch.setattr(models, "skeleton_of", lambda variables: skeleton)
+    monkeypatch.setattr(hand_constants, "skeleton_of", lambda variables: skeleton)
     monkeypatch.setattr(
-        store,
-        "load_for_inference",
+        "handjax.checkpoints.workdir.load_for_inference",
         lambda workdir, stage, step, change: (
             change(config),
             SimpleNamespace(apply=hypotheses),

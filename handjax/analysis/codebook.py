@@ -119,11 +119,11 @@ def open_model(workdir: str = "", *, steps: int = 200) -> tuple[Any, Any, Any]:
         workdir: Of a `handjax.train` run.
         steps: Steps of the smoke-size tokenizer that is trained without a workdir.
     """
-    from handjax.checkpoints import store
+    from handjax.checkpoints.workdir import load_for_inference
 
     if not workdir:
         workdir = _trained(steps)
-    config, model, variables, stage, step = store.load_for_inference(workdir)
+    config, model, variables, stage, step = load_for_inference(workdir)
     print(f"{config.family}, stage {stage}, step {step} of {workdir}")
     return model, variables, config
 
@@ -131,7 +131,7 @@ def open_model(workdir: str = "", *, steps: int = 200) -> tuple[Any, Any, Any]:
 def _trained(steps: int) -> str:
     import tempfile
 
-    from handjax.config.flags import load_config
+    from handjax.config.files import load_config
     from handjax.training import launch
 
     config = load_config("configs/tokenhand.py:smoke")
@@ -153,6 +153,7 @@ def sample_hands(config: Any, num: int, *, seed: int = 10_000) -> Hands:
 
     from handjax import models
     from handjax.data.poses import pose_batches
+    from handjax.family import hand_constants
     from handjax.geometry import skeleton
     from handjax.mano import hand_model, model_files
 
@@ -173,7 +174,7 @@ def sample_hands(config: Any, num: int, *, seed: int = 10_000) -> Hands:
     if tokenized(models.load(config.family).Model) == "mano_pose":
         hand = hand_model.HandModel.from_file(hand_file)
         vertices, _ = jax.jit(hand_model.skin)(hand, batch.mano_pose, 0 * batch.betas)
-        joints = models.joints_from_vertices(hand.joint_regressor, vertices)
+        joints = hand_constants.joints_from_vertices(hand.joint_regressor, vertices)
         vertices = np.asarray(vertices - joints[:, root][:, None])
     return Hands(vertices, batch.mano_pose)
 

@@ -25,8 +25,8 @@ def open_model(workdir: str = "", *, steps: int = 60) -> tuple[Any, Any, Any]:
         workdir: Of a `handjax.train` run.
         steps: Of each stage that is trained without a workdir.
     """
-    from handjax.checkpoints import store
-    from handjax.config.flags import load_config
+    from handjax.checkpoints.workdir import load_for_inference
+    from handjax.config.files import load_config
     from handjax.training import launch
 
     if not workdir:
@@ -38,7 +38,7 @@ def open_model(workdir: str = "", *, steps: int = 60) -> tuple[Any, Any, Any]:
                 stage.steps = steps
         workdir = tempfile.mkdtemp(prefix="handjax_sampling_")
         launch.train(config, workdir)
-    config, model, variables, stage, step = store.load_for_inference(workdir)
+    config, model, variables, stage, step = load_for_inference(workdir)
     print(f"{config.family}, stage {stage}, step {step} of {workdir}")
     return model, variables, config
 

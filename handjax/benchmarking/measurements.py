@@ -31,11 +31,12 @@ from handjax.benchmarking import (
     token_mixing,
     token_reduction,
 )
-from handjax.checkpoints import store
+from handjax.checkpoints import workdir
 from handjax.data import run_data
+from handjax.family import hand_constants
 from handjax.family.stage import Stage
 from handjax.mano import model_files
-from handjax.training import launch
+from handjax.training import environment, launch
 from handjax.training import step as train_state
 
 SAMPLING_STEPS = (1, 3, 5, 10)
@@ -96,7 +97,7 @@ def run(
     context = {
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "platform": jax.default_backend(),
-        "versions": launch.versions(),
+        "versions": environment.versions(),
     }
     found = []
     alone = {"ops", "tokens", "scaling", "cost"}  # need no weights
@@ -126,11 +127,11 @@ def prepare(config: ml_collections.ConfigDict) -> Subject:
     hand_file = model_files.load(
         config.hand.source, side=config.hand.side, tips=config.hand.tips or None
     )
-    model = store.build_model(
+    model = workdir.build_model(
         family, config, dtype=dtype, edges=hand_file.skeleton.bones
     )
     example = functools.partial(run_data.example_batch, config, hand_file)
-    hand = models.hand_constants(hand_file)
+    hand = hand_constants.hand_constants(hand_file)
 
     def init():
         keys = jax.random.split(jax.random.key(0), 1 + len(train_state.RNG_STREAMS))

@@ -21,7 +21,8 @@ import numpy as np
 from handjax import models
 from handjax.benchmarking import clock
 from handjax.benchmarking.token_mixing import Value, multiply_adds
-from handjax.checkpoints import store
+from handjax.checkpoints import workdir
+from handjax.family import hand_constants
 from handjax.geometry import skeleton
 from handjax.mano import model_files
 from handjax.models.tore import model as tore
@@ -126,7 +127,7 @@ def _image(part: _Part, batch: int) -> np.ndarray:
 
 
 def _backbone(config: ml_collections.ConfigDict, dtype: str) -> _Part:
-    model = store.build_model(tore, config, dtype=dtype)
+    model = workdir.build_model(tore, config, dtype=dtype)
     part = _Part(model, {}, config.data.crop_size)
     made = _made(model, {}, _image(part, 1), method="see")
     model, variables = models.for_inference(model, made)
@@ -141,12 +142,12 @@ def _head(
 ) -> _Part:
     config = ml_collections.ConfigDict(config.to_dict())
     config.model.update(fields)
-    model = store.build_model(tore, config, dtype=dtype)
+    model = workdir.build_model(tore, config, dtype=dtype)
     file = model_files.load(
         config.hand.source, side=config.hand.side, tips=config.hand.tips or None
     )
     root = skeleton.root_joint(model.root)
-    kept = tore.constants(models.hand_constants(file), model.coarse_level, root)
+    kept = tore.constants(hand_constants.hand_constants(file), model.coarse_level, root)
     constants = {"constants": jax.tree.map(jnp.asarray, kept)}
     maps = jax.eval_shape(backbone.see, backbone.variables, _image(backbone, 1))
     size_px = backbone.size_px

@@ -14,8 +14,9 @@ import jax
 import numpy as np
 
 from handjax import models
-from handjax.checkpoints import store
+from handjax.checkpoints import workdir
 from handjax.conversion import Converted, Options, _backbones, _hand
+from handjax.family import hand_constants
 from handjax.io import weight_matching
 from handjax.nn.backbones import _weights
 from handjax.types import Batch
@@ -70,7 +71,7 @@ def assemble(
     backbone = _backbones.import_backbone(inside, options.name)
     config.model.backbone = backbone.name
     config.data.crop_size = crop_size(backbone.variables["params"])
-    hand = models.hand_constants(file)
+    hand = hand_constants.hand_constants(file)
     skipped = _backbones.by_rule(backbone.skipped, _BACKBONE)
     found = {
         **moved(state_dict, table, skipped, RULES),
@@ -153,7 +154,7 @@ def moved(
 def check(
     found: dict[str, Any],
     config: Any,
-    hand: models.HandConstants,
+    hand: hand_constants.HandConstants,
     table: Table,
     skipped: dict[str, list[str]],
     *,
@@ -179,10 +180,10 @@ def check(
 
 
 def _expected(
-    config: Any, hand: models.HandConstants, names: Mapping[str, str]
+    config: Any, hand: hand_constants.HandConstants, names: Mapping[str, str]
 ) -> dict[str, tuple[int, ...]]:
     """Shapes of the network; what a file has in parts is in parts here, too."""
-    model = store.build_model(models.load(config.family), config)
+    model = workdir.build_model(models.load(config.family), config)
     size = config.data.crop_size
     fields: dict[str, Any] = dict.fromkeys(Batch._fields)
     fields["image"] = np.zeros((1, size, size, 3), np.uint8)

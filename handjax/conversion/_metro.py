@@ -11,8 +11,8 @@ from typing import Any
 import flax.traverse_util
 import numpy as np
 
-from handjax import models
 from handjax.conversion import Converted, Options, _backbones, _hand, _hmr
+from handjax.family import hand_constants
 from handjax.geometry import mesh_hierarchy, skeleton
 from handjax.mano import model_files
 
@@ -67,7 +67,7 @@ def assemble(
     backbone = _backbones.import_backbone(_named(state_dict), options.name)
     config.model.backbone = backbone.name
     config.model.root = config.data.root = ROOT
-    hand = models.hand_constants(file)
+    hand = hand_constants.hand_constants(file)
     vertices, joints = (at_rest or _flat)(file)
     skipped = _backbones.by_rule(backbone.skipped, _BACKBONE)
     found = {

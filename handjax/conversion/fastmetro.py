@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from handjax.config import flags
+from handjax.config import files
 from handjax.conversion import Converted, Options, _backbones, _hmr, _metro
 
 SOURCE = "https://github.com/postech-ami/FastMETRO"
@@ -36,7 +36,7 @@ def convert(state_dict: _hmr.StateDict, options: Options) -> Converted:
             hand network of FastMETRO.
         OSError: The hand model or the hierarchy cannot be read.
     """
-    config = flags.load_config("configs/tore.py:paper").unlock()
+    config = files.load_config("configs/tore.py:paper").unlock()
     sizes = _sizes(state_dict)
     config.model.update(sizes)
     return _metro.assemble(

@@ -16,7 +16,7 @@ import re
 
 import numpy as np
 
-from handjax.config import flags
+from handjax.config import files
 from handjax.conversion import Converted, Options, _hmr
 
 SOURCE = "https://github.com/humansensinglab/Hamba"
@@ -38,7 +38,7 @@ def convert(state_dict: _hmr.StateDict, options: Options) -> Converted:
             two heads have different mean parameters.
         OSError: The hand model cannot be read.
     """
-    config = flags.load_config("configs/hamba.py:released_clip").unlock()
+    config = files.load_config("configs/hamba.py:released_clip").unlock()
     config.model.update(_sizes(state_dict))
     _check_means(state_dict)
     return _hmr.assemble(

@@ -13,7 +13,7 @@ import re
 
 import numpy as np
 
-from handjax.config import flags
+from handjax.config import files
 from handjax.conversion import Converted, Options, _hmr
 
 SOURCE = "https://github.com/geopavlakos/hamer"
@@ -35,7 +35,7 @@ def convert(state_dict: _hmr.StateDict, options: Options) -> Converted:
         ValueError: `options.hand` is not given, or it is no checkpoint of HaMeR.
         OSError: The hand model cannot be read.
     """
-    config = flags.load_config("configs/hamer.py:paper").unlock()
+    config = files.load_config("configs/hamer.py:paper").unlock()
     config.model.update(_sizes(state_dict))
     return _hmr.assemble(
         state_dict,

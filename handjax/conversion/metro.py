@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from handjax.config import flags
+from handjax.config import files
 from handjax.conversion import Converted, Options, _backbones, _hmr, _metro
 from handjax.geometry import skeleton
 from handjax.mano import model_files
@@ -47,7 +47,7 @@ def convert(state_dict: _hmr.StateDict, options: Options) -> Converted:
             hand network of METRO.
         OSError: The hand model or the hierarchy cannot be read.
     """
-    config = flags.load_config("configs/tore.py:paper").unlock()
+    config = files.load_config("configs/tore.py:paper").unlock()
     sizes = _sizes(state_dict)
     config.model.update(sizes)
     return _metro.assemble(

@@ -16,9 +16,10 @@ import jax
 import numpy as np
 
 from handjax import models
-from handjax.checkpoints import store
-from handjax.config import flags
+from handjax.checkpoints import workdir
+from handjax.config import files
 from handjax.conversion import Converted, Options, _backbones, _hand
+from handjax.family import hand_constants
 from handjax.io import weight_matching
 from handjax.nn.backbones import _weights
 from handjax.types import Batch
@@ -44,9 +45,9 @@ def convert(state_dict: Mapping[str, np.ndarray], options: Options) -> Converted
         ValueError: `options.hand` is not given, or the backbone is not known.
         OSError: The hand model cannot be read.
     """
-    config = flags.load_config("configs/simplehand.py:paper").unlock()
+    config = files.load_config("configs/simplehand.py:paper").unlock()
     file = _hand.chosen(config, options.hand, TIPS)
-    hand = models.hand_constants(file)
+    hand = hand_constants.hand_constants(file)
     inside = {k: v for k, v in state_dict.items() if k.startswith(_BACKBONE)}
     if not inside:
         raise ValueError(
@@ -106,7 +107,9 @@ def _head(state_dict: Mapping[str, np.ndarray]) -> tuple[dict, list[str]]:
     return found, counters
 
 
-def _check(flat: dict, config: Any, hand: models.HandConstants, skipped: dict) -> None:
+def _check(
+    flat: dict, config: Any, hand: hand_constants.HandConstants, skipped: dict
+) -> None:
     """Compare with the model of the config.
 
     Raises:
@@ -125,8 +128,10 @@ def _check(flat: dict, config: Any, hand: models.HandConstants, skipped: dict) -
         raise error.renamed(lambda p: torch_names.get(p, p), names) from None
 
 
-def _expected(config: Any, hand: models.HandConstants) -> dict[str, tuple[int, ...]]:
-    model = store.build_model(models.load("simplehand"), config)
+def _expected(
+    config: Any, hand: hand_constants.HandConstants
+) -> dict[str, tuple[int, ...]]:
+    model = workdir.build_model(models.load("simplehand"), config)
     size = config.data.crop_size
     fields: dict[str, Any] = dict.fromkeys(Batch._fields)
     fields["image"] = np.zeros((1, size, size, 3), np.uint8)

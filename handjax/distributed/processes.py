@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from handjax.config.flags import UsageError
-from handjax.training import logs
+from handjax.errors import UserError
+from handjax.io import console
 
 MAX_CLOCK_S = 60.0
 """Clocks that are further apart make logs of several hosts hard to read together."""
@@ -50,13 +50,13 @@ def join(cluster: Cluster) -> None:
     """
     told = cluster.num_processes, cluster.process_id
     if cluster.coordinator and None in told:
-        raise UsageError(
+        raise UserError(
             f"--coordinator={cluster.coordinator} needs --num_processes and "
             "--process_id as well: how many there are, and which one this is (0, 1, "
             "...). All processes get the same --coordinator, the address of process 0."
         )
     if not cluster.coordinator and told != (None, None):
-        raise UsageError(
+        raise UserError(
             "--num_processes and --process_id need --coordinator=HOST:PORT, the "
             "address of process 0."
         )
@@ -70,7 +70,7 @@ def join(cluster: Cluster) -> None:
         )
     except (RuntimeError, ValueError) as error:
         where = f" at {cluster.coordinator}" if cluster.coordinator else ""
-        raise UsageError(
+        raise UserError(
             f"The processes of this run did not find each other{where} within "
             f"{cluster.timeout_s} s: {_first_line(error)}. Start all "
             "of them with the same command; where no cluster is recognised, name "
@@ -99,7 +99,7 @@ def compare(facts: dict[str, Any], say: Any) -> None:
     for number, other in enumerate(everyone):
         for name in facts:
             if other.get(name) != first.get(name):
-                raise UsageError(
+                raise UserError(
                     f"Process {number} on {other['host']} has {name} "
                     f"{other.get(name)}, process 0 on {first['host']} has "
                     f"{first.get(name)}. All processes have to run the same code with "
@@ -179,7 +179,7 @@ def leave_if_alone(error: BaseException, last_step: str) -> None:
         error = error.__cause__
     if jax.process_count() == 1:
         return
-    logs.say(
+    console.say(
         f"error: process {jax.process_index()} of {jax.process_count()} lost another "
         f"one, which has died or cannot be reached. {last_step} Start all processes "
         "again with the same command to go on from there. (" + _first_line(error) + ")",

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from handjax import models
-from handjax.checkpoints import store
-from handjax.config import flags
+from handjax.checkpoints.workdir import load_for_inference
+from handjax.config import files
 from handjax.data import run_data
 from handjax.data.run_data import OpenData
 from handjax.family.stage import Stage
@@ -75,11 +75,11 @@ def load(
     """
     # Orbax tells absl's log about every default it takes.
     logging.getLogger("absl").setLevel(logging.ERROR)
-    config, model, variables, name, step = store.load_for_inference(
+    config, model, variables, name, step = load_for_inference(
         workdir,
         stage,
         step,
-        change=lambda config: flags.override(config, overrides),
+        change=lambda config: files.override(config, overrides),
     )
     stages = models.load(config.family).stages(config)
     hand_file = model_files.load(

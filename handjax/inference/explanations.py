@@ -11,18 +11,14 @@ vertex looks at, as skinning weights are shown; then for each joint how much the
 vertices look at it (Figure 8), with the most below the picture.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
-
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from handjax.geometry import crop
+from handjax.inference.prediction import HandPrediction, Looks
 from handjax.types import Explanation
 from handjax.visualization import render
-
-if TYPE_CHECKING:
-    from handjax.inference.predictor import HandPrediction
 
 Picture = UInt8[np.ndarray, "_ _ 3"]
 
@@ -33,26 +29,8 @@ _CLUSTER_COLUMNS = 8
 _JOINT_COLUMNS = 4  # of a hand, each row is a finger
 
 
-class Looks(NamedTuple):
-    """What a model looked at; pixels are those of the crop.
-
-    Of a left hand the crop is mirrored back, and all with it.
-    """
-
-    crop: UInt8[np.ndarray, "size size 3"]
-    """What the network saw."""
-    joints_px: Float[np.ndarray, "joint 2"]
-    """The reconstructed joints."""
-    vertices_px: Float[np.ndarray, "vertex 2"]
-    """The reconstructed mesh, projected."""
-    clusters: Float[np.ndarray, "cluster height width"] | None
-    """Weight of every place of the image's map in each clustered token."""
-    attention: Float[np.ndarray, "vertex joint"] | None
-    """How much each vertex looked at each joint."""
-
-
 def of(
-    hand: "HandPrediction",
+    hand: HandPrediction,
     image: UInt8[np.ndarray, "size size 3"],
     H_crop_photo: Float[np.ndarray, "3 3"],
     seen: Explanation,
@@ -83,7 +61,7 @@ def of(
     return Looks(image, joints_px, vertices_px, clusters, attention)
 
 
-def pictures(hand: "HandPrediction") -> dict[str, Picture]:
+def pictures(hand: HandPrediction) -> dict[str, Picture]:
     """The sheets that there is something for, by name."""
     found = {}
     looks = hand.looked_at
@@ -97,7 +75,7 @@ def pictures(hand: "HandPrediction") -> dict[str, Picture]:
 # --- clusters of the image's tokens -------------------------------------------------
 
 
-def cluster_sheet(hand: "HandPrediction", looks: Looks) -> Picture:
+def cluster_sheet(hand: HandPrediction, looks: Looks) -> Picture:
     """Heat maps of the clusters over the crop."""
     assert looks.clusters is not None
     names = hand.skeleton.joints
@@ -175,7 +153,7 @@ def _dotted(picture: Picture, points: Float[np.ndarray, "point 2"]) -> Picture:
 # --- attention of vertices to joints ------------------------------------------------
 
 
-def attention_sheet(hand: "HandPrediction", looks: Looks) -> Picture:
+def attention_sheet(hand: HandPrediction, looks: Looks) -> Picture:
     """The mesh coloured by what its vertices look at."""
     attention = looks.attention
     assert attention is not None
@@ -190,7 +168,7 @@ def attention_sheet(hand: "HandPrediction", looks: Looks) -> Picture:
     return render.side_by_side(panels, columns=_JOINT_COLUMNS)
 
 
-def joint_colors(hand: "HandPrediction") -> Float[np.ndarray, "joint 3"]:
+def joint_colors(hand: HandPrediction) -> Float[np.ndarray, "joint 3"]:
     """A colour for each joint: its finger's, lighter towards the tip; grey the root."""
     colors = np.full((len(hand.skeleton.joints), 3), 0.5)
     steps: dict[int, int] = {}
@@ -203,7 +181,7 @@ def joint_colors(hand: "HandPrediction") -> Float[np.ndarray, "joint 3"]:
     return colors
 
 
-def _both_sides(hand: "HandPrediction", colors: np.ndarray) -> Picture:
+def _both_sides(hand: HandPrediction, colors: np.ndarray) -> Picture:
     views = [
         render.turned_view(
             hand.vertices, hand.faces, size=_CELL_PX, yaw_deg=yaw, color=colors

@@ -19,7 +19,7 @@ from handjax.io.atomic_files import write_bytes, write_json
 from handjax.visualization import mesh_export, render
 
 if TYPE_CHECKING:
-    from handjax.inference.predictor import HandPrediction
+    from handjax.inference.prediction import HandPrediction
 
 SCHEMA = "handjax/prediction"
 SCHEMA_VERSION = 1

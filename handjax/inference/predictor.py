@@ -15,82 +15,22 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 
 from handjax import models
-from handjax.checkpoints import store
-from handjax.family import hypotheses
+from handjax.checkpoints.workdir import load_for_inference
+from handjax.family import hand_constants, hypotheses
 from handjax.geometry import camera, crop
-from handjax.geometry.skeleton import HAND, Skeleton
+from handjax.geometry.skeleton import HAND
 from handjax.inference import explanations, photos, tta
-from handjax.inference.photos import HandBox, Intrinsics, Photo
+from handjax.inference.photos import HandBox, Photo
+from handjax.inference.prediction import HandHypotheses, HandPrediction, Request
 from handjax.types import Explanation, HandOutput
 from handjax.visualization.mesh_export import outward_faces
 
 _HAND_EXTENT_M, _BODY_EXTENT_M = 0.18, 1.7
 """Size of a hand or body whose distance only the box can tell."""
 _SMALLEST_IN_PHOTO = 1 / 16
-
-
-class HandPrediction(NamedTuple):
-    """One reconstructed hand; OpenCV axes (x right, y down, z forward) of the photo."""
-
-    box: HandBox
-    vertices: Float[np.ndarray, "vertex 3"]
-    """Metres, relative to the root joint; add `translation` for the camera's frame."""
-    joints3d: Float[np.ndarray, "joint 3"]
-    """Same frame, in the order of `skeleton`."""
-    joints2d: Float[np.ndarray, "joint 2"]
-    """Pixels of the upright photo."""
-    translation: Float[np.ndarray, "3"]
-    """The root joint in the camera's frame, metres; as good as the intrinsics are."""
-    translation_source: str
-    """"root_depth" (predicted), "joints2d" (3-D joints put onto the predicted 2-D ones)
-    or "box" (its size)."""
-    intrinsics: Intrinsics
-    faces: Int[np.ndarray, "face 3"]
-    """Outward for this side."""
-    indices: Int[np.ndarray, "token"] | None
-    """Code of each token (token families)."""
-    token_confidence: Float[np.ndarray, "token"] | None
-    """Probability of each chosen code."""
-    skeleton: Skeleton = HAND
-    """Names and bones of the joints."""
-    hypotheses: "HandHypotheses | None" = None
-    """Other hands that the model thinks possible, if they were asked for."""
-    stated_confidence: float | None = None
-    """`HandOutput.confidence`, of families that state one."""
-    looked_at: explanations.Looks | None = None
-    """What the model looked at, if that was asked for."""
-
-    @property
-    def confidence(self) -> float | None:
-        """Mean probability of the chosen codes; None for families without tokens."""
-        if self.stated_confidence is not None:
-            return self.stated_confidence
-        if self.token_confidence is None:
-            return None
-        return float(self.token_confidence.mean())
-
-
-class HandHypotheses(NamedTuple):
-    """Hands drawn for one box, the most confident first."""
-
-    hands: tuple[HandPrediction, ...]
-    """Each placed in the photo by itself."""
-    weights: Float[np.ndarray, "hypothesis"]
-    """Shares of the sum of their confidences."""
-    joint_uncertainty_mm: Float[np.ndarray, "joint"]
-    """Spread of each joint, relative to the root, as `hypotheses.joint_uncertainty_mm`
-    defines it."""
-
-
-class Request(NamedTuple):
-    """One hand to reconstruct."""
-
-    photo: Photo
-    box: HandBox
-    intrinsics: Intrinsics
 
 
 class HandPredictor:
@@ -119,7 +59,7 @@ class HandPredictor:
         if tta_mode:
             self.name += f", test-time augmentation {tta_mode!r}"
         self.faces = np.asarray(variables["constants"]["faces"])
-        self.skeleton = models.skeleton_of(variables)
+        self.skeleton = hand_constants.skeleton_of(variables)
         self._variables = variables
         self._apply = jax.jit(functools.partial(_predict, model, tta_mode))
         self._draw = None
@@ -165,9 +105,7 @@ class HandPredictor:
             ValueError: The stage reconstructs meshes and sees no image, or hypotheses
                 or explanations are asked of a model that has none.
         """
-        config, model, variables, found, step = store.load_for_inference(
-            workdir, stage, step
-        )
+        config, model, variables, found, step = load_for_inference(workdir, stage, step)
         stages = {s.name: s for s in models.load(config.family).stages(config)}
         if not stages[found].needs_image:
             raise ValueError(

@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
+from handjax.family.hand_constants import HandConstants, check_root, parameters_by_part
 from handjax.family.stage import Stage
 from handjax.geometry.skeleton import root_joint
 from handjax.losses import elementwise, hmr
 from handjax.mano.hand_model import HandModel
-from handjax.models import HandConstants, check_root, parameters_by_part
 from handjax.nn import backbones, mano_head
 from handjax.nn.mano_head import ManoHead, ManoParameters, MeanParameters, Posed
 from handjax.nn.metaformer import torch_linear_init

@@ -20,11 +20,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, UInt8
 
+from handjax.family.hand_constants import (
+    HandConstants,
+    joints_from_vertices,
+    parameters_by_part,
+)
 from handjax.family.stage import Stage
 from handjax.geometry import camera
 from handjax.geometry.skeleton import MIDDLE_MCP, NUM_JOINTS, WRIST
 from handjax.losses import elementwise
-from handjax.models import HandConstants, joints_from_vertices, parameters_by_part
 from handjax.nn import backbones
 from handjax.nn.metaformer import MeshRegressor, torch_linear_init
 from handjax.nn.ops.image import normalised

@@ -19,10 +19,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from handjax.family import frozen_tokenizer
+from handjax.family.hand_constants import (
+    HandConstants,
+    joints_from_vertices,
+    parameters_by_part,
+)
 from handjax.family.stage import Stage
 from handjax.geometry.skeleton import NUM_JOINTS, NUM_VERTICES
 from handjax.losses import elementwise, supervision
-from handjax.models import HandConstants, joints_from_vertices, parameters_by_part
 from handjax.nn import backbones
 from handjax.nn.metaformer import (
     MeshRegressor,

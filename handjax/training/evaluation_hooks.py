@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from handjax.checkpoints import store
+from handjax.checkpoints.workdir import stage_steps
 from handjax.config import schema as configs
 from handjax.distributed import processes, sharding
 from handjax.family.stage import Stage
@@ -202,7 +202,7 @@ def usage_panel(variables: Any, size: int = 8) -> np.ndarray | None:
 def final_table(run: Run) -> str:
     """Errors of every stage beside the mean hand, from the files of the last steps."""
     rows: list[tuple[str, dict[str, Any]]] = []
-    saved = store.stage_steps(run.workdir)
+    saved = stage_steps(run.workdir)
     for stage in run.family.stages(run.config):
         last = max(saved.get(stage.name, []), default=0)
         path = _path(run.workdir, last, benchmark_name(run, stage))

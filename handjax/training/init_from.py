@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from handjax.checkpoints import store
+from handjax.checkpoints.workdir import load_variables, stage_steps
 from handjax.conversion import directory
 from handjax.training.run import Run
 from handjax.training.step import flat, nested
@@ -39,7 +39,7 @@ def first_stage(run: Run) -> int:
     if directory.is_conversion(source):
         _check_record(run, directory.read_record(source))
         return 0
-    done = store.stage_steps(Path(source))
+    done = stage_steps(Path(source))
     stages = [s.name for s in run.family.stages(run.config)]
     names = stages[:-1]
     finished = [done.get(name) for name in names]
@@ -155,8 +155,8 @@ def _whole(
 
 
 def _checkpoint(source: str | Path, stage: str) -> tuple[dict, dict[str, Any], int]:
-    step = store.stage_steps(Path(source))[stage][-1]
-    theirs, info = store.load_variables(source, stage, step)
+    step = stage_steps(Path(source))[stage][-1]
+    theirs, info = load_variables(source, stage, step)
     return _named(theirs), info, step
 
 

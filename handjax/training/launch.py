@@ -1,13 +1,7 @@
 """From a config to a finished workdir: everything around the training loop."""
 
 import hashlib
-import json
-import os
-import platform
-import shlex
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +11,14 @@ import ml_collections
 
 from handjax import models
 from handjax.checkpoints import store
+from handjax.checkpoints.workdir import build_model, stage_steps
 from handjax.config import schema as configs
-from handjax.config.flags import UsageError
 from handjax.distributed import processes, sharding
-from handjax.io import atomic_files
-from handjax.training import init_from, logs, loop, parameter_table
+from handjax.errors import UserError
+from handjax.family import hand_constants
+from handjax.io import atomic_files, console
+from handjax.training import init_from, loop, parameter_table
+from handjax.training.environment import _commit, _write_environment, versions
 from handjax.training.nonfinite import NonFiniteError
 from handjax.training.run import Hooks, Run, Stop
 
@@ -60,7 +57,7 @@ def train(
             finished = loop.fit(run._replace(profile=profile))
     except (store.CheckpointError, NonFiniteError) as error:
         processes.leave_if_alone(error, _last_checkpoint(workdir))
-        logs.say(f"error: {error}", file=sys.stderr)
+        console.say(f"error: {error}", file=sys.stderr)
         return 1
     except jax.errors.JaxRuntimeError as error:
         processes.leave_if_alone(error, _last_checkpoint(workdir))
@@ -98,13 +95,13 @@ def _explained() -> Iterator[None]:
         yield
     except (ValueError, FileNotFoundError) as error:
         if _is_ours(error):
-            raise UsageError(str(error)) from error
+            raise UserError(str(error)) from error
         raise
 
 
 def _last_checkpoint(workdir: str) -> str:
     """Sentence about what the workdir holds."""
-    steps = store.stage_steps(Path(workdir))
+    steps = stage_steps(Path(workdir))
     saved = [f"{stage} {max(found)}" for stage, found in steps.items() if found]
     return f"The last checkpoint: {saved[-1] if saved else 'none yet'}."
 
@@ -170,9 +167,7 @@ def prepare(
     hand_file = model_files.load(
         config.hand.source, side=config.hand.side, tips=config.hand.tips or None
     )
-    model = store.build_model(
-        family, config, dtype=dtype, edges=hand_file.skeleton.bones
-    )
+    model = build_model(family, config, dtype=dtype, edges=hand_file.skeleton.bones)
     if workdir and not force_config:
         _compare_with(Path(workdir), config)
     reports = Reports()
@@ -182,7 +177,7 @@ def prepare(
         workdir=Path(workdir or "."),
         family=family,
         model=model,
-        hand=models.hand_constants(hand_file),
+        hand=hand_constants.hand_constants(hand_file),
         hand_info={"name": hand_file.name, "sha256": hand_file.sha256},
         example=run_data.example_batch(config, hand_file),
         data=opened,
@@ -252,13 +247,13 @@ def _introduce(run: Run, stages: tuple, dtype: str) -> None:
 def _compare_with(workdir: Path, config: ml_collections.ConfigDict) -> None:
     """Refuse a workdir of another config."""
     if workdir.exists() and not workdir.is_dir():
-        raise UsageError(f"--workdir={str(workdir)!r} is a file; name a directory.")
+        raise UserError(f"--workdir={str(workdir)!r} is a file; name a directory.")
     path = workdir / "config.json"
     if not path.exists():
         return
     changes = configs.difference(configs.from_json(path.read_text()), config)
     if changes:
-        raise UsageError(
+        raise UserError(
             f"{workdir} was started with another config:\n"
             + "\n".join(changes)
             + "\nUse another --workdir, or --force_config to go on with the new values."
@@ -273,59 +268,9 @@ def _claim(run: Run) -> None:
         )
         _write_environment(run)
     except OSError as error:
-        raise UsageError(
+        raise UserError(
             f"--workdir={str(run.workdir)!r} cannot be written: {error.strerror}."
         ) from error
-
-
-def _write_environment(run: Run) -> None:
-    """Add this start to environment.json."""
-    path = run.workdir / "environment.json"
-    starts = json.loads(path.read_text())["starts"] if path.exists() else []
-    starts.append(
-        {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
-            "versions": versions(),
-            "commit": _commit(),
-            "devices": [d.device_kind for d in jax.devices()],
-            "processes": jax.process_count(),
-            "platform": platform.platform(),
-            "cpus": os.cpu_count(),
-            "hand": run.hand_info,
-            "data": run.data.describe(),
-        }
-    )
-    atomic_files.write_json(path, {"starts": starts})
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide results, for reports."""
-    from importlib import metadata
-
-    names = ("handjax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def _commit() -> str:
-    """Commit of the source tree, "" where there is none."""
-    try:
-        result = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
-    except OSError:
-        return ""
-    return result.stdout.strip()
 
 
 # --- After training ----------------------------------------------------------

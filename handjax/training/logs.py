@@ -7,7 +7,6 @@ then do nothing.
 import json
 import math
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,11 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from handjax.io import atomic_files
-
-
-def say(text: str, *, file: TextIO | None = None) -> None:
-    """Print one line at once (pipes would buffer it)."""
-    print(text, file=file or sys.stdout, flush=True)
+from handjax.io.console import duration, say
 
 
 class Metrics:
@@ -227,42 +222,3 @@ class Progress:
         """Where the time went: `step 97% data 2% checkpoint 1%`, zeros left out."""
         shares = {name: self._values.get(key, 0.0) for key, name in TIMES.items()}
         return " ".join(f"{n} {x:.0%}" for n, x in shares.items() if round(x, 2) > 0)
-
-
-def duration(seconds: float) -> str:
-    """`42 s`, `3 min 10 s`, `2 h 05 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-@contextmanager
-def timed(what: str, *, active: bool = True) -> Iterator[None]:
-    """Say what is going on and how long it took: `compiling train step ... 12 s`."""
-    start = time.monotonic()
-    live = active and sys.stdout.isatty()
-    done = threading.Event()
-
-    def show() -> None:
-        while not done.wait(0.5):
-            print(
-                f"\r{what} ... {duration(time.monotonic() - start)}", end="", flush=True
-            )
-
-    ticker = threading.Thread(target=show, daemon=True)
-    if live:
-        ticker.start()
-    try:
-        yield
-    finally:
-        done.set()
-        if live:
-            ticker.join()
-        if active:
-            say(
-                f"{chr(13) if live else ''}{what} ... "
-                f"{duration(time.monotonic() - start)}"
-            )

@@ -12,9 +12,11 @@ from typing import Any
 import jax
 
 from handjax.checkpoints import integrity
-from handjax.checkpoints.store import Checkpoints, stage_steps
+from handjax.checkpoints.store import Checkpoints
+from handjax.checkpoints.workdir import stage_steps
 from handjax.distributed import processes, sharding
 from handjax.family.stage import Stage
+from handjax.io import console
 from handjax.training import init_from, logs, nonfinite, resume
 from handjax.training.nonfinite import NonFiniteError
 from handjax.training.profiling import Profile
@@ -95,7 +97,7 @@ def train_stage(
     size = sharding.per_process(config, run.mesh, f"stages.{stage.name}")
     batches = run.data.train(stage, size, begin)
     batch = sharding.global_batch(run.mesh, next(batches))
-    with logs.timed("compiling train step", active=run.first):
+    with console.timed("compiling train step", active=run.first):
         step_fn = _compiled(run, stage, state, batch)
         processes.wait_for_all("compiled")  # before devices wait for each other
     # ---- loop ---------------------------------------------------------------

@@ -8,6 +8,7 @@ import jax
 from handjax.checkpoints.store import Checkpoints, Restored, abstract
 from handjax.distributed import sharding
 from handjax.family.stage import Stage
+from handjax.io import console
 from handjax.training import init_from, logs, step
 from handjax.training.early_stopping import Patience
 from handjax.training.run import Run
@@ -57,7 +58,7 @@ def initial_state(
         metrics = logs.Metrics(found.meta["metrics"])
         return Start(_from_checkpoint(found), metrics, patience)
     if carried is None:
-        with logs.timed("initialising the model", active=run.first):
+        with console.timed("initialising the model", active=run.first):
             variables = jax.jit(init, out_shardings=_variables_only(shardings))()
             jax.block_until_ready(variables)
         carried = variables, {}

@@ -12,7 +12,7 @@ from data_pipelines.loading.mixtures import Drawn
 from handjax.distributed import processes
 from handjax.family.stage import Stage
 from handjax.geometry.skeleton import HAND, Skeleton
-from handjax.training import logs
+from handjax.io import console
 from handjax.types import Batch
 
 
@@ -68,7 +68,7 @@ class Run(NamedTuple):
     def say(self, text: str) -> None:
         """Print a line, on process 0."""
         if self.first:
-            logs.say(text)
+            console.say(text)
 
 
 class Stop:

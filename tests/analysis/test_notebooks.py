@@ -57,15 +57,17 @@ def workdir(tmp_path):
     """An untrained tokenizer of the smallest size, saved as training saves it."""
     from handjax import models
     from handjax.checkpoints import store
+    from handjax.checkpoints.workdir import build_model
     from handjax.config import schema
-    from handjax.config.flags import load_config
+    from handjax.config.files import load_config
     from handjax.data import run_data
+    from handjax.family import hand_constants
     from handjax.mano import model_files
 
     values = load_config("configs/tokenhand.py:smoke")
     file = model_files.load("open")
-    model = store.build_model(models.load(values.family), values)
-    hand = models.hand_constants(file)
+    model = build_model(models.load(values.family), values)
+    hand = hand_constants.hand_constants(file)
 
     def without_image(model, batch):
         """`init_all` less the image model, which compiles for a minute."""
@@ -110,9 +112,11 @@ def sampling_workdir(tmp_path):
 
     from handjax import models
     from handjax.checkpoints import store
+    from handjax.checkpoints.workdir import build_model
     from handjax.config import schema
-    from handjax.config.flags import load_config
+    from handjax.config.files import load_config
     from handjax.data import run_data
+    from handjax.family import hand_constants
     from handjax.mano import model_files
     from handjax.mano.hand_model import HandModel
     from handjax.nn import mano_head
@@ -121,8 +125,11 @@ def sampling_workdir(tmp_path):
     with values.unlocked():
         values.data.num_train, values.data.num_test = 8, 4
     file = model_files.load("open")
-    model = store.build_model(models.load(values.family), values)
-    hand, example = models.hand_constants(file), run_data.example_batch(values, file)
+    model = build_model(models.load(values.family), values)
+    hand, example = (
+        hand_constants.hand_constants(file),
+        run_data.example_batch(values, file),
+    )
     shapes = jax.eval_shape(
         lambda: model.init(jax.random.key(0), example, hand, method="init_all")
     )

@@ -16,7 +16,7 @@ from torch_reference import import_timm
 
 from handjax import benchmark, models
 from handjax.benchmarking import against_torch, clock, measurements, ops
-from handjax.config import flags
+from handjax.config import files
 
 FAKE = SUPPORT / "fake_family.py"
 MEASURES = ["compile", "latency", "throughput", "train_step", "memory", "flops"]
@@ -186,7 +186,7 @@ def test_a_peer_in_pytorch_is_timed_in_turn(monkeypatch, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(stub)
     path = [str(tmp_path), str(ROOT)]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
-    config = flags.load_config("configs/simplehand.py:demo")
+    config = files.load_config("configs/simplehand.py:demo")
     with config.unlocked():
         # The peer has the released head alone.
         config.model.update(token_dim=256, regressor_widths=(256, 128, 64))

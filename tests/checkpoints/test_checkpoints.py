@@ -14,6 +14,7 @@ from places import ROOT, TESTS
 from handjax.checkpoints import integrity
 from handjax.checkpoints import store as checkpoints
 from handjax.checkpoints.store import CheckpointError, Checkpoints
+from handjax.checkpoints.workdir import load_for_inference, load_variables
 
 
 def _state(shift=0.0, width=40):
@@ -207,11 +208,11 @@ def test_hash_depends_on_names_shapes_and_bits_only():
 
 def test_variables_can_be_read_without_a_model(tmp_path):
     _saved(tmp_path, [4]).close()
-    variables, meta = checkpoints.load_variables(tmp_path, "mesh", 4)
+    variables, meta = load_variables(tmp_path, "mesh", 4)
     jax.tree.map(np.testing.assert_array_equal, variables, _state(4)[0])
     assert meta["metrics"] == {"count": 4}
 
 
 def test_a_directory_that_is_no_workdir_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
-        checkpoints.load_for_inference(tmp_path)
+        load_for_inference(tmp_path)

@@ -6,7 +6,7 @@ import pytest
 from places import CONFIGS
 
 from handjax import models
-from handjax.checkpoints import store
+from handjax.checkpoints import workdir
 from handjax.config import schema as configs
 
 FILES = sorted((CONFIGS).glob("*.py"))
@@ -41,7 +41,7 @@ def test_config_is_accepted_and_builds_its_model(case):
     config = load(path).get_config(variant)
     configs.check(config)
     family = models.load(config.family)
-    store.build_model(family, config)
+    workdir.build_model(family, config)
     assert {stage.name for stage in family.stages(config)} == set(config.stages)
     for stage in family.stages(config):
         assert stage.needs_image == (config.stages[stage.name].data == "images")

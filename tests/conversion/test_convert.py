@@ -19,7 +19,12 @@ from foreign_weights import (
 )
 
 from handjax import conversion, convert
-from handjax.checkpoints import store
+from handjax.checkpoints.workdir import (
+    load_for_inference,
+    load_variables,
+    read_config,
+    stage_steps,
+)
 from handjax.conversion import Options, _apple_names, directory
 from handjax.conversion import timm as timm_source
 from handjax.inference.predictor import HandPredictor
@@ -292,8 +297,8 @@ def test_a_released_checkpoint_becomes_a_workdir(tmp_path, command, small_weight
     ):
         assert words in out, (words, out)
     _predicts(tmp_path / "out", "fastvit_t8")
-    assert store.stage_steps(tmp_path / "out") == {"mesh": [51200]}
-    variables, meta = store.load_variables(tmp_path / "out", "mesh", 51200)
+    assert stage_steps(tmp_path / "out") == {"mesh": [51200]}
+    variables, meta = load_variables(tmp_path / "out", "mesh", 51200)
     assert meta["hand"]["name"] == "open" and meta["family"] == "simplehand"
     kernel = small_weights["mesh_head.deconv.0.weight"]
     patches = variables["params"]["generator"]["upsample0"]["deconvolution"]["kernel"]
@@ -316,9 +321,9 @@ def test_the_hand_model_is_asked_for_and_kept(tmp_path, command, small_weights):
     mano = _mano_file(tmp_path / "MANO_RIGHT.npz")
     code, out, error = command(path, "simplehand", f"--hand={mano}")
     assert code == 0 and "warning" not in out, error
-    config = store.read_config(tmp_path / "out")
+    config = read_config(tmp_path / "out")
     assert (config.hand.source, config.hand.tips) == (str(mano), "freihand")
-    assert store.stage_steps(tmp_path / "out") == {"mesh": [0]}  # no epoch said
+    assert stage_steps(tmp_path / "out") == {"mesh": [0]}  # no epoch said
 
 
 def _mano_file(path):
@@ -453,7 +458,7 @@ def test_the_converted_network_computes_what_torchs_does(tmp_path, command):
     network.load_state_dict({k: torch.tensor(v) for k, v in weights.items()})
     torch.save({"epoch": 200, "state_dict": network.state_dict()}, tmp_path / "e")
     assert command(tmp_path / "e", "simplehand", "--hand=open")[0] == 0
-    _, model, variables, *_ = store.load_for_inference(tmp_path / "out")
+    _, model, variables, *_ = load_for_inference(tmp_path / "out")
     image = np.random.default_rng(1).integers(0, 255, (2, 64, 64, 3), np.uint8)
     output = jax.jit(model.apply)(variables, image)
     given = torch.tensor(image[..., ::-1] / np.float32(255) - np.float32(0.5))

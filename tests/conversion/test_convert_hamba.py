@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from foreign_weights import save_zip
 
-from handjax import conversion, convert, models
-from handjax.config import flags
+from handjax import conversion, convert
+from handjax.config import files
 from handjax.conversion import Options, _hmr
+from handjax.family import hand_constants
 from handjax.inference.predictor import HandPredictor
 from handjax.io import weight_matching
 from handjax.mano import model_files
@@ -48,8 +49,8 @@ def test_the_released_names_and_shapes_are_those_of_the_network():
     assert table.keys() == rest - skipped and len(skipped) == 12 + 6 + 1
     arrays = zeros({key: shapes[key] for key in table})
     given = {path: np.shape(lay(arrays[key])) for key, (path, lay) in table.items()}
-    config = flags.load_config("configs/hamba.py:paper").unlock()
-    hand = models.hand_constants(model_files.load())
+    config = files.load_config("configs/hamba.py:paper").unlock()
+    hand = hand_constants.hand_constants(model_files.load())
     expected = _hmr._expected(
         config, hand, {path: key for key, (path, _) in table.items()}
     )

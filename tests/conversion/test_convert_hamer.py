@@ -6,8 +6,8 @@ import pytest
 from foreign_weights import hamer_shapes, lightning_checkpoint, random_state_dict
 
 from handjax import convert
-from handjax.checkpoints import store
-from handjax.config.flags import load_config
+from handjax.checkpoints import workdir
+from handjax.config.files import load_config
 from handjax.conversion import Options, hamer
 from handjax.inference.predictor import HandPredictor
 from handjax.io import weight_matching
@@ -44,7 +44,7 @@ def test_a_checkpoint_becomes_a_workdir(tmp_path, capsys, weights):
     image = np.random.default_rng(0).integers(0, 255, (120, 160, 3), np.uint8)
     hand = predictor(image, box_px=(30, 20, 110, 100))
     assert np.isfinite(hand.vertices).all() and np.ptp(hand.vertices) > 0
-    variables, meta = store.load_variables(target, "mesh", 0)
+    variables, meta = workdir.load_variables(target, "mesh", 0)
     assert meta["hand"]["name"] == "open" and meta["family"] == "hamer"
     params, key = variables["params"], "discriminator.pose_out.7.weight"
     np.testing.assert_array_equal(

@@ -12,7 +12,7 @@ from foreign_weights import random_state_dict, save_zip, timm_weights
 from torch_reference import import_timm
 
 from handjax import conversion, convert, models
-from handjax.checkpoints import store
+from handjax.checkpoints import workdir
 from handjax.conversion import Options, _metro, fastmetro, metro
 from handjax.geometry import mesh_hierarchy, skeleton
 from handjax.inference.predictor import HandPredictor
@@ -265,7 +265,7 @@ def test_outputs_equal_pytorchs(source, result):
         )
     joints, coarse, *full, cam = (x.numpy() for x in theirs)
     full = full[0] if full else mesh["up1"] @ coarse
-    model = store.build_model(models.load("tore"), result.config)
+    model = workdir.build_model(models.load("tore"), result.config)
     found = jax.jit(
         lambda v, x: model.apply(v, x, method="predict"),
         compiler_options={"xla_backend_optimization_level": 0},

@@ -11,8 +11,9 @@ from data_pipelines.loading.recipes import HAMER
 from data_pipelines.preparation import job
 from handjax.config import schema as configs
 from handjax.config import variants
-from handjax.config.flags import UsageError, load_config, override
+from handjax.config.files import load_config, override
 from handjax.data import run_data
+from handjax.errors import UserError
 from handjax.family.stage import Stage
 from handjax.mano import model_files
 from handjax.training import launch
@@ -221,7 +222,7 @@ def test_a_data_set_that_nobody_publishes_is_no_matter_of_preparing(prepared):
 
 def test_a_name_that_is_unknown_is_answered_with_a_near_one():
     config = configs.base().lock()
-    with pytest.raises(UsageError, match=r"Did you mean .*freihand'"):
+    with pytest.raises(UserError, match=r"Did you mean .*freihand'"):
         override(config, [("data.mixture.shares.freihnd", "1")])
 
 

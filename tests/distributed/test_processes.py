@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from places import CONFIGS, ROOT, SUPPORT
 
-from handjax.checkpoints import store
-from handjax.config.flags import UsageError
+from handjax.checkpoints.workdir import load_variables, stage_steps
 from handjax.distributed import processes
+from handjax.errors import UserError
 
 CONFIG = SUPPORT / "fake_family.py"
 
@@ -84,8 +84,8 @@ def _lines(workdir):
 
 
 def _final(workdir, stage):
-    step = store.stage_steps(workdir)[stage][-1]
-    return jax.device_get(store.load_variables(workdir, stage, step)[0])
+    step = stage_steps(workdir)[stage][-1]
+    return jax.device_get(load_variables(workdir, stage, step)[0])
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +254,7 @@ def test_facts_that_differ_are_refused_and_clocks_are_reported(monkeypatch):
     processes.compare(facts, said.append)
     assert len(said) == 1 and "clocks of the hosts are 90 s apart" in said[0]
     gathered(versions={"jax": "0.9.0"})
-    with pytest.raises(UsageError, match=r"Process 1 on b has versions .*0\.9\.0.*"):
+    with pytest.raises(UserError, match=r"Process 1 on b has versions .*0\.9\.0.*"):
         processes.compare(facts, said.append)
 
 
@@ -266,7 +266,7 @@ def test_facts_that_differ_are_refused_and_clocks_are_reported(monkeypatch):
     ],
 )
 def test_what_is_missing_is_named(cluster, words):
-    with pytest.raises(UsageError, match=words):
+    with pytest.raises(UserError, match=words):
         processes.join(cluster)
 
 
@@ -305,7 +305,7 @@ def test_every_family_trains_on_two_processes_as_on_one(family, tmp_path):
         assert x.get("resets") == y.get("resets")
     resets = sum(x.get("resets", 0) for x in one)
     assert (resets > 0) == (family in ("tokenhand", "mmhmr"))
-    for stage in store.stage_steps(tmp_path / "1"):
+    for stage in stage_steps(tmp_path / "1"):
         books = [
             _final(tmp_path / name, stage).get("codebook", {}) for name in ("1", "2")
         ]

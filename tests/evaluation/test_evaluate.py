@@ -7,7 +7,7 @@ import pytest
 
 from handjax import evaluate, models
 from handjax.distributed import split_shares
-from handjax.evaluation import mean_hand, split_errors
+from handjax.evaluation import mean_hand, split_errors, trained_model
 from handjax.family.stage import Stage
 from handjax.inference import tta
 from handjax.metrics.mesh_errors import METRICS
@@ -112,7 +112,6 @@ def test_augmentation_averages_predictions_or_their_errors():
 @pytest.fixture
 def workdir(monkeypatch, tmp_path):
     """A stand-in for a trained workdir of a family with a tokenizer."""
-    from handjax.checkpoints import store
     from handjax.config.schema import base
     from handjax.data import run_data
 
@@ -149,7 +148,7 @@ def workdir(monkeypatch, tmp_path):
     family = types.SimpleNamespace(stages=lambda config: stages)
     monkeypatch.setattr(models, "load", lambda name: family)
     monkeypatch.setattr(
-        store,
+        trained_model,
         "load_for_inference",
         lambda w, stage, step, change: (
             *(change(config.lock()), None),

@@ -10,10 +10,9 @@ import pytest
 
 from data_pipelines.storage import schema, shards
 from handjax import evaluate, models
-from handjax.checkpoints import store
 from handjax.config.schema import base
 from handjax.data import run_data
-from handjax.evaluation import photo_frame
+from handjax.evaluation import photo_frame, trained_model
 from handjax.family.stage import Stage
 from handjax.geometry import camera, crop
 from handjax.geometry.skeleton import MIDDLE_MCP
@@ -147,7 +146,7 @@ def workdir(prepared, monkeypatch, tmp_path):
     family = types.SimpleNamespace(stages=lambda config: (STAGE,))
     monkeypatch.setattr(models, "load", lambda name: family)
     monkeypatch.setattr(
-        store,
+        trained_model,
         "load_for_inference",
         lambda w, stage, step, change: (change(config.lock()), None, None, "mesh", 7),
     )
@@ -261,7 +260,7 @@ def test_shares_add_up_to_the_errors_of_one_process(workdir, prepared, monkeypat
         models, "load", lambda name: types.SimpleNamespace(stages=lambda c: stages)
     )
     monkeypatch.setattr(
-        store,
+        trained_model,
         "load_for_inference",
         lambda w, stage, step, change: (change(config.lock()), None, None, "mesh", 7),
     )

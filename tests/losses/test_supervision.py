@@ -14,7 +14,7 @@ import tiny
 from places import CONFIGS
 
 from handjax import models
-from handjax.checkpoints import store
+from handjax.checkpoints import workdir
 from handjax.data import run_data
 from handjax.losses import supervision
 from handjax.training import step
@@ -143,7 +143,7 @@ def learner():
 def _learner(family, name):
     config, module = load_config(family), models.load(family)
     stage = next(s for s in module.stages(config) if s.name == name)
-    model = store.build_model(module, config)
+    model = workdir.build_model(module, config)
     example = tiny.batch(2, crop=config.data.crop_size)
     init = functools.partial(model.init, jax.random.key(0), method="init_all")
     shapes = jax.eval_shape(lambda: init(example, tiny.hand()))

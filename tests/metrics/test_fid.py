@@ -5,8 +5,9 @@ import pytest
 import safetensors.numpy
 import scipy.linalg
 
-from handjax import fid
-from handjax.fid import Statistics
+from handjax import fid as command
+from handjax.metrics import fid
+from handjax.metrics.fid import Statistics
 
 
 def covariance(seed, dim, rank=None):
@@ -153,10 +154,10 @@ def test_files_of_every_kind_hold_the_same(tmp_path):
     np.savez(tmp_path / "c.npz", features)
     safetensors.numpy.save_file({"pool3": features}, tmp_path / "d.safetensors")
     for path in sorted(tmp_path.iterdir()):
-        np.testing.assert_array_equal(fid.read(path), features)
+        np.testing.assert_array_equal(command.read(path), features)
     known = fid.statistics(features)
     np.savez(tmp_path / "e.npz", mu=known.mean, sigma=known.covariance)
-    assert fid.frechet_distance(fid.read(tmp_path / "e.npz"), known) < 1e-9
+    assert fid.frechet_distance(command.read(tmp_path / "e.npz"), known) < 1e-9
 
 
 @pytest.mark.parametrize(
@@ -174,7 +175,7 @@ def test_files_of_every_kind_hold_the_same(tmp_path):
 def test_other_files_are_refused(tmp_path, name, arrays, match):
     np.savez(tmp_path / name, **arrays)
     with pytest.raises(ValueError, match=match):
-        fid.read(tmp_path / name)
+        command.read(tmp_path / name)
 
 
 def test_damaged_files_are_refused(tmp_path):
@@ -183,7 +184,7 @@ def test_damaged_files_are_refused(tmp_path):
         data = (tmp_path / "a.npy").read_bytes()[:-99] if name == "b.npy" else b"no"
         (tmp_path / name).write_bytes(data)
         with pytest.raises(ValueError, match="no file of features"):
-            fid.read(tmp_path / name)
+            command.read(tmp_path / name)
 
 
 def test_command_prints_one_object_a_line(tmp_path, capsys):
@@ -191,7 +192,7 @@ def test_command_prints_one_object_a_line(tmp_path, capsys):
     np.save(tmp_path / "a.npy", a)
     np.save(tmp_path / "b.npy", b)
     files = [f"--real={tmp_path}/a.npy", f"--made={tmp_path}/b.npy"]
-    assert fid.main([*files, "--kid_subsets=5", "--kid_size=100"]) == 0
+    assert command.main([*files, "--kid_subsets=5", "--kid_size=100"]) == 0
     said = capsys.readouterr()
     first, second = (json.loads(line) for line in said.out.splitlines())
     assert first["metric"] == "fid" and first["value"] == pytest.approx(fid.fid(a, b))
@@ -200,11 +201,11 @@ def test_command_prints_one_object_a_line(tmp_path, capsys):
     assert not said.err
 
     np.save(tmp_path / "b.npy", b[:7])
-    assert fid.main(files) == 0
+    assert command.main(files) == 0
     assert "FID comes out too high" in capsys.readouterr().err
     known = fid.statistics(b)
     np.savez(tmp_path / "s.npz", mu=known.mean, sigma=known.covariance)
-    assert fid.main([files[0], f"--made={tmp_path}/s.npz"]) == 0
+    assert command.main([files[0], f"--made={tmp_path}/s.npz"]) == 0
     said = capsys.readouterr()
     (only,) = said.out.splitlines()
     assert json.loads(only)["value"] == pytest.approx(first["value"])
@@ -216,6 +217,6 @@ def test_command_says_what_is_wrong_in_one_line(tmp_path, capsys):
     np.save(tmp_path / "b.npy", gaussian(0, 9, 4))
     real = f"--real={tmp_path}/a.npy"
     for made, match in (("b.npy", "3 and 4 dimensions"), ("c.npy", "No such file")):
-        assert fid.main([real, f"--made={tmp_path}/{made}"]) == 2
+        assert command.main([real, f"--made={tmp_path}/{made}"]) == 2
         said = capsys.readouterr()
         assert match in said.err and said.err.count("\n") == 1 and not said.out

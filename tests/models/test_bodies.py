@@ -16,10 +16,11 @@ from data_pipelines.storage import shards
 from data_pipelines.synthetic.body import __main__ as command
 from data_pipelines.synthetic.body import mesh, pictures
 from handjax import models
-from handjax.checkpoints import store
+from handjax.checkpoints import workdir
 from handjax.data import run_data
 from handjax.evaluation import trained_model
 from handjax.evaluation.report import make
+from handjax.family import hand_constants
 from handjax.family.stage import Stage
 from handjax.geometry import skeleton
 from handjax.inference.predictor import HandPredictor
@@ -176,10 +177,10 @@ def test_what_does_not_fit_a_body_is_named(directory, file):
         opened(directory, file, name="synthetic", dir="")
     with pytest.raises(ValueError, match="the sides of a body's joints"):
         opened(directory, file, augment=dict(flip=0.5))
-    constants = models.hand_constants(file)
+    constants = hand_constants.hand_constants(file)
     with pytest.raises(ValueError, match="SimpleHand is a network for hands"):
         constants.require_hand("SimpleHand")
-    models.hand_constants(model_files.load()).require_hand("SimpleHand")
+    hand_constants.hand_constants(model_files.load()).require_hand("SimpleHand")
 
 
 # Training and evaluation.
@@ -206,12 +207,12 @@ def test_a_parametric_family_trains_on_bodies_and_is_evaluated(
 
 
 def test_a_trained_model_knows_its_joints_but_for_the_names_of_end_points(file):
-    hand = models.hand_constants(file).arrays()
-    found = models.skeleton_of({"constants": {"hand": hand}})
+    hand = hand_constants.hand_constants(file).arrays()
+    found = hand_constants.skeleton_of({"constants": {"hand": hand}})
     assert found.bones == file.skeleton.bones and found.roots == file.skeleton.roots
     assert found.joints == (*skeleton.SMPL_JOINTS, *(f"end{i}" for i in range(5)))
-    hand = models.hand_constants(model_files.load()).arrays()
-    assert models.skeleton_of({"constants": {"hand": hand}}) == skeleton.HAND
+    hand = hand_constants.hand_constants(model_files.load()).arrays()
+    assert hand_constants.skeleton_of({"constants": {"hand": hand}}) == skeleton.HAND
 
 
 def hamba_config(directory, variant):
@@ -229,9 +230,9 @@ def test_hamba_takes_its_counts_from_the_body(directory, file):
     config = hamba_config(directory, "smoke,body")
     family = models.load("hamba")
     edges = file.skeleton.bones
-    model = store.build_model(family, config, edges=edges)
+    model = workdir.build_model(family, config, edges=edges)
     example = run_data.example_batch(config, file)
-    hand = models.hand_constants(file)
+    hand = hand_constants.hand_constants(file)
     variables = jax.eval_shape(
         lambda: model.init(jax.random.key(0), example, hand, method="init_all")
     )

@@ -11,7 +11,7 @@ from places import CONFIGS
 
 from handjax import models
 from handjax.benchmarking import scaling
-from handjax.checkpoints import store
+from handjax.checkpoints import workdir
 from handjax.data import run_data
 from handjax.distributed import sharding
 from handjax.training import step as train_state
@@ -35,7 +35,7 @@ def smoke(family):
 
 
 def built(family, config, batch):
-    model = store.build_model(models.load(family), config)
+    model = workdir.build_model(models.load(family), config)
     init = functools.partial(model.init, jax.random.key(0), method="init_all")
     return model, lambda: init(batch, tiny.hand())
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tiny
 
-from handjax import models
-from handjax.config.flags import load_config
+from handjax.config.files import load_config
+from handjax.family import hand_constants
 from handjax.mano.hand_model import HandModel
 from handjax.models import hamer
 from handjax.nn import mano_head
@@ -96,7 +96,7 @@ def test_outputs_are_relative_to_the_root_and_in_pixels_of_the_crop(built):
     )
     assert output.cam.shape == (2, 3)
     regressor = built[1]["constants"]["hand"]["joint_regressor"]
-    joints = models.joints_from_vertices(regressor, output.vertices)
+    joints = hand_constants.joints_from_vertices(regressor, output.vertices)
     np.testing.assert_allclose(output.joints3d, joints, atol=1e-6)
     turns = np.concatenate([parameters.global_orient, parameters.hand_pose], axis=1)
     identity = np.einsum("bjxy,bjzy->bjxz", turns, turns)

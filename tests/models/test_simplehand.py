@@ -10,7 +10,7 @@ from places import CONFIGS, GOLDEN
 from torch_reference import random_state_dict, read_golden, sample
 
 from handjax import conversion, models
-from handjax.checkpoints import store
+from handjax.checkpoints import workdir
 from handjax.geometry import camera
 from handjax.models import simplehand
 from handjax.nn.metaformer import TokenLinear
@@ -32,7 +32,7 @@ def built(variant="demo", **fields):
     """Model of a config and its variables' shapes."""
     config = load_config(variant)
     config.model.update(fields)
-    model = store.build_model(simplehand, config)
+    model = workdir.build_model(simplehand, config)
     batch = tiny.batch(2, crop=config.data.crop_size)
     init = lambda: model.init(jax.random.key(0), batch, tiny.hand(), method="init_all")  # noqa: E731
     return model, batch, jax.jit(init)
@@ -59,7 +59,7 @@ def test_parameters_by_part_are_the_released_ones():
 def converted(weights):
     options = conversion.Options(hand="open")
     found = conversion.load("simplehand").convert(weights, options)
-    return store.build_model(simplehand, found.config), found
+    return workdir.build_model(simplehand, found.config), found
 
 
 def every_step(model, variables, image):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from handjax import models
+from handjax.family import hand_constants
 from handjax.geometry import skeleton
 from handjax.mano import hand_model
 from handjax.mano.model_files import joint_regressor, load
@@ -60,7 +60,7 @@ def head():
 
 
 def test_constants_of_a_hand_make_the_hand_model_again():
-    constants = models.hand_constants(load())
+    constants = hand_constants.hand_constants(load())
     for name, value in hand_model.HandModel(**constants._asdict())._asdict().items():
         np.testing.assert_array_equal(value, getattr(hand(), name), err_msg=name)
 

@@ -9,10 +9,11 @@ import fake_family
 import jax
 
 from handjax import models, train
+from handjax.family import hand_constants
 from handjax.training import loop
 
 models.load = lambda name: fake_family
-models.hand_constants = lambda file: types.SimpleNamespace(faces=file.faces)
+hand_constants.hand_constants = lambda file: types.SimpleNamespace(faces=file.faces)
 
 
 class Data(fake_family.Data):

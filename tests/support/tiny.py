@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from handjax import models
+from handjax.family import hand_constants
 from handjax.mano import model_files
 from handjax.nn import backbones
 from handjax.types import Batch
@@ -36,7 +36,7 @@ def patch_backbone(monkeypatch):
 
 
 def hand():
-    return models.hand_constants(model_files.load())
+    return hand_constants.hand_constants(model_files.load())
 
 
 def batch(size=4, *, crop=64, seed=0):

@@ -13,7 +13,8 @@ import pytest
 import tiny
 
 from handjax import conversion
-from handjax.checkpoints.store import Checkpoints, configs
+from handjax.checkpoints.store import Checkpoints
+from handjax.config import schema as configs
 from handjax.conversion import directory
 from handjax.distributed.sharding import make_mesh
 from handjax.training import init_from, loop, resume

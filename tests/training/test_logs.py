@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 
+from handjax.io import console
 from handjax.training import logs
 
 
@@ -63,7 +64,7 @@ def test_the_line_names_step_loss_error_codes_speed_and_time_left(capsys, monkey
 
 
 def test_durations():
-    assert [logs.duration(s) for s in (0.4, 59.0, 61.0, 3599.0, 7500.0)] == [
+    assert [console.duration(s) for s in (0.4, 59.0, 61.0, 3599.0, 7500.0)] == [
         "0 s",
         "59 s",
         "1 min 01 s",
@@ -73,6 +74,6 @@ def test_durations():
 
 
 def test_what_takes_long_says_how_long(capsys):
-    with logs.timed("compiling train step"):
+    with console.timed("compiling train step"):
         pass
     assert capsys.readouterr().out == "compiling train step ... 0 s\n"

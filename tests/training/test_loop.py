@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from handjax import models
-from handjax.checkpoints import store
+from handjax.checkpoints.workdir import load_for_inference, load_variables, stage_steps
+from handjax.config import schema
 from handjax.distributed.sharding import make_mesh
 from handjax.training import loop
 from handjax.training import step as train_state
@@ -68,7 +69,7 @@ def test_stages_run_in_order_and_log_every_step_once(unbroken):
     steps = [(x["stage"], x["step"]) for x in _lines(workdir) if "loss" in x]
     assert steps == [(s, n) for s in ("tokenizer", "mesh") for n in range(1, 7)]
     assert seen == [(s, n) for s in ("tokenizer", "mesh") for n in (4, 6)]
-    assert store.stage_steps(workdir) == {"mesh": [4, 6], "tokenizer": [4, 6]}
+    assert stage_steps(workdir) == {"mesh": [4, 6], "tokenizer": [4, 6]}
 
 
 def test_the_rates_of_groups_are_logged(unbroken):
@@ -117,7 +118,7 @@ def test_a_stage_that_gets_no_better_stops_and_its_best_is_kept(tmp_path, capsys
     hooks = Hooks(lambda run, stage, v, step: {"eval_pa_mpjpe_mm": SCORES[step]})
     assert loop.fit(_run(tmp_path / "w", stop=3, hooks=hooks, **changes)) is None
     variables, _ = loop.fit(_run(tmp_path / "w", hooks=hooks, **changes))
-    kept = store.stage_steps(tmp_path / "w")
+    kept = stage_steps(tmp_path / "w")
     assert kept == {"tokenizer": [2, 4], "mesh": [1]}
     said = "step 4, 2 evaluations in a row were not below the pa_mpjpe_mm 3.00 of step"
     assert f"stage tokenizer: stopped at {said} 2" in capsys.readouterr().out
@@ -125,7 +126,7 @@ def test_a_stage_that_gets_no_better_stops_and_its_best_is_kept(tmp_path, capsys
     assert [(x["stage"], x["step"]) for x in lines] == [
         ("tokenizer", 3), ("tokenizer", 4), ("mesh", 1),
     ]  # fmt: skip
-    last, meta = store.load_variables(tmp_path / "w", "tokenizer", 4)
+    last, meta = load_variables(tmp_path / "w", "tokenizer", 4)
     assert len(meta["trained_sha256"]) == 64
     jax.tree.map(
         np.testing.assert_array_equal,
@@ -146,7 +147,7 @@ def _only_first(family):
 
 def test_what_a_stage_does_not_train_stays_bit_equal(unbroken):
     workdir, final, meta, _ = unbroken
-    before, _ = store.load_variables(workdir, "tokenizer", 6)
+    before, _ = load_variables(workdir, "tokenizer", 6)
     stages = fake_family.stages(None)
     frozen = train_state.frozen(final, stages[1])
     assert {"params/tokenizer/encoder/kernel", "codebook/tokenizer/embedding"} <= set(
@@ -210,10 +211,10 @@ def test_a_loss_that_explodes_is_named_and_nothing_of_it_is_saved(tmp_path):
                 },
             )
         )
-    kept = store.stage_steps(tmp_path / "w")["tokenizer"]
+    kept = stage_steps(tmp_path / "w")["tokenizer"]
     assert "optimizer.lr" in str(e.value)
     for step in kept:
-        variables, _ = store.load_variables(tmp_path / "w", "tokenizer", step)
+        variables, _ = load_variables(tmp_path / "w", "tokenizer", step)
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(variables["params"]))
 
 
@@ -236,12 +237,12 @@ def test_stages_come_from_another_workdir(tmp_path, unbroken):
     source = unbroken[0]
     run = _run(tmp_path / "w", **{"init_from": str(source), "seed": 5})
     variables, _ = loop.fit(run)
-    theirs, _ = store.load_variables(source, "tokenizer", 6)
+    theirs, _ = load_variables(source, "tokenizer", 6)
     np.testing.assert_array_equal(
         variables["params"]["tokenizer"]["encoder"]["kernel"],
         theirs["params"]["tokenizer"]["encoder"]["kernel"],
     )
-    assert list(store.stage_steps(tmp_path / "w")) == ["mesh"]
+    assert list(stage_steps(tmp_path / "w")) == ["mesh"]
 
 
 def test_a_foreign_stage_that_does_not_fit_is_refused_by_the_family(tmp_path, unbroken):
@@ -254,15 +255,15 @@ def test_inference_needs_only_the_workdir(tmp_path, unbroken, monkeypatch):
     workdir = unbroken[0]
     monkeypatch.setattr(models, "load", lambda name: fake_family)
     config = fake_family.get_config()
-    (workdir / "config.json").write_text(store.configs.to_json(config))
-    _, model, variables, stage, step = store.load_for_inference(workdir)
+    (workdir / "config.json").write_text(schema.to_json(config))
+    _, model, variables, stage, step = load_for_inference(workdir)
     assert (stage, step) == ("mesh", 6)
     jax.tree.map(np.testing.assert_array_equal, variables, unbroken[1])
     assert (
         model.apply(variables, fake_family.batch(1, (3,)).image).vertices.shape[0] == 1
     )
     with pytest.raises(FileNotFoundError, match=r"stage 'mesh' at step 5; it has"):
-        store.load_for_inference(workdir, "mesh", 5)
+        load_for_inference(workdir, "mesh", 5)
 
 
 def test_a_changed_config_is_the_one_the_model_is_built_of(
@@ -271,11 +272,11 @@ def test_a_changed_config_is_the_one_the_model_is_built_of(
     workdir = unbroken[0]
     monkeypatch.setattr(models, "load", lambda name: fake_family)
     config = fake_family.get_config()
-    (workdir / "config.json").write_text(store.configs.to_json(config))
+    (workdir / "config.json").write_text(schema.to_json(config))
 
     def change(config):
         config.model.width = 5
         return config
 
-    found, model, *_ = store.load_for_inference(workdir, change=change)
+    found, model, *_ = load_for_inference(workdir, change=change)
     assert found.model.width == model.width == 5

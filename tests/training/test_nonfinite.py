@@ -10,7 +10,8 @@ import pytest
 from poisoned import BAD, Poisoned, poisoned_run
 
 from handjax import models, replay
-from handjax.checkpoints import store
+from handjax.checkpoints.workdir import load_variables, stage_steps
+from handjax.family import hand_constants
 from handjax.training import loop, nonfinite
 from handjax.training.nonfinite import NonFiniteError
 from handjax.training.step import create, make_step
@@ -25,7 +26,7 @@ def stopped(tmp_path):
 
 
 def _variables(workdir, stage, step):
-    return jax.device_get(store.load_variables(workdir, stage, step)[0])
+    return jax.device_get(load_variables(workdir, stage, step)[0])
 
 
 def _same(a, b):
@@ -45,7 +46,7 @@ def test_state_and_batch_of_the_update_are_kept(stopped, tmp_path):
     loop.fit(poisoned_run(tmp_path / "good", good, stop=2))
     before = _variables(tmp_path / "good", "tokenizer", 2)
     _same(_variables(directory, "tokenizer", 2), before)
-    assert store.stage_steps(workdir)["tokenizer"][-1] == 2
+    assert stage_steps(workdir)["tokenizer"][-1] == 2
     kept, batch = nonfinite.read(directory)
     assert (kept.stage, kept.step, kept.processes) == ("tokenizer", 3, 1)
     assert np.isnan(batch.vertices[1, 2]).all() and batch.image is None
@@ -58,7 +59,7 @@ def test_state_and_batch_of_the_update_are_kept(stopped, tmp_path):
 def _replayed(workdir, monkeypatch, capsys):
     monkeypatch.setattr(models, "load", lambda name: fake_family)
     monkeypatch.setattr(
-        models, "skeleton_of", lambda variables: types.SimpleNamespace(bones=())
+        hand_constants, "skeleton_of", lambda variables: types.SimpleNamespace(bones=())
     )
     update = str(workdir / "nonfinite" / "tokenizer-3")
     assert replay.cli(["replay", "--update", update]) == 1

@@ -9,9 +9,9 @@ import fake_family
 import pytest
 from places import ROOT, SUPPORT
 
-from handjax.config import flags
+from handjax.config import files
 from handjax.config import schema as configs
-from handjax.config.flags import UsageError
+from handjax.errors import UserError
 
 CONFIG = str(SUPPORT / "fake_family.py")
 FAKE = [sys.executable, str(SUPPORT / "fake_train.py"), "--config", CONFIG]
@@ -182,12 +182,12 @@ def test_help_imports_nothing_heavy():
     ],
 )
 def test_wrong_overrides_are_explained(overrides, message):
-    with pytest.raises(UsageError, match=message):
-        flags.override(fake_family.get_config().lock(), overrides)
+    with pytest.raises(UserError, match=message):
+        files.override(fake_family.get_config().lock(), overrides)
 
 
 def test_overrides_are_parsed_by_the_types_they_replace():
-    config = flags.override(
+    config = files.override(
         fake_family.get_config().lock(),
         [
             ("seed", "-4"),
@@ -207,8 +207,8 @@ def test_overrides_are_parsed_by_the_types_they_replace():
     [("", "--config is missing"), ("configs/nothing.py", "there is no such file")],
 )
 def test_a_missing_config_lists_those_there_are(spec, message):
-    with pytest.raises(UsageError, match=message):
-        flags.load_config(spec)
+    with pytest.raises(UserError, match=message):
+        files.load_config(spec)
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,4 @@
-"""Hamba: hand reconstruction by graph-guided bidirectional scans (NeurIPS 2024).
-
-Two stages. "regressor": a vision transformer's map, narrowed, is scanned by VSS blocks
-and gives a first hand. "mesh": features sampled at that hand's joints, and their mean
-over the map, are 22 tokens; stages of graph convolution along the bones and scans along
-the joints mix them; a linear layer on what they and the first hand say gives the hand.
-
-The defaults are the released network (ViT-H), from its published description; it
-differs from the paper in ways that fields and docstrings name. Parameters
-(`parameter_table`): backbone 630,912,000; downsampling 919,552; joints regressor
-27,613,805; token sampler 526,336; decoder 71,776,579; discriminator 1,545,211.
-"""
+"""Hamba's network: a first hand, tokens at its joints, a second hand."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -20,11 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from handjax.family.stage import Stage
+from handjax.family.hand_constants import HandConstants, parameters_by_part
 from handjax.geometry import skeleton
-from handjax.losses import elementwise, hmr
 from handjax.mano.hand_model import HandModel
-from handjax.models import HandConstants, check_root, parameters_by_part
 from handjax.nn import backbones, joint_graph, mano_head, token_pruner
 from handjax.nn.joint_graph import JointGraphBlock
 from handjax.nn.mano_head import ManoHead, ManoParameters, MeanParameters, Posed
@@ -35,27 +22,7 @@ from handjax.nn.ops.remat import again
 from handjax.nn.pose_discriminator import PoseDiscriminator
 from handjax.nn.ssm import VSSBlock
 from handjax.nn.token_sampler import sample_pixels
-from handjax.types import AnyArray, Batch, HandOutput, Paper, Variables
-
-PAPER = Paper(
-    name="Hamba",
-    title="Hamba: Single-view 3D Hand Reconstruction with Graph-guided Bi-Scanning "
-    "Mamba",
-    url="https://humansensinglab.github.io/Hamba/",
-    equations={
-        2: "h_t = A h_{t-1} + B x_t, y_t = C h_t, the discrete state space",
-        3: "A = exp(dt A), B = (dt A)^-1 (exp(dt A) - I) dt B, zero-order hold",
-        4: "theta, beta, pi = JR(T), J_3D = MANO(theta, beta), J_2D = Pi(J_3D)",
-        5: "T_TS = TS(Conv2D(T), J_2D), token sampler",
-        6: "T_GCN = sigma(W T softmax(M * G)), graph convolution",
-        7: "T^c_GCN = T_GCN + the mean token, concatenated",
-        8: "T_GSS = FFN(LN(SS2D(T) + T)) + SS2D(T) + T",
-        9: "L_total = sum over losses of lambda L",
-        10: "L_3D, L_2D, L1 of the joints",
-        11: "L_theta, L_beta, L2 of pose and shape",
-    },
-    not_code={1: "the differential equation that Eq. 2 stands for; nothing solves it"},
-)
+from handjax.types import AnyArray, Batch, HandOutput, Variables
 
 GEOMETRIES = {
     "exact": "the joint's pixel, through the columns cut off and the patches' padding",
@@ -495,101 +462,6 @@ def _check_fields(model: Model) -> None:
 
 
 # --- Training ----------------------------------------------------------------
-
-
-def stages(config: Any) -> tuple[Stage, ...]:
-    """Joints regressor, then everything.
-
-    The backbone learns in both, unless `config.model.frozen_backbone`.
-    """
-    model = config.model
-    check_root(config, Model)
-    first, second = "^(image_encoder/|downsample/|regressor)", ""
-    if model.get("frozen_backbone", Model.frozen_backbone):
-        first, second = "^(downsample/|regressor)", "^(?!image_encoder/)"
-    # Two real hands for each prediction, as released.
-    real = 2 if model.get("adversarial", Model.adversarial) else 0
-    return (
-        Stage("regressor", regressor_loss, predict_first, first, True),
-        Stage("mesh", mesh_loss, predict_image, second, True, real_poses=real),
-    )
-
-
-def regressor_loss(
-    model: Model, variables: Variables, batch: Batch, rngs: dict[str, Array]
-) -> tuple[dict[str, Array], dict[str, Array], dict[str, Any]]:
-    """Terms of the first hand, without an adversary (as released)."""
-    hand, updates = _trained(model, variables, batch, rngs, "regress")
-    return _terms(model, hand, batch), _metrics(model, hand, batch), updates
-
-
-def mesh_loss(
-    model: Model, variables: Variables, batch: Batch, rngs: dict[str, Array]
-) -> tuple[dict[str, Array], dict[str, Array], dict[str, Any]]:
-    """Terms of the hand, to be weighted and summed (Hamba Eq. 9).
-
-    The first hand has its own, "regressor_" and their name; how the release combines
-    the two is not known, so the configs weigh them alike (a weight of 0 switches one
-    off). Only the hand plays against the discriminator.
-    """
-    found, updates = _trained(model, variables, batch, rngs, "predict")
-    terms = _terms(model, found.mesh, batch)
-    for name, value in _terms(model, found.regressor, batch).items():
-        terms[f"regressor_{name}"] = value
-    if model.adversarial:
-        terms |= hmr.adversarial_terms(
-            model, variables, found.mesh.parameters, batch.real_pose, batch.real_betas
-        )
-    return terms, _metrics(model, found.mesh, batch), updates
-
-
-def _trained(
-    model: Model, variables: Variables, batch: Batch, rngs: Any, method: str
-) -> tuple[Any, dict[str, Any]]:
-    found, updates = model.apply(
-        variables,
-        batch.image,
-        train=True,
-        method=method,
-        mutable=["batch_stats"],
-        rngs=rngs,
-    )
-    return found, dict(updates)
-
-
-def _terms(model: Model, hand: Hand, batch: Batch) -> dict[str, Float[Array, ""]]:
-    """L1 of the joints (Hamba Eq. 10), squares of rotations and betas (Hamba Eq. 11).
-
-    3-D joints are relative to the wrist; rotations are compared as matrices.
-    """
-    return hmr.terms(
-        hand.parameters,
-        hand.posed,
-        batch,
-        crop_size=jnp.asarray(batch.image).shape[1],
-        reduction=model.reduction,
-        per_device=model.per_device,
-    )
-
-
-def _metrics(model: Model, hand: Hand, batch: Batch) -> dict[str, Float[Array, ""]]:
-    error = elementwise.mean_distance(
-        output_of(model, hand, batch.image).vertices,
-        batch.vertices,
-        example_valid=jnp.asarray(batch.vertices_valid),
-    )
-    return {"mm": 1000 * error}
-
-
-def predict_first(model: Model, variables: Variables, batch: Batch) -> HandOutput:
-    """What the joints regressor makes of the image."""
-    hand = model.apply(variables, batch.image, method="regress")
-    return output_of(model, hand, batch.image)
-
-
-def predict_image(model: Model, variables: Variables, batch: Batch) -> HandOutput:
-    """What the model makes of the image."""
-    return model.apply(variables, batch.image)
 
 
 PARTS = {"backbone": "_features", "joints regressor": "regress", "decoder": "predict"}

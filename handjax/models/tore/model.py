@@ -1,17 +1,4 @@
-"""TORE: token reduction for transformers that recover meshes (ICCV 2023).
-
-One stage, "mesh". A transformer (`HOSTS`) reads the image's map and gives the joints
-and the vertices of a coarse mesh; fixed or learned matrices give the full one. TORE
-takes tokens away: geometry token reduction (`gtr`) leaves the joints' tokens alone in
-the transformer, and a light regressor makes the mesh of them; image token pruning
-(`pruner`) clusters the image's tokens before they come in.
-
-The defaults are the paper's network for hands (HRNet-W64, FastMETRO, both reductions,
-20 % pruned). TORE's code for hands is not public: this is its network for bodies, as
-published, with a hand's counts, which has the cost that the paper prints. Parameters
-without backbone (`parameter_table`), up to 1x1 convolution and heads: 26,702,128;
-FastMETRO S, M, L: 9,179,782, 16,999,046, 24,818,310.
-"""
+"""TORE's network: a host transformer whose tokens are reduced, and regressors."""
 
 from typing import Any, NamedTuple
 
@@ -19,18 +6,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, UInt8
+from jaxtyping import Array, Float, UInt8
 
-from handjax.family.stage import Stage
-from handjax.geometry import camera, mesh_hierarchy, skeleton
-from handjax.geometry.mesh_hierarchy import MeshHierarchy
-from handjax.losses import elementwise
-from handjax.models import (
+from handjax.family.hand_constants import (
     HandConstants,
-    check_root,
     joints_from_vertices,
     parameters_by_part,
 )
+from handjax.geometry import camera, mesh_hierarchy, skeleton
+from handjax.geometry.mesh_hierarchy import MeshHierarchy
 from handjax.models.tore.mesh_graph import MeshGraphBlock, shares
 from handjax.models.tore.mesh_transformers import (
     TOKEN_INITS,
@@ -55,25 +39,7 @@ from handjax.types import (
     Batch,
     Explanation,
     HandOutput,
-    Paper,
     Variables,
-)
-
-PAPER = Paper(
-    name="TORE",
-    title="TORE: Token Reduction for Efficient Human Mesh Recovery with Transformer",
-    url="https://arxiv.org/abs/2211.10705",
-    equations={
-        "clustering": "Z = M^T F, clustered tokens of the image",
-        1: "F_d(x) = 1 if cell x holds a projected point, else 0",
-        2: "L_P, weights of clusters where F_d(s Pi(V) + t) is 0",
-        "vertex loss": "L_V3D, L1 of the vertices at every level of the mesh",
-        "joint loss": "L_J3D, L1 of the predicted joints",
-        "regressed joint loss": "L^R_J3D, L1 of the joints of the mesh",
-        "projection loss": "L^R_J2D, L1 of the mesh's joints in the image",
-        "total loss": "L = a [l_J3D (L_J3D + L^R_J3D) + l_V3D L_V3D + l_P L_P] + "
-        "b l_J2D L^R_J2D",
-    },
 )
 
 HOSTS = {
@@ -525,130 +491,6 @@ def _check_fields(model: Model) -> None:
 
 
 # --- Training ----------------------------------------------------------------
-
-
-def stages(config: Any) -> tuple[Stage, ...]:
-    """One stage that trains everything."""
-    check_root(config, Model)
-    return (Stage("mesh", mesh_loss, predict_image, "", True),)
-
-
-def mesh_loss(
-    model: Model, variables: Variables, batch: Batch, rngs: dict[str, Array]
-) -> tuple[dict[str, Array], dict[str, Array], dict[str, Any]]:
-    """Terms to be weighted and summed (TORE Eq. total loss).
-
-    The hosts' releases have further ones: 2-D of the joints' tokens, and FastMETRO
-    lengths of edges and their angles to the true normals. All are means over examples,
-    points and coordinates, what is not known counting as zero; 2-D is in crop
-    coordinates from -1 to 1. "pruning" is there if there is a pruner; its weight has a
-    ramp in the configs, for at first the predicted camera sees the mesh nowhere.
-    """
-    found, updates = model.apply(
-        variables,
-        batch.image,
-        train=True,
-        method="predict",
-        mutable=["batch_stats"],
-        rngs=rngs,
-    )
-    mesh = variables["constants"]["mesh"]
-    terms = {
-        **_joint_terms(model, found, batch),
-        "vertices": vertex_loss(model, found, batch, mesh),
-        **_surface_terms(found, batch, variables["constants"]["faces"]),
-    }
-    if found.clusters is not None:
-        seen = camera.weak_project(batch.vertices, found.output.cam)
-        mask = token_pruner.covered(seen, found.clusters.shape[2:])
-        terms["pruning"] = token_pruner.supervision(
-            found.clusters,
-            mask,
-            batch.vertices_valid,
-            reduction=model.pruning_reduction,
-            per_device=model.per_device,
-        )
-    error = elementwise.mean_distance(
-        found.output.vertices,
-        batch.vertices,
-        example_valid=jnp.asarray(batch.vertices_valid),
-    )
-    return terms, {"mm": 1000 * error}, dict(updates)
-
-
-def _joint_terms(
-    model: Model, found: Prediction, batch: Batch
-) -> dict[str, Float[Array, ""]]:
-    """Joints of the tokens and of the mesh, in 3-D and in the crop.
-
-    In 3-D those of the tokens (TORE Eq. joint loss) and of the mesh (TORE Eq. regressed
-    joint loss); by weak perspective those of the mesh (TORE Eq. projection loss), and
-    those of the tokens, which the paper's formula does not have. In 2-D joints count by
-    their confidence, as released. The camera is that of the code, s (X + t); the paper
-    prints s X + t.
-    """
-    known = jnp.asarray(batch.known_joints3d)
-    seen = jnp.asarray(batch.joints2d_weights)
-    size_px = jnp.asarray(batch.image).shape[1]
-    target2d = 2 * jnp.asarray(batch.joints2d) / size_px - 1
-    terms = {}
-    for suffix, joints in (("", found.joints3d), ("_mesh", found.output.joints3d)):
-        in_crop = camera.weak_project(joints, found.output.cam)
-        for name, ours, target, valid in (
-            ("joints3d", joints, jnp.asarray(batch.joints3d), known),
-            ("joints2d", in_crop, target2d, seen),
-        ):
-            difference = jnp.abs(ours - target)
-            if model.keypoint_loss == "mse":
-                difference = jnp.square(difference)
-            terms[name + suffix] = _mean(difference, valid)
-    return terms
-
-
-def vertex_loss(
-    model: Model, found: Prediction, batch: Batch, mesh: dict[str, Any]
-) -> Float[Array, ""]:
-    """L1 of the vertices, as a mean over the levels (TORE Eq. vertex loss).
-
-    The paper's formula is their sum; TORE's and the hosts' code weighs each of three
-    (a body's) by 1/3 and each of two (a hand's) by 1/2.
-    """
-    target, total = jnp.asarray(batch.vertices), jnp.zeros(())
-    for level, vertices in zip(
-        range(model.coarse_level, -1, -1), found.levels, strict=True
-    ):
-        true = target[:, mesh[f"kept{level}"]] if level else target
-        valid = jnp.broadcast_to(
-            jnp.asarray(batch.vertices_valid)[:, None], true.shape[:2]
-        )
-        total = total + _mean(jnp.abs(vertices - true), valid)
-    return total / len(found.levels)
-
-
-def _surface_terms(
-    found: Prediction, batch: Batch, faces: Any
-) -> dict[str, Float[Array, ""]]:
-    valid = jnp.broadcast_to(
-        jnp.asarray(batch.vertices_valid)[:, None], (len(batch.vertices), len(faces))
-    )
-    meshes = found.output.vertices, batch.vertices, faces
-    return {
-        "edges": _mean(elementwise.edge_lengths(*meshes), valid),
-        "normals": _mean(elementwise.edge_normals(*meshes), valid),
-    }
-
-
-def _mean(
-    errors: Float[Array, "batch point _"],
-    weights: Bool[Array, "batch point"] | Float[Array, "batch point"],
-) -> Float[Array, ""]:
-    weights = weights[..., None]
-    return jnp.mean(jnp.where(weights > 0, errors * weights, 0.0))
-
-
-def predict_image(model: Model, variables: Variables, batch: Batch) -> HandOutput:
-    """What the model makes of the image."""
-    return model.apply(variables, batch.image)
 
 
 PARTS = {"backbone": "see", "head": "predict"}

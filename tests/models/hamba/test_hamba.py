@@ -11,11 +11,13 @@ import tiny
 from places import CONFIGS
 
 from handjax import conversion
-from handjax.checkpoints import store
+from handjax.checkpoints import workdir
 from handjax.data import run_data
 from handjax.geometry import rotations, skeleton
 from handjax.mano.hand_model import HandModel
-from handjax.models.hamba import model as hamba
+from handjax.models import hamba
+from handjax.models.hamba import losses
+from handjax.models.hamba import model as network
 from handjax.nn import mano_head
 from handjax.training import step
 
@@ -40,7 +42,7 @@ def built(variant="smoke", **fields):
     """Model of a config, a batch, and a function that makes its variables' shapes."""
     config = load_config(variant)
     config.model.update(fields)
-    model = store.build_model(hamba, config)
+    model = workdir.build_model(hamba, config)
     batch = tiny.batch(2, crop=config.data.crop_size)
     init = lambda: model.init(jax.random.key(0), batch, tiny.hand(), method="init_all")  # noqa: E731
     return model, batch, lambda: jax.eval_shape(init)
@@ -83,7 +85,7 @@ def narrow(monkeypatch):
 
 def test_parameters_by_part_are_the_published_ones():
     _, _, init = built("paper")
-    assert dict(hamba.parameter_table(init())) == {
+    assert dict(network.parameter_table(init())) == {
         "backbone": 630_912_000,
         "downsampling": 919_552,
         "joints regressor": 27_613_805,
@@ -114,14 +116,14 @@ def test_exact_geometry_finds_the_pixel(crop, patch, padding):
     centres = patch_centres(crop, patch, padding)
     low, high = centres[0, 0], centres[-1, -1]
     pixels = rng.uniform(low, high, (1, 40, 2))
-    found = hamba.map_pixels(
+    found = network.map_pixels(
         jnp.float32(pixels / crop - 0.5),
         "exact",
         centres.shape[:2],
         crop_px=crop,
         first_px=(patch - 1) / 2 - padding,
     )
-    sampled = hamba.sample_pixels(jnp.float32(centres)[None], found)
+    sampled = network.sample_pixels(jnp.float32(centres)[None], found)
     np.testing.assert_allclose(sampled, pixels, atol=crop * 1e-5)
 
 
@@ -131,7 +133,7 @@ def test_released_geometries_are_the_published_formulae():
         clipped = min(max(2 * x, -0.875), 0.875) / 0.875
         for name, across in (("released_clip", clipped), ("released_noclip", 2 * x)):
             expected = ((across + 1) * 12 - 1) / 2, ((2 * y + 1) * 16 - 1) / 2
-            found = hamba.map_pixels(
+            found = network.map_pixels(
                 jnp.float32([[[x, y]]]), name, (16, 12), crop_px=256, first_px=5.5
             )
             np.testing.assert_allclose(found[0, 0], expected, atol=1e-4)
@@ -168,10 +170,10 @@ def test_tokens_and_their_fusion_are_as_released(narrow):
     )
     features, joints2d = inner["downsample"], prediction.regressor.posed.joints2d
     assert features.shape == (2, 4, 3, width)  # the middle columns, by the tiny stride
-    at = hamba.map_pixels(joints2d, "exact", (4, 3), crop_px=128, first_px=5.5)
+    at = network.map_pixels(joints2d, "exact", (4, 3), crop_px=128, first_px=5.5)
     own = {k: variables[k]["sampler"] for k in ("params", "batch_stats")}
-    sampled = hamba.sample_pixels(features, at)
-    sampled = hamba.Filters(width).apply(own, sampled, train=False)
+    sampled = network.sample_pixels(features, at)
+    sampled = network.Filters(width).apply(own, sampled, train=False)
     np.testing.assert_allclose(inner["sampler"], sampled, atol=1e-5)
     assert inner["decoder"].shape == (2, 22, 1, width)
     fused = [
@@ -244,18 +246,18 @@ def test_no_gradient_goes_through_the_places(narrow):
 
 
 def test_orders_are_what_they_are_called():
-    names = tuple(skeleton.JOINTS[i] for i in hamba.SCAN_ORDERS["mano"])
+    names = tuple(skeleton.JOINTS[i] for i in network.SCAN_ORDERS["mano"])
     tips = tuple(f"{finger}4" for finger in skeleton.FINGERS)
     assert names == skeleton.MANO_JOINTS + tips
-    assert hamba.SCAN_ORDERS["openpose"] == tuple(range(21))
-    for order in hamba.SCAN_ORDERS.values():
+    assert network.SCAN_ORDERS["openpose"] == tuple(range(21))
+    for order in network.SCAN_ORDERS.values():
         assert sorted(order) == list(range(21))
 
 
 def test_bones_and_places_follow_the_order_of_the_scan(narrow):
     """Without scans the order of the tokens is no matter."""
     found = {}
-    for order in hamba.SCAN_ORDERS:
+    for order in network.SCAN_ORDERS:
         model, _, init = narrow(
             scan_order=order, graph="shared", mixer="none", decoder_depths=(2,)
         )
@@ -273,7 +275,7 @@ def test_bones_and_places_follow_the_order_of_the_scan(narrow):
 @pytest.mark.parametrize("mixer", ["scan", "scan_forward"])
 def test_one_direction_sees_nothing_of_what_comes(mixer):
     """But for the next token, which the convolution before the scan sees."""
-    trunk = hamba.Trunk((1,), mixer=mixer)
+    trunk = network.Trunk((1,), mixer=mixer)
     x = jnp.float32(np.random.default_rng(0).normal(size=(1, 22, 1, 16)))
     variables = jax.eval_shape(lambda: trunk.init(jax.random.key(0), x, train=False))
     variables = {"params": drawn(variables)["params"]}
@@ -305,7 +307,7 @@ def test_blocks_computed_again_have_the_same_parameters(mixer):
     x, rngs = jnp.zeros((1, 22, 1, 16)), {"drop_path": jax.random.key(0)}
     found = {}
     for remat in (True, False):
-        trunk = hamba.Trunk((2,), mixer=mixer, remat=remat, drop_path=0.1)
+        trunk = network.Trunk((2,), mixer=mixer, remat=remat, drop_path=0.1)
         shapes = jax.eval_shape(
             lambda t=trunk: t.init(jax.random.key(0), x, train=False)
         )
@@ -397,7 +399,7 @@ def test_the_first_hands_terms_are_those_of_its_own_stage(narrow):
         jax.jit(functools.partial(loss, model), compiler_options=QUICK)(
             variables, batch, {}
         )[0]
-        for loss in (hamba.regressor_loss, hamba.mesh_loss)
+        for loss in (losses.regressor_loss, losses.mesh_loss)
     )
     for name, value in first.items():
         np.testing.assert_allclose(both[f"regressor_{name}"], value, rtol=1e-5)
@@ -415,7 +417,7 @@ def test_regressor_and_decoder_equal_torch():
 
     weights = hamba_weights.weights(hamba_weights.TINY)
     found = conversion.load("hamba").convert(weights, conversion.Options(hand="open"))
-    model = store.build_model(hamba, found.config)
+    model = workdir.build_model(hamba, found.config)
     image = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)
     prediction, inner = outputs_of(
         model, found.variables, image, "image_encoder", "downsample"

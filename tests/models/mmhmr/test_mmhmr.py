@@ -9,11 +9,13 @@ import tiny
 from places import CONFIGS
 
 from handjax.analysis import codebook as cb
-from handjax.checkpoints import store
+from handjax.checkpoints import workdir
 from handjax.geometry import rotations, skeleton
 from handjax.mano import hand_model
 from handjax.mano.hand_model import HandModel
-from handjax.models.mmhmr import model as mmhmr
+from handjax.models import mmhmr
+from handjax.models.mmhmr import losses, tokenizer
+from handjax.models.mmhmr import model as network
 from handjax.nn import backbones, mano_head, vq
 from handjax.training import step
 
@@ -44,7 +46,7 @@ def built(variant="smoke", **fields):
     """Model of a config, a batch, and a function that makes its variables' shapes."""
     config = load_config(variant)
     config.model.update(fields)
-    model = store.build_model(mmhmr, config)
+    model = workdir.build_model(mmhmr, config)
     batch = posed_batch(4, crop=config.data.crop_size)
     init = lambda: model.init(jax.random.key(0), batch, tiny.hand(), method="init_all")  # noqa: E731
     return model, batch, lambda: jax.eval_shape(init)
@@ -109,18 +111,18 @@ def true_matrices(batch):
 # --- Representations ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", mmhmr.REPRESENTATIONS)
+@pytest.mark.parametrize("name", tokenizer.REPRESENTATIONS)
 def test_a_rotation_that_is_written_is_read_again(name):
-    numbers, write, read = mmhmr.REPRESENTATIONS[name]
+    numbers, write, read = tokenizer.REPRESENTATIONS[name]
     R = rotations.random_rotation(jax.random.key(0), (50,))
     written = write(R)
     assert written.shape == (50, numbers)
     np.testing.assert_allclose(read(written), R, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", mmhmr.REPRESENTATIONS)
+@pytest.mark.parametrize("name", tokenizer.REPRESENTATIONS)
 def test_any_numbers_are_read_as_a_rotation(name):
-    numbers, _, read = mmhmr.REPRESENTATIONS[name]
+    numbers, _, read = tokenizer.REPRESENTATIONS[name]
     any_numbers = np.random.default_rng(0).normal(size=(50, numbers))
     R = read(jnp.float32(any_numbers))
     np.testing.assert_allclose(R @ R.mT, np.tile(np.eye(3), (50, 1, 1)), atol=1e-5)
@@ -136,7 +138,7 @@ def test_parameters_by_part_are_those_of_the_formulae():
     """Width 512: kernels of 3 (or 4, or 1) taps and biases, added up by hand."""
     _, _, init = built("paper")
     wide, block = 3 * 512 * 512 + 512, (3 + 1) * 512 * 512 + 2 * 512
-    rows = dict(mmhmr.parameter_table(init()))
+    rows = dict(network.parameter_table(init()))
     assert rows.pop("backbone") == 630_912_000
     others = {
         "pyramid",
@@ -161,7 +163,7 @@ def test_parameters_by_part_are_those_of_the_formulae():
     }
 
 
-@pytest.mark.parametrize("rotation", mmhmr.REPRESENTATIONS)
+@pytest.mark.parametrize("rotation", tokenizer.REPRESENTATIONS)
 def test_decoding_the_indices_of_a_pose_is_its_reconstruction(rotation):
     model, batch, init = built(rotation=rotation)
     variables = drawn(init())
@@ -252,7 +254,7 @@ def terms_of(found, batch, **options):
     posed = hand.with_shape(batch.betas).with_pose(
         found[:, 0], found[:, 1:], form="matrix"
     )
-    return mmhmr.reconstruction_terms(
+    return losses.reconstruction_terms(
         hand.joint_regressor,
         (found, posed.vertices),
         (true_matrices(batch), jnp.asarray(batch.vertices)),
@@ -284,14 +286,14 @@ def test_turned_poses_are_other_ones_of_the_same_fingers(monkeypatch):
     model, batch, init = built(turned=True)
     seen = {}
     monkeypatch.setattr(
-        mmhmr,
+        losses,
         "reconstruction_terms",
         lambda regressor, found, true, valid, **_: seen.update(true=true) or {},
     )
 
     @quick
     def turned(variables):
-        mmhmr.tokenizer_loss(model, variables, batch, rngs())
+        losses.tokenizer_loss(model, variables, batch, rngs())
         return seen["true"]
 
     matrices, vertices = (np.asarray(x) for x in turned(drawn(init())))
@@ -320,7 +322,7 @@ def test_loss_does_not_depend_on_hands_without_known_pose():
         mano_pose=np.where(known[:, None, None], batch.mano_pose, 1.0),
         vertices=np.where(known[:, None, None], batch.vertices, 7.0),
     )
-    loss = quick(functools.partial(mmhmr.tokenizer_loss, model))
+    loss = quick(functools.partial(losses.tokenizer_loss, model))
     a, b, full = (loss(variables, x, rngs()) for x in (masked, other, batch))
     for name in a[0]:
         np.testing.assert_allclose(a[0][name], b[0][name], rtol=1e-6)
@@ -364,11 +366,11 @@ def test_places_on_maps_are_those_of_the_crop(crop, patch, padding):
         (np.arange(columns) + 0.5) / columns, (np.arange(rows) + 0.5) / rows
     )
     sizes = dict(crop_px=crop, edge_px=-padding - 0.5)
-    found = mmhmr.map_places(jnp.asarray(pixels), **sizes)
+    found = network.map_places(jnp.asarray(pixels), **sizes)
     np.testing.assert_allclose(
         found[0], np.stack(expected, axis=-1).reshape(-1, 2), atol=1e-6
     )
-    np.testing.assert_allclose(mmhmr.crop_pixels(found, **sizes), pixels, atol=1e-3)
+    np.testing.assert_allclose(network.crop_pixels(found, **sizes), pixels, atol=1e-3)
 
 
 def test_detector_finds_the_hottest_pixel():
@@ -376,7 +378,7 @@ def test_detector_finds_the_hottest_pixel():
     features[0, 1, 2] = features[1, 3, 0] = (1.0, 0.0)
     kernel = jnp.array([[50.0] * 21, [0.0] * 21])
     params = {"params": {"heat": {"kernel": kernel, "bias": jnp.zeros(21)}}}
-    found = mmhmr.Detector().apply(params, jnp.asarray(features))
+    found = network.Detector().apply(params, jnp.asarray(features))
     for example, place in enumerate([(2.5 / 3, 1.5 / 4), (0.5 / 3, 3.5 / 4)]):
         np.testing.assert_allclose(found[example], np.tile(place, (21, 1)), atol=1e-6)
 
@@ -389,23 +391,23 @@ def test_training_is_told_of_moved_joints_and_of_none():
     crop = batch.image.shape[1]
     for drop in (0.0, 1.0):
         told = model.clone(joints2d_drop=drop)
-        joints, seen = mmhmr.told_joints(told, batch, jax.random.key(0))
+        joints, seen = losses.told_joints(told, batch, jax.random.key(0))
         np.testing.assert_array_equal(seen, hidden * (1 - drop))
         spread = float(jnp.std((joints - batch.joints2d) / crop))
         assert 0.04 < spread < 0.06
     own = model.clone(joints2d_train="predicted", joints2d_drop=0.0)
-    joints, seen = mmhmr.told_joints(own, batch, jax.random.key(0))
+    joints, seen = losses.told_joints(own, batch, jax.random.key(0))
     assert joints is None and (seen == 1).all()
     none = model.clone(joints2d_train="none")
-    assert mmhmr.told_joints(none, batch, jax.random.key(0)) == (None, None)
+    assert losses.told_joints(none, batch, jax.random.key(0)) == (None, None)
 
 
 def test_there_is_a_detector_where_one_is_asked():
     model, *_ = built()
-    for train in mmhmr.JOINTS2D_TRAIN:
-        for test in mmhmr.JOINTS2D_TEST:
+    for train in network.JOINTS2D_TRAIN:
+        for test in network.JOINTS2D_TEST:
             asked = model.clone(joints2d_train=train, joints2d_test=test)
-            assert mmhmr.detects(asked) == ("predicted" in (train, test))
+            assert network.detects(asked) == ("predicted" in (train, test))
     for test in ("predicted", "none"):
         _, _, init = built(joints2d_train="truth", joints2d_test=test)
         assert ("detector" in init()["params"]) == (test == "predicted")
@@ -417,7 +419,7 @@ def test_joints_that_are_given_are_looked_at():
 
     @quick
     def answers(variables, image, joints2d):
-        stage = functools.partial(mmhmr.predict_image, model, variables)
+        stage = functools.partial(losses.predict_image, model, variables)
         told = stage(batch._replace(image=image, joints2d=joints2d))
         seen = model.apply(variables, image, joints2d, method="see")
         return told.logits, model.apply(variables, image).logits, seen
@@ -425,7 +427,7 @@ def test_joints_that_are_given_are_looked_at():
     joints2d = np.full((4, 21, 2), 30.0, np.float32)
     told, untold, seen = answers(variables, batch.image, joints2d)
     assert np.abs(told - untold).max() > 1e-4
-    expected = mmhmr.map_places(jnp.asarray(joints2d), crop_px=128, edge_px=-0.5)
+    expected = network.map_places(jnp.asarray(joints2d), crop_px=128, edge_px=-0.5)
     padding = backbones.family(model.backbone).VARIANTS[model.backbone].padding
     expected = expected + jnp.array([[[padding / 96, padding / 128]]])
     np.testing.assert_allclose(seen.joints2d, expected, atol=1e-5)
@@ -465,9 +467,9 @@ def test_loss_is_at_the_true_pose_when_logits_are_the_one_hot_truth(monkeypatch)
         joints2d=np.asarray((posed.joints2d + 0.5) * 128),
     )
     sharp = {}
-    monkeypatch.setattr(mmhmr.Model, "encode", lambda *_: labels)
+    monkeypatch.setattr(network.Model, "encode", lambda *_: labels)
     monkeypatch.setattr(
-        mmhmr.Model,
+        network.Model,
         "score",
         lambda *_, **__: sharp["right"] * jax.nn.one_hot(labels, 256),
     )
@@ -475,7 +477,7 @@ def test_loss_is_at_the_true_pose_when_logits_are_the_one_hot_truth(monkeypatch)
     @quick
     def loss(variables, right):
         sharp.update(right=right)
-        return mmhmr.mesh_loss(model, variables, batch, rngs())[:2]
+        return losses.mesh_loss(model, variables, batch, rngs())[:2]
 
     terms, metrics = loss(variables, 200.0)
     for name in set(terms) - {"detector"}:
@@ -492,7 +494,7 @@ def test_geometry_alone_teaches_the_synthesizer_and_no_part_of_the_tokenizer():
     variables = drawn(init())
 
     def geometry(params, variables):
-        terms, _, _ = mmhmr.mesh_loss(
+        terms, _, _ = losses.mesh_loss(
             model, {**variables, "params": params}, batch, rngs()
         )
         return terms["joints3d"]
@@ -516,21 +518,21 @@ def test_tokens_of_hands_without_known_pose_are_neither_told_nor_asked(monkeypat
         told.update(masked=masked)
         return jnp.zeros((*labels.shape, 256)).at[:, :, 0].set(100.0)
 
-    monkeypatch.setattr(mmhmr.Model, "score", score)
+    monkeypatch.setattr(network.Model, "score", score)
     known = np.array([True, False, True, True])
     batch = batch._replace(mano_valid=known)
 
     @quick
     def masks(variables):
-        mmhmr.mesh_loss(model, variables, batch, rngs())
+        losses.mesh_loss(model, variables, batch, rngs())
         return told["masked"]
 
     hidden = np.asarray(masks(drawn(init())))
     assert hidden[1].all() and not hidden[known].all()
     labels, mask = jnp.ones((4, 16), int), jnp.zeros((4, 16), bool)
     logits = jnp.zeros((4, 16, 8))
-    term = mmhmr.mask_term(
-        model, logits, mmhmr.Hidden(labels, mask, jnp.asarray(known))
+    term = losses.mask_term(
+        model, logits, losses.Hidden(labels, mask, jnp.asarray(known))
     )
     np.testing.assert_allclose(term, 3 / 4 * np.log(8), rtol=1e-6)
 
@@ -548,7 +550,7 @@ def test_mask_loss_counts_tokens_as_it_is_told():
         ("masked", "mean", ((first + other) / 2 + other) / 2),
     ):
         told = model.clone(mask_loss=loss, mask_reduction=reduction)
-        term = mmhmr.mask_term(told, logits, mmhmr.Hidden(labels, masked, known))
+        term = losses.mask_term(told, logits, losses.Hidden(labels, masked, known))
         np.testing.assert_allclose(term, expected, rtol=1e-6)
 
 
@@ -617,7 +619,7 @@ STRUCTURAL = ("table5_no", "table15_1_4_8", "table15_1_8", "table16_2")
 )
 def test_rows_that_change_parts_build(row):
     config = load_config(f"smoke,{row}")
-    model = store.build_model(mmhmr, config)
+    model = workdir.build_model(mmhmr, config)
     batch = posed_batch(4, crop=128)
     shapes = jax.eval_shape(
         lambda: model.init(jax.random.key(0), batch, tiny.hand(), method="init_all")
@@ -648,7 +650,7 @@ def test_the_synthesizer_can_read_clusters_of_the_map():
     assert seen.context.shape == (4, 6, model.width)
     output = jax.eval_shape(model.apply, shapes, batch.image)
     assert output.cam.shape == (4, 3) and output.joints2d.shape == (4, 21, 2)
-    assert dict(mmhmr.parameter_table(shapes))["image token pruner"] > 0
+    assert dict(network.parameter_table(shapes))["image token pruner"] > 0
     with pytest.raises(ValueError, match=r"keep_ratio=0 must be above 0 and at most 1"):
         built(keep_ratio=0)[2]()
 

@@ -10,10 +10,11 @@ import pytest
 import tiny
 from test_mmhmr import drawn, load_config, posed_batch, quick, rngs
 
-from handjax.checkpoints import store
+from handjax.checkpoints import workdir
 from handjax.data.poses import Letters, letters_in_order
 from handjax.mano import model_files
-from handjax.models.mmhmr import model as mmhmr
+from handjax.models import mmhmr
+from handjax.models.mmhmr import losses
 from handjax.training import step as train_state
 
 
@@ -26,7 +27,7 @@ def text_batch(model, size=4):
 def built_of_texts(**fields):
     config = load_config("smoke,text")
     config.model.update(fields)
-    model = store.build_model(mmhmr, config)
+    model = workdir.build_model(mmhmr, config)
     batch = text_batch(model)
     init = lambda: model.init(jax.random.key(0), batch, tiny.hand(), method="init_all")  # noqa: E731
     return config, model, batch, jax.eval_shape(init)
@@ -36,7 +37,7 @@ def test_a_model_of_texts_has_no_parts_for_images():
     config, _, _, shapes = built_of_texts()
     assert set(shapes["params"]) == {"tokenizer", "synthesizer", "text_encoder"}
     assert "pose" not in shapes["params"]["synthesizer"]
-    assert set(config.stages.mesh.losses) == {"tokens", *mmhmr.TEXT_TERMS}
+    assert set(config.stages.mesh.losses) == {"tokens", *losses.TEXT_TERMS}
     first, second = mmhmr.stages(config)
     assert not (first.needs_image or second.needs_image)
     trained = [path for path in train_state.flat(shapes["params"])]
@@ -115,14 +116,14 @@ def test_the_terms_of_a_text_are_of_the_true_shape():
     """A network that is sure of the true tokens has the tokenizer's own errors."""
     config, model, batch, shapes = built_of_texts()
     variables = drawn(shapes)
-    terms, metrics, updates = quick(functools.partial(mmhmr.text_loss, model))(
+    terms, metrics, updates = quick(functools.partial(losses.text_loss, model))(
         variables, batch, rngs()
     )
     assert set(terms) == set(config.stages.mesh.losses) and not updates
     assert set(metrics) == {"token_accuracy", "masked"}
     assert all(np.isfinite(value) for value in terms.values())
     larger = batch._replace(betas=batch.betas + 2)
-    other, *_ = quick(functools.partial(mmhmr.text_loss, model))(
+    other, *_ = quick(functools.partial(losses.text_loss, model))(
         variables, larger, rngs()
     )
     assert float(other["joints3d"]) != float(terms["joints3d"])
@@ -132,7 +133,7 @@ def test_the_terms_of_a_text_are_of_the_true_shape():
 
 def test_batches_of_a_split_draw_other_hands():
     _, model, batch, shapes = built_of_texts(steps=1)
-    predict = quick(functools.partial(mmhmr.predict_text, model, drawn(shapes)))
+    predict = quick(functools.partial(losses.predict_text, model, drawn(shapes)))
     first, later = predict(batch), predict(batch._replace(index=batch.index + 4))
     assert first.vertices.shape == (4, 778, 3) and first.logits is None
     assert np.abs(first.vertices - later.vertices).max() > 0

@@ -9,15 +9,16 @@ import tiny
 from places import CONFIGS
 
 from data_pipelines.synthetic.body import mesh as body_mesh
-from handjax import models
 from handjax.benchmarking import token_mixing
-from handjax.checkpoints import store
+from handjax.checkpoints import workdir
 from handjax.data import run_data
+from handjax.family import hand_constants
 from handjax.geometry import camera
 from handjax.losses import elementwise
 from handjax.mano import model_files
-from handjax.models.tore import mesh_transformers
-from handjax.models.tore import model as tore
+from handjax.models import tore
+from handjax.models.tore import losses, mesh_transformers
+from handjax.models.tore import model as network
 from handjax.models.tore.mesh_transformers import FastMetro
 from handjax.nn import token_pruner
 
@@ -38,7 +39,7 @@ def built(variant="smoke", **fields):
     """Model of a config, a batch, and a function that makes its variables' shapes."""
     config = load_module().get_config(variant)
     config.model.update(fields)
-    model = store.build_model(tore, config)
+    model = workdir.build_model(tore, config)
     batch = tiny.batch(2, crop=config.data.crop_size)
     init = lambda: model.init(jax.random.key(0), batch, tiny.hand(), method="init_all")  # noqa: E731
     return model, batch, lambda: jax.eval_shape(init)
@@ -46,7 +47,7 @@ def built(variant="smoke", **fields):
 
 @functools.cache
 def constants():
-    return jax.tree.map(jnp.asarray, tore.constants(tiny.hand(), 1, 0))
+    return jax.tree.map(jnp.asarray, network.constants(tiny.hand(), 1, 0))
 
 
 def drawn(shapes):
@@ -86,7 +87,7 @@ def head(variant, **fields):
     """
     config = load_module().get_config(variant)
     config.model.update(backbone="resnet50", **fields)
-    model = store.build_model(tore, config)
+    model = workdir.build_model(tore, config)
     map_of = lambda dim: jax.ShapeDtypeStruct((1, 7, 7, dim), jnp.float32)  # noqa: E731
     maps = {"final": map_of(2048), "stride32": map_of(1024)}
     known = {"constants": constants()}
@@ -170,8 +171,8 @@ def test_a_camera_that_begins_at_rest_sees_the_joints_at_rest_in_most_of_the_cro
     seen = camera.weak_project(rest[None], cam[:1])
     extent = np.ptp(np.asarray(rest), axis=0).argmax()
     across = np.ptp(rest[:, extent]) * cam[0, 0] / 2  # sides of the crop
-    np.testing.assert_allclose(across, tore.REST_FILL, rtol=1e-5)
-    assert np.abs(seen).max() <= 2 * tore.REST_FILL
+    np.testing.assert_allclose(across, network.REST_FILL, rtol=1e-5)
+    assert np.abs(seen).max() <= 2 * network.REST_FILL
     direct = run(model.clone(output_unit="metres"), known, batch.image).cam
     np.testing.assert_array_equal(direct, 0)
 
@@ -190,7 +191,7 @@ def test_outputs_in_hands_are_those_in_metres_in_other_units(narrow):
         strict=True,
     ):
         np.testing.assert_allclose(x, y * extent, atol=1e-6)
-    scale = 2 * tore.REST_FILL / extent
+    scale = 2 * network.REST_FILL / extent
     cam = np.asarray(metres.output.cam)
     seen = np.stack([scale * (1 + cam[:, 0]), cam[:, 1] / scale, cam[:, 2] / scale], 1)
     np.testing.assert_allclose(hands.output.cam, seen, rtol=1e-5)
@@ -198,7 +199,7 @@ def test_outputs_in_hands_are_those_in_metres_in_other_units(narrow):
 
 
 def test_tokens_that_begin_at_their_places_are_like_their_neighbours():
-    rest = tore._rest(constants()["mesh"])
+    rest = network._rest(constants()["mesh"])
     places = jnp.concatenate([rest.joints, rest.vertices])
     extent = np.ptp(np.asarray(rest.vertices), axis=0).max()
     code = np.asarray(mesh_transformers.place_code(places / extent, 128))
@@ -210,7 +211,7 @@ def test_tokens_that_begin_at_their_places_are_like_their_neighbours():
 
     # Joints and vertices share the code, whatever the seed; "normal" ones do not.
     def tokens(kind, seed):
-        regressor = tore.NeuralShapeRegressor(1, 2, token_init=kind)
+        regressor = network.NeuralShapeRegressor(1, 2, token_init=kind)
         head = FastMetro(128, 16, 1, 2, regressor=regressor, token_init=kind)
         init = functools.partial(head.init, train=False)
         maps = {"final": jnp.zeros((1, 2, 2, 8))}
@@ -266,22 +267,24 @@ def perfect(batch, model):
     joints, size = jnp.asarray(batch.joints3d), batch.image.shape[1]
     seen = (np.asarray(camera.weak_project(joints, cam)) + 1) / 2 * size
     full = jnp.asarray(batch.vertices)
-    output = tore.HandOutput(full, joints, cam=cam)
+    output = network.HandOutput(full, joints, cam=cam)
     levels = [full[:, mesh["kept1"]], full]
-    return tore.Prediction(output, joints, levels, None), batch._replace(joints2d=seen)
+    return network.Prediction(output, joints, levels, None), batch._replace(
+        joints2d=seen
+    )
 
 
 def terms(model, found, batch):
     return {
-        **tore._joint_terms(model, found, batch),
-        "vertices": tore.vertex_loss(model, found, batch, constants()["mesh"]),
-        **tore._surface_terms(found, batch, constants()["faces"]),
+        **losses._joint_terms(model, found, batch),
+        "vertices": losses.vertex_loss(model, found, batch, constants()["mesh"]),
+        **losses._surface_terms(found, batch, constants()["faces"]),
     }
 
 
 @pytest.mark.parametrize("kind, power", [("l1", 1), ("mse", 2)])
 def test_terms_are_means_over_what_is_known(kind, power):
-    model = tore.Model(keypoint_loss=kind)
+    model = network.Model(keypoint_loss=kind)
     found, batch = perfect(tiny.batch(2), model)
     for name, value in terms(model, found, batch).items():
         assert float(value) < 1e-6, name
@@ -317,7 +320,7 @@ def test_pruning_is_penalised_beside_the_mesh_that_the_camera_sees(narrow):
     variables = drawn(init())
     found = run(model, variables, batch.image, method="predict")
     rngs = {"dropout": jax.random.key(0)}
-    loss = jax.jit(functools.partial(tore.mesh_loss, model), compiler_options=QUICK)
+    loss = jax.jit(functools.partial(losses.mesh_loss, model), compiler_options=QUICK)
     values, metrics, updates = loss(variables, batch, rngs)
     assert set(metrics) == {"mm"} and set(updates) == {"batch_stats"}
     assert 0 <= float(values["pruning"]) <= model.per_device * 3 * 4
@@ -357,7 +360,7 @@ def test_rows_have_their_parts_and_their_losses(narrow, row):
     loss = functools.partial(stage.loss_fn, model)
     values, _, _ = jax.eval_shape(loss, shapes, batch, rngs)
     assert set(values) == set(config.stages.mesh.losses)
-    assert sum(n for _, n in tore.parameter_table(shapes)) == sum(
+    assert sum(n for _, n in network.parameter_table(shapes)) == sum(
         leaf.size for leaf in jax.tree.leaves(shapes["params"])
     )
 
@@ -422,8 +425,11 @@ def test_bodies_have_their_counts(narrow, tmp_path):
     np.savez(tmp_path / "body.npz", **body_mesh.arrays())
     file = model_files.load(tmp_path / "body.npz")
     config = load_module().get_config("smoke,body")
-    model = store.build_model(tore, config)
-    batch, hand = run_data.example_batch(config, file), models.hand_constants(file)
+    model = workdir.build_model(tore, config)
+    batch, hand = (
+        run_data.example_batch(config, file),
+        hand_constants.hand_constants(file),
+    )
     shapes = jax.eval_shape(
         lambda: model.init(jax.random.key(0), batch, hand, method="init_all")
     )
