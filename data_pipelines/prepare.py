@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from handjax.errors import UserError
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -64,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         if not arguments.dataset:
-            raise ValueError("name a data set: " + ", ".join(datasets.names()) + ".")
+            raise UserError("name a data set: " + ", ".join(datasets.names()) + ".")
         builder = datasets.load(arguments.dataset).BUILDER
         if not (arguments.source or arguments.out):
             print(builder.describe(), end="")
@@ -82,13 +84,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _check(arguments: argparse.Namespace) -> None:
     if not (arguments.source and arguments.out):
-        raise ValueError("give both --source DIR and --out DIR.")
+        raise UserError("give both --source DIR and --out DIR.")
     if arguments.workers < 0:
-        raise ValueError(f"--workers {arguments.workers} must be 0 or more.")
+        raise UserError(f"--workers {arguments.workers} must be 0 or more.")
     if arguments.beam and arguments.workers:
-        raise ValueError("--workers and --beam exclude each other.")
+        raise UserError("--workers and --beam exclude each other.")
     if arguments.beam_option and not arguments.beam:
-        raise ValueError("--beam_option needs --beam RUNNER.")
+        raise UserError("--beam_option needs --beam RUNNER.")
 
 
 def _run(arguments: argparse.Namespace) -> str:

@@ -25,6 +25,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from handjax.errors import UserError
+
 if TYPE_CHECKING:
     from data_pipelines.storage.shards import Split
     from handjax.controlnet.folder import Folder
@@ -196,7 +198,7 @@ def _meshes(arguments: argparse.Namespace) -> _Meshes:
     workdir = arguments.mesh.removeprefix("workdir=")
     predictor = HandPredictor.from_workdir(workdir, batch_size=8)
     if predictor.skeleton is not HAND:
-        raise ValueError(f"{workdir!r} is of a body; control images are of hands.")
+        raise UserError(f"{workdir!r} is of a body; control images are of hands.")
     print(f"meshes: {predictor.name}", flush=True)
     return _Meshes(predictor.name, predictor.config.hand.source, predictor)
 
@@ -207,7 +209,7 @@ def _check_hand(split: "Split", meshes: _Meshes) -> None:
     from handjax.mano import model_files
 
     if split.counts != schema.HAND:
-        raise ValueError(
+        raise UserError(
             f"{split.name} is of bodies ({split.counts.joints} joints); control images "
             "are of hands."
         )

@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from handjax.errors import UserError
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -59,7 +61,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Convert as the command line says; returns what conversion.json holds.
 
     Raises:
-        ValueError: The source is not known, or its weights cannot be taken.
+        UserError: The source is not known, or its weights cannot be taken.
         OSError: The file cannot be read, or the directory is in use.
     """
     from handjax import conversion
@@ -108,7 +110,7 @@ def _check_finite(variables: Any) -> None:
     for path, leaf in jax.tree.leaves_with_path(variables):
         if not np.isfinite(leaf).all():
             name = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise ValueError(
+            raise UserError(
                 f"{name} has values that are not finite; the weights are of no use."
             )
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from handjax.errors import UserError
 from handjax.metrics.fid import (
     KID_SIZE,
     KID_SUBSETS,
@@ -46,7 +47,7 @@ def read(path: str | Path) -> np.ndarray | Statistics:
     as their only array; an npz of `mu` and `sigma` holds statistics.
 
     Raises:
-        ValueError: It is damaged, or holds no such array, or values not finite.
+        UserError: It is damaged, or holds no such array, or values not finite.
         OSError: It cannot be read.
     """
     path = Path(path)
@@ -54,19 +55,19 @@ def read(path: str | Path) -> np.ndarray | Statistics:
     if {"mu", "sigma"} <= set(arrays):
         found = Statistics(*(_finite(path, arrays[name]) for name in ("mu", "sigma")))
         if found.covariance.shape != (found.mean.size,) * 2:
-            raise ValueError(
+            raise UserError(
                 f"{path}: mu has shape {found.mean.shape} and sigma "
                 f"{found.covariance.shape}; they must be (dim,) and (dim, dim)."
             )
         return found
     name = "features" if "features" in arrays else next(iter(arrays), "")
     if not arrays or (len(arrays) > 1 and name != "features"):
-        raise ValueError(
+        raise UserError(
             f"{path}: holds arrays {sorted(arrays)}; keep one, or call it 'features'."
         )
     features = _finite(path, arrays[name])
     if features.ndim != 2 or not features.size:
-        raise ValueError(
+        raise UserError(
             f"{path}: features of shape {features.shape}; one row a picture is needed, "
             "(row, dim). Average or flatten maps first."
         )
@@ -80,7 +81,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 
             return torch_files.read(path)
         if path.suffix not in (".npy", ".npz"):
-            raise ValueError("allowed are .npy, .npz and .safetensors")
+            raise UserError("allowed are .npy, .npz and .safetensors")
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return {"features": loaded}
@@ -89,15 +90,15 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     except OSError:
         raise
     except Exception as error:  # a damaged archive raises what it likes
-        raise ValueError(f"{path}: no file of features: {error}") from error
+        raise UserError(f"{path}: no file of features: {error}") from error
 
 
 def _finite(path: Path, array: np.ndarray) -> np.ndarray:
     if array.dtype.kind not in "fiu":
-        raise ValueError(f"{path}: holds {array.dtype}; features are numbers.")
+        raise UserError(f"{path}: holds {array.dtype}; features are numbers.")
     array = array.astype(np.float64)
     if not np.isfinite(array).all():
-        raise ValueError(
+        raise UserError(
             f"{path}: {np.count_nonzero(~np.isfinite(array)):,} values are not finite; "
             "compute the features again."
         )

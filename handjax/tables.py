@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from handjax.errors import UserError
 from handjax.evaluation import protocols
 from handjax.evaluation.protocols import Column
 
@@ -64,7 +65,7 @@ def reports(run: str, benchmark: str | None) -> list[tuple[str, dict[str, Any]]]
 
     Raises:
         FileNotFoundError: There is nothing, or nothing of that benchmark.
-        ValueError: A file is no report.
+        UserError: A file is no report.
     """
     name, path = _split(run)
     if path.is_dir():
@@ -113,9 +114,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         report = json.loads(path.read_text())
         if not {"benchmark", "protocol", "count", "metrics"} <= set(report):
-            raise ValueError("keys are missing")
+            raise UserError("keys are missing")
     except (ValueError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path}: no report of `python -m handjax.evaluate` ({error})."
         ) from error
     return report

@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from handjax.errors import UserError
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -70,7 +72,7 @@ class TextToMesh:
             name: Of the model, for reports.
 
         Raises:
-            ValueError: The model reads no texts, or `num` is none.
+            UserError: The model reads no texts, or `num` is none.
         """
         import functools
 
@@ -80,12 +82,12 @@ class TextToMesh:
         from handjax.nn.text import text_encoder
 
         if config.model.get("condition", "image") != "text":
-            raise ValueError(
+            raise UserError(
                 f"{name or config.family} reads images, not texts; train a model that "
                 "does: python -m handjax.train --config configs/mmhmr.py:text."
             )
         if num < 1:
-            raise ValueError(f"--num={num} hands of each text: it must be 1 or more.")
+            raise UserError(f"--num={num} hands of each text: it must be 1 or more.")
         self.config, self.name = config, name
         self.faces = jax.device_get(variables["constants"]["faces"])
         self.skeleton = hand_constants.skeleton_of(variables)
@@ -122,7 +124,7 @@ class TextToMesh:
 
         Raises:
             FileNotFoundError: The workdir has no such checkpoint.
-            ValueError: The stage makes no hands of texts.
+            UserError: The stage makes no hands of texts.
         """
         from handjax.checkpoints.workdir import load_for_inference
         from handjax.config.schema import LABELLED_POSES
@@ -136,7 +138,7 @@ class TextToMesh:
         name = f"{config.family}, stage {found}, step {step}"
         reads = config.stages[found].data == LABELLED_POSES
         if config.model.get("condition", "image") == "text" and not reads:
-            raise ValueError(
+            raise UserError(
                 f"{str(workdir)!r}: stage {found!r} (step {step}) reads no texts yet; "
                 "train the next stage with handjax.train first."
             )
@@ -146,7 +148,7 @@ class TextToMesh:
         """Make the hands of each text.
 
         Raises:
-            ValueError: A text cannot be read; says which can.
+            UserError: A text cannot be read; says which can.
         """
         import jax
         import numpy as np

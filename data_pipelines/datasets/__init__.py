@@ -16,6 +16,7 @@ from types import ModuleType
 
 from data_pipelines.sources import hamer_tars
 from data_pipelines.sources.reading import Source
+from handjax.errors import UserError
 
 PUBLISHED = "published files"
 """Kind of a source that is not `hamer_tars.KIND`."""
@@ -33,10 +34,10 @@ def load(name: str) -> ModuleType:
     """Import a data set's file.
 
     Raises:
-        ValueError: There is none of that name.
+        UserError: There is none of that name.
     """
     if name not in names():
-        raise ValueError(f"{name!r} is not one of the data sets: {', '.join(names())}.")
+        raise UserError(f"{name!r} is not one of the data sets: {', '.join(names())}.")
     return importlib.import_module(f"{__name__}.{name}")
 
 

@@ -26,6 +26,7 @@ from data_pipelines.sources.description import (
     text,
 )
 from data_pipelines.sources.reading import Source
+from handjax.errors import UserError
 
 _NAME = "interhand26m"
 BUILDER = Builder(
@@ -171,7 +172,7 @@ class _Fits:
                             continue
                         numbers = [*fit["pose"], *fit["shape"], *fit["trans"]]
                         if len(numbers) != 61:
-                            raise ValueError(f"{len(numbers)} numbers in {frame}")
+                            raise UserError(f"{len(numbers)} numbers in {frame}")
                         key = capture, frame, side == "right"
                         self._numbers[key] = len(self._fits)
                         self._fits.append(np.array(numbers, np.float64))

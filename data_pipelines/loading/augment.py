@@ -15,6 +15,8 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from scipy.special import ndtri
 
+from handjax.errors import UserError
+
 NUM_DRAWS = 10
 _SHIFT, _SCALE, _ANGLE = slice(0, 2), 2, 3
 _CHANNEL, _CONTRAST, _BRIGHTNESS, _FLIP = slice(4, 7), 7, 8, 9
@@ -163,7 +165,7 @@ def config_from(values: dict[str, Any]) -> Recipe:
     SimpleHand's amounts are keys of `values`, HaMeR's of `values["hamer"]`.
 
     Raises:
-        ValueError: for an unknown recipe or key, or a value outside its range.
+        UserError: for an unknown recipe or key, or a value outside its range.
     """
     recipe = values.get("recipe", "simplehand")
     if recipe == "hamer":
@@ -171,7 +173,7 @@ def config_from(values: dict[str, Any]) -> Recipe:
     if recipe == "simplehand":
         amounts = {k: v for k, v in values.items() if k not in ("recipe", "hamer")}
         return _simplehand(amounts)
-    raise ValueError(
+    raise UserError(
         f"config.data.augment.recipe={recipe!r} is not one of 'simplehand', 'hamer'."
     )
 
@@ -180,14 +182,14 @@ def _simplehand(values: dict[str, Any]) -> AugmentConfig:
     _check_keys("augment", values, AugmentConfig._fields)
     config = AugmentConfig(**values)
     if config.rotation not in ("uniform", "released"):
-        raise ValueError(
+        raise UserError(
             f"config.data.augment.rotation={config.rotation!r} is not one of "
             "'uniform', 'released'."
         )
     for name in ("scale", "brightness"):
         _check_range(name, getattr(config, name))
     if config.scale[0] <= 0:
-        raise ValueError(
+        raise UserError(
             f"config.data.augment.scale={config.scale!r} must be above 0: it "
             "multiplies the box."
         )
@@ -204,7 +206,7 @@ def _hamer(values: dict[str, Any]) -> HamerConfig:
         _check_share(f"hamer.{name}", getattr(config, name))
     _check_probability("hamer.rotation_rate", config.rotation_rate)
     if not 0 <= config.rotation < np.inf:
-        raise ValueError(
+        raise UserError(
             f"config.data.augment.hamer.rotation={config.rotation!r} must be an angle "
             "in radians, 0 or more."
         )
@@ -214,7 +216,7 @@ def _hamer(values: dict[str, Any]) -> HamerConfig:
 def _check_keys(where: str, values: dict[str, Any], known: tuple[str, ...]) -> None:
     unknown = sorted(set(values) - set(known))
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"config.data.{where} has no key {unknown[0]!r}; allowed: "
             f"{', '.join(known)}."
         )
@@ -222,14 +224,14 @@ def _check_keys(where: str, values: dict[str, Any], known: tuple[str, ...]) -> N
 
 def _check_share(name: str, value: float | int) -> None:
     if not 0 <= value < 1:
-        raise ValueError(
+        raise UserError(
             f"config.data.augment.{name}={value!r} must be a number from 0 to below 1."
         )
 
 
 def _check_probability(name: str, value: float | int) -> None:
     if not 0 <= value <= 1:
-        raise ValueError(
+        raise UserError(
             f"config.data.augment.{name}={value!r} is no probability; give a number "
             "from 0 to 1."
         )
@@ -237,7 +239,7 @@ def _check_probability(name: str, value: float | int) -> None:
 
 def _check_range(name: str, value: Sequence[float]) -> None:
     if len(value) != 2 or not value[0] <= value[1]:
-        raise ValueError(
+        raise UserError(
             f"config.data.augment.{name}={value!r} must be two numbers, the smaller "
             "first."
         )

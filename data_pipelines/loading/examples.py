@@ -23,6 +23,7 @@ from data_pipelines.loading.annotations import (
 from data_pipelines.loading.posing import Poser
 from data_pipelines.storage import schema
 from data_pipelines.storage.schema import Counts
+from handjax.errors import UserError
 from handjax.geometry import crop, skeleton
 from handjax.geometry.crop import CropConfig
 from handjax.types import Batch
@@ -35,15 +36,15 @@ def decode_image(jpeg: bytes) -> np.ndarray:
     """RGB pixels of a JPEG, as stored (EXIF orientation is not applied).
 
     Raises:
-        ValueError: if the bytes are no complete picture.
+        UserError: if the bytes are no complete picture.
     """
     # A truncated JPEG decodes to grey without an error; its end marker tells.
     if b"\xff\xd9" not in jpeg[-64:]:
-        raise ValueError("truncated JPEG")
+        raise UserError("truncated JPEG")
     data = np.frombuffer(jpeg, np.uint8)
     image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None:
-        raise ValueError("the image is not a readable JPEG")
+        raise UserError("the image is not a readable JPEG")
     return image
 
 
@@ -135,7 +136,7 @@ def _photo(record: dict[str, Any]) -> np.ndarray:
     photo = decode_image(record["image"])
     height, width = record["image_size"]
     if photo.shape[:2] != (height, width):
-        raise ValueError(
+        raise UserError(
             f"the picture is {photo.shape[1]} x {photo.shape[0]} pixels, its record "
             f"says {width} x {height}"
         )

@@ -19,6 +19,7 @@ import numpy as np
 
 from data_pipelines.loading.annotations import annotated2d, flags, stacked
 from data_pipelines.loading.recipes import Filters
+from handjax.errors import UserError
 
 FIELDS = (
     "fit_loss",
@@ -37,11 +38,11 @@ def from_config(values: dict[str, Any]) -> Filters:
     """The filters of `config.data.filters`.
 
     Raises:
-        ValueError: names a key with a value that makes no sense.
+        UserError: names a key with a value that makes no sense.
     """
     for name, value in values.items():
         if not 0 <= value < float("inf"):
-            raise ValueError(
+            raise UserError(
                 f"config.data.filters.{name}={value!r} must be a number of at least 0, "
                 "where 0 switches it off."
             )

@@ -31,6 +31,7 @@ from data_pipelines.loading.readers import (
 )
 from data_pipelines.loading.recipes import Filters
 from data_pipelines.storage.shards import Split
+from handjax.errors import UserError
 from handjax.geometry import skeleton
 from handjax.geometry.crop import CropConfig
 from handjax.mano.model_files import ManoFile
@@ -94,14 +95,14 @@ def train_batches(
         max_corrupt: unreadable records that are replaced.
 
     Raises:
-        ValueError: without sources, with weights that are not positive, or with hands
+        UserError: without sources, with weights that are not positive, or with hands
             among bodies.
         CorruptDataError: while iterating, when too many records are unreadable.
     """
     order = Order([source.weight for source in sources])
     found = {source.split.counts for source in sources}
     if len(found) > 1:
-        raise ValueError(
+        raise UserError(
             f"The data mixture has different counts of vertices, joints and bones: "
             f"{sorted(found)}. Hands and bodies are trained apart."
         )

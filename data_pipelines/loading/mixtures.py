@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
+from handjax.errors import UserError
+
 
 class Order:
     """Which source gives the example at each place of an endless mixture."""
@@ -19,10 +21,10 @@ class Order:
         """Take weights by their decimals: three times 0.1 is 0.3 here.
 
         Raises:
-            ValueError: without weights, or with one that is not positive.
+            UserError: without weights, or with one that is not positive.
         """
         if not weights or not all(0 < weight < math.inf for weight in weights):
-            raise ValueError(
+            raise UserError(
                 f"Weights {list(weights)} of the data mixture must be positive, and "
                 "there must be at least one."
             )

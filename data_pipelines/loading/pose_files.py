@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from handjax.errors import UserError
+
 
 class PoseFile:
     """Random-access source of the file's poses, in its order.
@@ -26,7 +28,7 @@ class PoseFile:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged or does not have these arrays.
+        UserError: if it is damaged or does not have these arrays.
     """
 
     def __init__(self, path: str | os.PathLike, bones: int = 16):
@@ -34,7 +36,7 @@ class PoseFile:
         arrays = _read(self.path, {"hand_pose": 3 * bones, "betas": 10})
         counts = {name: len(array) for name, array in arrays.items()}
         if len(set(counts.values())) > 1 or not all(counts.values()):
-            raise ValueError(
+            raise UserError(
                 f"{path}: {counts['hand_pose']} rows of hand_pose and "
                 f"{counts['betas']} of betas; there must be as many, and at least one."
             )
@@ -61,7 +63,7 @@ def _read(path: Path, columns: dict[str, int]) -> dict[str, np.ndarray]:
                 for name, wanted in columns.items()
             }
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path}: not a complete npz file ({error}). Copy it again."
         ) from error
 
@@ -69,17 +71,17 @@ def _read(path: Path, columns: dict[str, int]) -> dict[str, np.ndarray]:
 def _array(archive: zipfile.ZipFile, name: str, path: Path, wanted: int) -> np.ndarray:
     if f"{name}.npy" not in archive.namelist():
         found = ", ".join(sorted(archive.namelist())) or "nothing"
-        raise ValueError(f"{path} has no array {name!r}; it has {found}.")
+        raise UserError(f"{path} has no array {name!r}; it has {found}.")
     with archive.open(f"{name}.npy") as file:
         try:
             array = np.lib.format.read_array(file, allow_pickle=False)
         except ValueError as error:
-            raise ValueError(f"{path}, array {name!r}: {error}.") from error
+            raise UserError(f"{path}, array {name!r}: {error}.") from error
     if array.ndim != 2 or array.shape[1] != wanted or array.dtype.kind != "f":
-        raise ValueError(
+        raise UserError(
             f"{path}, array {name!r} is {array.dtype} of shape {array.shape}; it must "
             f"be of floats and of shape (N, {wanted})."
         )
     if not np.isfinite(array).all():
-        raise ValueError(f"{path}, array {name!r} holds values that are not finite.")
+        raise UserError(f"{path}, array {name!r} holds values that are not finite.")
     return array.astype(np.float32)

@@ -20,6 +20,7 @@ from data_pipelines.loading.filters import FIELDS, judge
 from data_pipelines.loading.recipes import Filters
 from data_pipelines.storage.progress import Report
 from data_pipelines.storage.shards import Split
+from handjax.errors import UserError
 from handjax.io import atomic_files
 
 VERSION = 1
@@ -63,7 +64,7 @@ def select(
         keep: whether to write there what is found now.
 
     Raises:
-        ValueError: no record is left.
+        UserError: no record is left.
     """
     if filters == Filters():
         return Selection(np.arange(len(split)), len(split), {}, {})
@@ -74,7 +75,7 @@ def select(
         if keep:
             _write(path, found)
     if not len(found.rows):
-        raise ValueError(
+        raise UserError(
             f"The filters of config.data.filters ({filters.describe()}) leave nothing "
             f"of {split.name}: {found.describe()}. Loosen them."
         )

@@ -26,6 +26,7 @@ from data_pipelines.sources.reading import SourceError
 from data_pipelines.storage import contact_sheet, schema, shards
 from data_pipelines.storage.directories import check_same, locked
 from data_pipelines.storage.progress import Report
+from handjax.errors import UserError
 from handjax.io import atomic_files
 from handjax.mano import numpy_skinning
 
@@ -61,7 +62,7 @@ def prepare(
         `out`.
 
     Raises:
-        ValueError: An unknown name, or a directory with other contents.
+        UserError: An unknown name, or a directory with other contents.
         SourceError: What was downloaded is not as it should be.
         FileNotFoundError: There is no hand model at `hand`.
         ShardError: The disk is full or cannot be written.
@@ -94,7 +95,7 @@ def _checked(builder: Builder, splits: Sequence[str]) -> Sequence[str]:
     known = list(builder.splits)
     for split in splits:
         if split not in known:
-            raise ValueError(
+            raise UserError(
                 f"{builder.name} has no split {split!r}; it has {', '.join(known)}."
             )
     return tuple(splits) or builder.default_splits or tuple(known)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from data_pipelines.preparation import one_shard
 from data_pipelines.preparation.one_shard import Job, Part, Task
 from data_pipelines.storage.workers import Workers
+from handjax.errors import UserError
 
 
 class Runner(NamedTuple):
@@ -27,7 +28,7 @@ class Runner(NamedTuple):
         """Make shards; yields what is in each (with Beam, once all are there).
 
         Raises:
-            ValueError: Beam is not installed, or does not know the runner or an option.
+            UserError: Beam is not installed, or does not know the runner or an option.
             SourceError: What was downloaded is not as it should be.
             RuntimeError: A worker failed; the message is its own.
         """
@@ -44,7 +45,7 @@ class Runner(NamedTuple):
             import apache_beam as beam
             from apache_beam.options.pipeline_options import PipelineOptions
         except ImportError as error:
-            raise ValueError(
+            raise UserError(
                 "--beam needs Apache Beam: pip install 'handjax[beam]'. Without it, "
                 "--workers uses the processes of this machine."
             ) from error

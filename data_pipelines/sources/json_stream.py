@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from handjax.errors import UserError
+
 _CHUNK = 1 << 22
 _SPACE = re.compile(r"[\s,]*")
 _AFTER = re.compile(r"[\s,\]]")
@@ -26,7 +28,7 @@ def elements(path: Path, key: str = "", *, chunk: int = _CHUNK) -> Iterator[Any]
         chunk: characters to read at a time.
 
     Raises:
-        ValueError: The file has no such list, or ends before it.
+        UserError: The file has no such list, or ends before it.
     """
     with open(path, encoding="utf-8") as file:
         buffer, at, count = _skip_to_list(file, key, chunk), 0, 0
@@ -42,7 +44,7 @@ def elements(path: Path, key: str = "", *, chunk: int = _CHUNK) -> Iterator[Any]
                 continue
             more = file.read(max(chunk, len(buffer) - at))
             if not more:
-                raise ValueError(f"it ends inside its element {count}")
+                raise UserError(f"it ends inside its element {count}")
             buffer, at = buffer[at:] + more, 0
 
 
@@ -67,6 +69,6 @@ def _skip_to_list(file: Any, key: str, chunk: int) -> str:
             return buffer[found.end() :]
         if not more:
             what = f"no list {key!r}" if key else "no list"
-            raise ValueError(f"there is {what} in it")
+            raise UserError(f"there is {what} in it")
         if key:  # the key may be cut in two
             buffer = buffer[-(len(key) + 64) :]

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from handjax.errors import UserError
 from handjax.geometry import crop
 
 AROUND = 3.0
@@ -59,7 +60,7 @@ def store(data: bytes, box: Box | None = None, lens: Lens | None = None) -> Pict
         The published bytes where they are a colour JPEG that need not be changed.
 
     Raises:
-        ValueError: The picture is truncated or none at all.
+        UserError: The picture is truncated or none at all.
     """
     image = _decoded(data)
     width, height = image.size
@@ -115,7 +116,7 @@ def numbers(data: bytes) -> np.ndarray:
     """Pixels of a picture as they are stored, e.g. of a mask.
 
     Raises:
-        ValueError: The picture is truncated or none at all.
+        UserError: The picture is truncated or none at all.
     """
     return np.asarray(_decoded(data))
 
@@ -125,7 +126,7 @@ def _decoded(data: bytes) -> Image.Image:
         image = Image.open(io.BytesIO(data))
         image.load()
     except Exception as error:  # Pillow's decoders raise many kinds
-        raise ValueError(f"it cannot be decoded ({error})") from error
+        raise UserError(f"it cannot be decoded ({error})") from error
     return image
 
 

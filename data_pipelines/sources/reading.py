@@ -15,6 +15,7 @@ import numpy as np
 
 from data_pipelines.sources import json_stream, pictures
 from data_pipelines.sources.description import Archive, Builder
+from handjax.errors import UserError
 from handjax.geometry.skeleton import NUM_VERTICES
 from handjax.io import safe_pickle
 
@@ -173,7 +174,7 @@ class Source:
             for number, value in enumerate(elements):
                 array = np.array(value, dtype)
                 if array.shape != shape:
-                    raise ValueError(f"element {number} has shape {array.shape}")
+                    raise UserError(f"element {number} has shape {array.shape}")
                 values.append(array)
         except SourceError:
             raise

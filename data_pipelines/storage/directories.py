@@ -7,6 +7,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from handjax.errors import UserError
+
 
 @contextlib.contextmanager
 def locked(directory: Path):
@@ -18,7 +20,7 @@ def locked(directory: Path):
         if (directory / "metadata.json").is_file():  # read-only data is fine
             yield
             return
-        raise ValueError(
+        raise UserError(
             f"Cannot write to {str(directory)!r}: {error.strerror}. Choose another "
             "directory (--out, or config.data.dir)."
         ) from error
@@ -41,7 +43,7 @@ def check_same(
     if not path.is_file():
         strangers = {p.name for p in directory.iterdir()} - {".lock", *beside}
         if strangers:
-            raise ValueError(
+            raise UserError(
                 f"{str(directory)!r} holds {sorted(strangers)[0]!r} and no "
                 "settings.json, so it is not a data set of this program. Choose an "
                 "empty directory."
@@ -55,7 +57,7 @@ def check_same(
         if found.get(key) != settings.get(key)
     ]
     if different:
-        raise ValueError(
+        raise UserError(
             f"{str(directory)!r} holds a data set made with other settings "
             f"({'; '.join(different)}). Choose another directory or remove this one."
         )

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from handjax.errors import UserError
 from handjax.mano.model_files import ManoFile
 
 SCHEMA_VERSION = 1
@@ -139,7 +140,7 @@ def encode(example: dict[str, Any], counts: Counts = HAND) -> bytes:
         counts: of the data set.
 
     Raises:
-        ValueError: for an unknown or missing field, a wrong shape, or an image that is
+        UserError: for an unknown or missing field, a wrong shape, or an image that is
             not JPEG.
     """
     full = complete(example, counts)
@@ -157,13 +158,13 @@ def complete(example: dict[str, Any], counts: Counts = HAND) -> dict[str, Any]:
     unknown = sorted(set(example) - set(kinds))
     missing = [name for name in _REQUIRED if name not in example]
     if unknown or missing:
-        raise ValueError(
+        raise UserError(
             f"Record {example.get('key', '?')!r}: unknown fields {unknown}, missing "
             f"fields {missing}; the schema has {sorted(kinds)}."
         )
     image = example["image"]
     if not (isinstance(image, bytes) and image[:2] == b"\xff\xd8"):
-        raise ValueError(f"Record {example['key']!r}: image must be JPEG bytes.")
+        raise UserError(f"Record {example['key']!r}: image must be JPEG bytes.")
     full: dict[str, Any] = {
         "image": image,
         "key": str(example["key"]),
@@ -196,7 +197,7 @@ def _array(example: dict[str, Any], name: str, shape: tuple, dtype: Any) -> np.n
         n in (-1, m) for n, m in zip(shape, value.shape, strict=True)
     )
     if not fits:
-        raise ValueError(
+        raise UserError(
             f"Record {example['key']!r}: {name} has shape {value.shape}, the schema "
             f"says {shape}."
         )
@@ -217,20 +218,20 @@ def decode(
         counts: of the data set.
 
     Raises:
-        ValueError: if the bytes are no record of this schema version.
+        UserError: if the bytes are no record of this schema version.
     """
     try:
         stored = _example_type().FromString(record).features.feature
         version = stored["schema_version"].int64_list.value
         if not version or version[0] != SCHEMA_VERSION:
-            raise ValueError(
+            raise UserError(
                 f"its schema version is {version[0] if version else 'missing'}, this "
                 f"program reads version {SCHEMA_VERSION}; prepare the dataset again"
             )
         shapes = _shapes(counts)
         return {name: _field(stored, name, shapes) for name in fields or _NAMES}
     except Exception as error:
-        raise ValueError(f"not a record of the schema: {error}") from error
+        raise UserError(f"not a record of the schema: {error}") from error
 
 
 def preload() -> None:
@@ -251,7 +252,7 @@ def _example_type():
 
 def _field(stored: Any, name: str, shapes: dict[str, tuple[int, ...]]) -> Any:
     if name not in stored:  # reading would make an empty one
-        raise ValueError(f"it has no field {name!r}")
+        raise UserError(f"it has no field {name!r}")
     value = stored[name]
     if name in _FLOATS:
         return _packed_floats(value.float_list).reshape(shapes[name])

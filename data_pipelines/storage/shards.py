@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.storage import schema
+from handjax.errors import UserError
 
 RECORDS_PER_SHARD = 2_500
 """Of about 20 kB: 50 MB, small enough to lose little when a job is interrupted."""
@@ -347,14 +348,14 @@ class Split:
 
         Raises:
             IndexError: past the end.
-            ValueError: names shard and position of a record that cannot be read.
+            UserError: names shard and position of a record that cannot be read.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name} has {len(self)} records; no record {index}.")
         try:
             return schema.decode(self._source[int(index)], fields, self.counts)
         except Exception as error:
-            raise ValueError(f"{self.locate(int(index))}: {error}") from error
+            raise UserError(f"{self.locate(int(index))}: {error}") from error
 
     def locate(self, index: int) -> str:
         """Shard file and position of a record, for messages."""

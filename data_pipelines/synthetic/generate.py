@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from data_pipelines.storage import contact_sheet, progress, shards
 from data_pipelines.storage.directories import check_same, locked
 from data_pipelines.synthetic.workers import Workers
+from handjax.errors import UserError
 from handjax.mano import model_files
 
 NAME = "synthetic"
@@ -70,7 +71,7 @@ def ensure(
         The directory.
 
     Raises:
-        ValueError: A number out of range, or a directory with other contents.
+        UserError: A number out of range, or a directory with other contents.
         shards.ShardError: The disk is full or cannot be written.
     """
     directory = Path(directory).expanduser()
@@ -105,7 +106,7 @@ def ensure(
 def _check_range(name: str, value: int | float, low: int, high: int | None) -> None:
     if value < low or (high is not None and value > high):
         allowed = f"{low} or more" if high is None else f"from {low} to {high}"
-        raise ValueError(f"{name}={value!r}; allowed is {allowed}.")
+        raise UserError(f"{name}={value!r}; allowed is {allowed}.")
 
 
 def _splits(settings: dict[str, Any]) -> dict[str, int]:

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from handjax.benchmarking import clock
+from handjax.errors import UserError
 from handjax.training.step import create, make_step
 
 Program = Callable[[], Any]
@@ -44,7 +45,7 @@ def measure(
         seconds: How long to repeat each comparison, three rounds at least.
 
     Raises:
-        ValueError: PyTorch or timm is not installed, or the family has no peer.
+        UserError: PyTorch or timm is not installed, or the family has no peer.
     """
     peer = _peer(subject, family)
     fused, compiled = _reparameterised(peer), _torch_compiled(peer)
@@ -112,12 +113,12 @@ def _peer(subject: Any, family: str) -> Any:
     try:
         from handjax.benchmarking import torch_peers
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f"--what=peer needs PyTorch and timm ({error}): "
             "pip install 'handjax[parity]'."
         ) from error
     if family not in torch_peers.PEERS:
-        raise ValueError(
+        raise UserError(
             f"--what=peer: {family!r} has no network in PyTorch to compare with; "
             f"there are {', '.join(torch_peers.PEERS)}."
         )
@@ -181,7 +182,7 @@ def _torch_update(subject: Any, family: str, size: int) -> Iterator[Program]:
         def run() -> None:
             questions.write("\n")
             if not answers.readline():
-                raise ValueError(f"{' '.join(command[1:])} ended; run it alone to see.")
+                raise UserError(f"{' '.join(command[1:])} ended; run it alone to see.")
 
         try:
             yield run

@@ -33,6 +33,7 @@ from handjax.benchmarking import (
 )
 from handjax.checkpoints import workdir
 from handjax.data import run_data
+from handjax.errors import UserError
 from handjax.family import hand_constants
 from handjax.family.stage import Stage
 from handjax.mano import model_files
@@ -328,7 +329,7 @@ def _parts(subject, seconds):
     """What each part of a model adds to the time of those before it."""
     family = subject.config.family
     if not hasattr(subject.family, "PARTS"):
-        raise ValueError(
+        raise UserError(
             f"--what=parts: {family!r} names no parts that run one by one; give "
             f"handjax/models/{family}.py a table PARTS, name -> method, as hamba has."
         )
@@ -354,7 +355,7 @@ def _sampling(subject, seconds):
     family = subject.config.family
     model, variables = subject.served
     if not hasattr(model, "steps"):
-        raise ValueError(
+        raise UserError(
             f"--what=sampling: {family!r} draws no tokens step by step; measure a "
             "family whose model has a field `steps`, such as mmhmr."
         )

@@ -20,6 +20,7 @@ import numpy as np
 from flax import linen as nn
 
 from handjax.benchmarking import clock
+from handjax.errors import UserError
 from handjax.geometry import skeleton
 from handjax.models.hamba import model
 
@@ -90,10 +91,10 @@ def measure(config: ml_collections.ConfigDict, seconds: float) -> Iterator[Value
         seconds: how long to repeat the timing of each row.
 
     Raises:
-        ValueError: The config is of another family.
+        UserError: The config is of another family.
     """
     if config.family != "hamba":
-        raise ValueError(
+        raise UserError(
             f"--what=tokens compares decoders of hamba, but config.family="
             f"{config.family!r}; use --config configs/hamba.py."
         )

@@ -22,6 +22,7 @@ from handjax import models
 from handjax.benchmarking import clock
 from handjax.benchmarking.token_mixing import Value, multiply_adds
 from handjax.checkpoints import workdir
+from handjax.errors import UserError
 from handjax.family import hand_constants
 from handjax.geometry import skeleton
 from handjax.mano import model_files
@@ -82,10 +83,10 @@ def measure(
         seconds: how long to repeat the timing of each row and batch.
 
     Raises:
-        ValueError: The config is of another family.
+        UserError: The config is of another family.
     """
     if config.family != "tore":
-        raise ValueError(
+        raise UserError(
             f"--what=cost compares networks of tore, but config.family="
             f"{config.family!r}; use --config configs/tore.py."
         )

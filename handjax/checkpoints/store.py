@@ -18,6 +18,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from handjax.checkpoints import integrity
 from handjax.distributed import processes
+from handjax.errors import UserError
 
 _NOT_THE_FILE = (MemoryError, TypeError, NameError, jax.errors.JaxRuntimeError)
 """What may go wrong while reading without the checkpoint being at fault."""
@@ -125,7 +126,7 @@ class Checkpoints:
 
         Raises:
             CheckpointError: if there are checkpoints and none can be read.
-            ValueError: if the newest is of a model with other names or shapes.
+            UserError: if the newest is of a model with other names or shapes.
         """
         steps = self.steps()
         for step in reversed(steps):
@@ -140,7 +141,7 @@ class Checkpoints:
             except Exception as error:
                 say(self._set_aside(step, error))
             else:  # it is fine, and we must not touch it
-                raise ValueError(
+                raise UserError(
                     f"Checkpoint {self.directory}/{step} does not fit this config: "
                     f"{misfit}. Use the config it was made with, or another --workdir."
                 )

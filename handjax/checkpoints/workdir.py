@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from handjax.checkpoints.store import item_handlers
 from handjax.config import schema as configs
+from handjax.errors import UserError
 
 
 def stage_steps(workdir: Path) -> dict[str, list[int]]:
@@ -121,12 +122,12 @@ def build_model(family: Any, config: ConfigDict, **fields: Any) -> Any:
             the computation, `edges` between joints.
 
     Raises:
-        ValueError: if `config.model` has a key that is no field of the model.
+        UserError: if `config.model` has a key that is no field of the model.
     """
     known = set(family.Model.__dataclass_fields__) - {"parent", "name"}
     unknown = sorted(set(config.model) - known)
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"config.model has no key {unknown[0]!r}"
             f"{configs.suggest(unknown[0], known)}"
         )

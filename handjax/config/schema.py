@@ -15,6 +15,7 @@ from typing import Any
 import ml_collections
 
 from data_pipelines.loading import recipes
+from handjax.errors import UserError
 from handjax.family.stage import LABELLED_POSES
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -237,7 +238,7 @@ def _updated(
 ) -> dict[str, Any]:
     unknown = sorted(set(changes) - set(defaults))
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"{where} has no key {unknown[0]!r}{suggest(unknown[0], defaults)}"
         )
     return {**defaults, **changes}
@@ -340,7 +341,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     """Refuse values that cannot work, before anything slow is started.
 
     Raises:
-        ValueError: names the key, its value, and what is allowed.
+        UserError: names the key, its value, and what is allowed.
     """
     train, mesh = config.train, config.mesh
     _one_of("train.precision", train.precision, PRECISIONS)
@@ -356,11 +357,11 @@ def check(config: ml_collections.ConfigDict) -> None:
     _at_least("data.crop_size", config.data.crop_size, 16)
     _at_least("data.threads", config.data.threads, 0)
     if not config.stages:
-        raise ValueError("config.stages is empty; name at least one stage.")
+        raise UserError("config.stages is empty; name at least one stage.")
     for name, value in config.stages.items():
         _check_stage(f"stages.{name}", value)
         if value.patience and not train.eval_every:
-            raise ValueError(
+            raise UserError(
                 f"config.stages.{name}.patience={value.patience} counts evaluations, "
                 "but with config.train.eval_every=0 there is one at the end only; set "
                 "train.eval_every, or patience=0."
@@ -386,7 +387,7 @@ def _check_stage(where: str, value: ml_collections.ConfigDict) -> None:
 
 def _check_ramp(where: str, loss: str, ramp: Any, losses: Any) -> None:
     if loss not in losses:
-        raise ValueError(
+        raise UserError(
             f"config.{where} is of no loss of the stage{suggest(loss, losses)}"
         )
     _known(where, ramp, {"middle", "width"})
@@ -405,7 +406,7 @@ def _check_updates(
     _one_of(f"{where}.schedule.name", value.schedule.name, SCHEDULES)
     _at_least(f"{where}.schedule.warmup_steps", value.schedule.warmup_steps, 0)
     if value.schedule.warmup_steps > value.steps:
-        raise ValueError(
+        raise UserError(
             f"config.{where}.schedule.warmup_steps={value.schedule.warmup_steps} is "
             f"more than the {value.steps} steps of the stage; warm up for fewer."
         )
@@ -414,7 +415,7 @@ def _check_updates(
 def _check_group(where: str, name: str, group: Any) -> None:
     """Keys of a group, and its pattern."""
     if name == REST:
-        raise ValueError(
+        raise UserError(
             f"config.{where}: {REST!r} stands for all other parameters; choose another "
             "name."
         )
@@ -424,7 +425,7 @@ def _check_group(where: str, name: str, group: Any) -> None:
     try:
         re.compile(pattern)
     except (re.error, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"config.{where}.pattern={pattern!r} must be a regular expression for "
             f"paths of parameters, such as '^{name}/' ({error})."
         ) from error
@@ -432,20 +433,20 @@ def _check_group(where: str, name: str, group: Any) -> None:
 
 def _known(where: str, values: Any, known: Any) -> None:
     if not isinstance(values, (Mapping, ml_collections.ConfigDict)):
-        raise ValueError(
+        raise UserError(
             f"config.{where}={values!r} must be a dict with some of the keys "
             f"{', '.join(sorted(known))}."
         )
     unknown = sorted(set(values) - set(known))
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"config.{where} has no key {unknown[0]!r}{suggest(unknown[0], known)}"
         )
 
 
 def _one_of(key: str, value: Any, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise ValueError(
+        raise UserError(
             f"config.{key}={value!r} is not one of {', '.join(allowed)}"
             f"{suggest(str(value), allowed) if isinstance(value, str) else '.'}"
         )
@@ -455,11 +456,9 @@ def _at_least(key: str, value: Any, least: int) -> None:
     if not (
         isinstance(value, (int, float)) and math.isfinite(value) and value >= least
     ):
-        raise ValueError(
-            f"config.{key}={value!r} must be a number of at least {least}."
-        )
+        raise UserError(f"config.{key}={value!r} must be a number of at least {least}.")
 
 
 def _positive(key: str, value: Any) -> None:
     if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
-        raise ValueError(f"config.{key}={value!r} must be a number above 0.")
+        raise UserError(f"config.{key}={value!r} must be a number above 0.")

@@ -9,6 +9,7 @@ from collections.abc import Collection
 import ml_collections
 
 from data_pipelines.loading.recipes import Mixture
+from handjax.errors import UserError
 
 Config = ml_collections.ConfigDict
 
@@ -28,18 +29,18 @@ def parse(
         The variant, "paper" where none is named, and the row or "".
 
     Raises:
-        ValueError: There is no such variant or row.
+        UserError: There is no such variant or row.
     """
     size, _, row = (variant or "paper").partition(",")
     if size in rows:
         size, row = "paper", size
     if size not in variants:
-        raise ValueError(
+        raise UserError(
             f"{file} has no variant {variant!r}; it has {', '.join(variants)}, each "
             f"with or without one of {', '.join(rows)} behind a comma."
         )
     if row and row not in rows:
-        raise ValueError(f"{file} has no row {row!r}; it has {', '.join(rows)}.")
+        raise UserError(f"{file} has no row {row!r}; it has {', '.join(rows)}.")
     return size, row
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from handjax.errors import UserError
 from handjax.geometry.skeleton import FINGERS
 
 BENDS_DEG = (("straight", 45.0), ("slightly bent", 100.0), ("bent", 160.0))
@@ -142,7 +143,7 @@ def read(path: str | Path) -> dict[int, str]:
     writes can be changed and given back.
 
     Raises:
-        ValueError: A line is no such object, or an example is named twice; says where.
+        UserError: A line is no such object, or an example is named twice; says where.
         OSError: The file cannot be read.
     """
     captions: dict[int, str] = {}
@@ -152,13 +153,13 @@ def read(path: str | Path) -> dict[int, str]:
                 continue
             index, text = _entry(f"{path}, line {number}", line)
             if index in captions:
-                raise ValueError(
+                raise UserError(
                     f"{path}, line {number}: example {index} has a caption already; "
                     "keep one line for each."
                 )
             captions[index] = text
     if not captions:
-        raise ValueError(
+        raise UserError(
             f'{path}: no captions in it; write lines such as {{"index": 0, "text": "A '
             'right hand"}.'
         )
@@ -174,6 +175,6 @@ def _entry(where: str, line: str) -> tuple[int, str]:
         index, text = entry.get("index"), entry.get("text", entry.get("prompt"))
         if type(index) is int and index >= 0 and isinstance(text, str) and text.strip():
             return index, text
-    raise ValueError(
+    raise UserError(
         f'{where}: {line.strip()[:60]!r} is no {{"index": NUMBER, "text": "CAPTION"}}.'
     )

@@ -13,6 +13,7 @@ from data_pipelines.loading import examples
 from data_pipelines.loading.annotations import FIELDS, right_hands, tight_boxes
 from data_pipelines.storage.shards import Split
 from handjax.controlnet.images import HandInView
+from handjax.errors import UserError
 from handjax.geometry import crop
 from handjax.geometry.crop import CropConfig
 from handjax.mano.model_files import ManoFile, joint_regressor
@@ -157,7 +158,7 @@ def check_hand(split: Split, file: ManoFile, *, look_at: int = 50) -> None:
     """Refuse a hand model whose vertices are not in the order of the data set's.
 
     Raises:
-        ValueError: The joints of the model's regressor are not the annotated ones.
+        UserError: The joints of the model's regressor are not the annotated ones.
     """
     for index in range(min(look_at, len(split))):
         try:
@@ -170,7 +171,7 @@ def check_hand(split: Split, file: ManoFile, *, look_at: int = 50) -> None:
         error = float(np.linalg.norm(off, axis=-1).mean())
         if error > _SAME_HAND_M:
             named = split.metadata.get("hand", {}).get("name", "another one")
-            raise ValueError(
+            raise UserError(
                 f"--hand {file.name!r} does not fit {split.name}: joints of its mesh "
                 f"are {1000 * error:.0f} mm off. The data are of {named!r}; give that "
                 "model's file with --hand."

@@ -25,6 +25,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from handjax.controlnet.images import KINDS
+from handjax.errors import UserError
 from handjax.io.atomic_files import write_bytes, write_json
 
 SCHEMA_VERSION = 1
@@ -116,7 +117,7 @@ class Folder:
         """Note what is being made; go on with what was made of the same.
 
         Raises:
-            ValueError: The folder holds pictures that were made otherwise.
+            UserError: The folder holds pictures that were made otherwise.
         """
         path = self.path / "control.json"
         # As they come back from the file: tuples as lists.
@@ -131,13 +132,13 @@ class Folder:
             ]
             if changed:
                 more = f" (and {len(changed) - 1} more)" if changed[1:] else ""
-                raise ValueError(
+                raise UserError(
                     f"{str(self.path)!r} holds pictures made with {changed[0]}{more}. "
                     "Choose another --out, or delete that folder."
                 )
             return
         if self.path.is_dir() and any(self.path.iterdir()):
-            raise ValueError(
+            raise UserError(
                 f"{str(self.path)!r} is not empty, and nothing in it says that it "
                 "holds control images. Choose another --out."
             )
@@ -156,13 +157,13 @@ class Folder:
         """Refuse to begin what the disk will not hold, by a rough guess.
 
         Raises:
-            ValueError: Says how much is needed and how much is free.
+            UserError: Says how much is needed and how much is free.
         """
         pixels = size * size * sum(len(part) for part in self.missing())
         needed = pixels * (_TARGET_BYTES + _CONTROL_BYTES * len(self.kinds))
         free = shutil.disk_usage(self.path).free
         if needed > free:
-            raise ValueError(
+            raise UserError(
                 f"The pictures take about {needed / 1e9:.1f} GB, and the disk of "
                 f"{str(self.path)!r} has {free / 1e9:.1f} GB free. Choose another "
                 "--out, fewer kinds (--what) or fewer examples (--num)."
@@ -181,7 +182,7 @@ class Folder:
                 given += 1
             kept.append(entry)
         if not kept:
-            raise ValueError(
+            raise UserError(
                 f"None of {self.count} records gives an example: {_counted(left_out)}. "
                 "Choose kinds that the data are annotated for (--what), or a model's "
                 "meshes (--mesh workdir=W)."

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from handjax.errors import UserError
 from handjax.geometry.skeleton import BONES
 from handjax.visualization import render
 from handjax.visualization.rasterizer import Raster, interpolate, rasterize
@@ -145,7 +146,7 @@ _DRAW: dict[str, Callable[[HandInView, int], Drawn]] = {
 
 def _surface(hand: HandInView) -> tuple[np.ndarray, np.ndarray]:
     if hand.vertices is None or hand.faces is None:
-        raise ValueError("This picture is of a mesh, and the hand has none.")
+        raise UserError("This picture is of a mesh, and the hand has none.")
     return np.asarray(hand.vertices, np.float64), hand.faces
 
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from handjax.errors import UserError
 from handjax.types import Variables
 
 
@@ -62,10 +63,10 @@ def load(name: str) -> ModuleType:
     """Import a source.
 
     Raises:
-        ValueError: There is none of that name; lists those there are.
+        UserError: There is none of that name; lists those there are.
     """
     if name not in names():
-        raise ValueError(
+        raise UserError(
             f"--from={name!r} is not one of {', '.join(names())}"
             f"{'' if name else '; say where the weights come from'}."
         )

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from handjax.conversion import _apple_names
+from handjax.errors import UserError
 from handjax.io.weight_matching import ConversionError
 from handjax.nn import backbones
 from handjax.nn.backbones import _weights
@@ -45,7 +46,7 @@ def import_backbone(state_dict: StateDict, name: str = "") -> Imported:
 
     Raises:
         ConversionError: They do not fit the nearest backbone.
-        ValueError: They are of no known backbone, of another one than `name`, or
+        UserError: They are of no known backbone, of another one than `name`, or
             fused.
     """
     state_dict = _unfused(_apple_names.renamed(state_dict))
@@ -55,7 +56,7 @@ def import_backbone(state_dict: StateDict, name: str = "") -> Imported:
     }
     family, found, origins = _probed(probe, name)
     if name and found != name:
-        raise ValueError(
+        raise UserError(
             f"The weights are those of {found}, not of --name={name}. Leave --name out "
             "or pass the file of that backbone."
         )
@@ -89,7 +90,7 @@ def _rule(key: str) -> str:
 def _unfused(state_dict: StateDict) -> StateDict:
     fused = [key for key in state_dict if "reparam_conv" in key]
     if fused:
-        raise ValueError(
+        raise UserError(
             f"The weights are of a fused network ({fused[0]} and {len(fused) - 1} "
             "more), whose branches cannot be taken apart again. Pass the unfused file; "
             "handjax fuses by itself."
@@ -123,7 +124,7 @@ def _probed(
             # Another family's names: its renaming may stumble over them anywhere.
             continue
     if not misfits:
-        raise ValueError(
+        raise UserError(
             f"The weights are of no backbone that handjax knows; they begin with "
             f"{', '.join(list(probe)[:4])}. It knows {', '.join(backbones.names())}."
         )

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from handjax.errors import UserError
 from handjax.mano import model_files
 
 OPEN_HAND = (
@@ -20,11 +21,11 @@ def chosen(config: Any, hand: str, tips: str) -> model_files.ManoFile:
         tips: Finger-tip vertices of the released code (`skeleton.MANO_TIPS`).
 
     Raises:
-        ValueError: None was given.
+        UserError: None was given.
         OSError: The file cannot be read.
     """
     if not hand:
-        raise ValueError(
+        raise UserError(
             "--hand is missing: give the MANO_RIGHT.pkl (https://mano.is.tue.mpg.de) "
             "that the weights' vertices belong to, or --hand=open if they were trained "
             "with the open hand."

@@ -16,6 +16,7 @@ import numpy as np
 from handjax import models
 from handjax.checkpoints import workdir
 from handjax.conversion import Converted, Options, _backbones, _hand
+from handjax.errors import UserError
 from handjax.family import hand_constants
 from handjax.io import weight_matching
 from handjax.nn.backbones import _weights
@@ -59,7 +60,7 @@ def assemble(
 
     Raises:
         ConversionError: An entry is missing, unknown or of another shape.
-        ValueError: `options.hand` is not given, or the backbone is not known.
+        UserError: `options.hand` is not given, or the backbone is not known.
         OSError: The hand model cannot be read.
     """
     file = _hand.chosen(config, options.hand, TIPS)
@@ -107,13 +108,13 @@ def crop_size(backbone: Mapping[str, Any]) -> int:
     """Side of the crop whose middle columns a vision transformer has positions for.
 
     Raises:
-        ValueError: There is none.
+        UserError: There is none.
     """
     patch = backbone["patch_embed"]["proj"]["kernel"].shape[0]
     patches = backbone["pos_embed"].shape[1] - 1
     size = patch * math.isqrt(4 * patches // 3)
     if (size // patch) * (size * 3 // 4 // patch) != patches:
-        raise ValueError(
+        raise UserError(
             f"The backbone has positions for {patches} patches of {patch} pixels, "
             "which three quarters of no square crop are cut into."
         )

@@ -12,6 +12,7 @@ import flax.traverse_util
 import numpy as np
 
 from handjax.conversion import Converted, Options, _backbones, _hand, _hmr
+from handjax.errors import UserError
 from handjax.family import hand_constants
 from handjax.geometry import mesh_hierarchy, skeleton
 from handjax.mano import model_files
@@ -58,7 +59,7 @@ def assemble(
 
     Raises:
         ConversionError: An entry is missing, unknown or of another shape.
-        ValueError: `options.hand` or `options.hierarchy` is not given, or the backbone
+        UserError: `options.hand` or `options.hierarchy` is not given, or the backbone
             is not known.
         OSError: The hand model or the hierarchy cannot be read.
     """
@@ -107,10 +108,10 @@ def _hierarchy(
     """The hierarchy of `--hierarchy`, and what to warn of.
 
     Raises:
-        ValueError: None was given, or it is of another mesh.
+        UserError: None was given, or it is of another mesh.
     """
     if not given:
-        raise ValueError(
+        raise UserError(
             "--hierarchy is missing: give METRO's mano_downsampling.npz "
             "(https://github.com/microsoft/MeshTransformer), which says what the "
             "weights' 195 vertices are, or --hierarchy=built if they were trained with "
@@ -122,7 +123,7 @@ def _hierarchy(
         return built, (BUILT,)
     read = mesh_hierarchy.from_files(given)
     if _unordered(read.levels[0].faces) != _unordered(file.faces):
-        raise ValueError(
+        raise UserError(
             f"--hierarchy={given!r} is of a mesh with other faces than the hand of "
             "--hand; both have to be MANO's right hand."
         )
@@ -157,7 +158,7 @@ def _named(state_dict: _hmr.StateDict) -> dict[str, np.ndarray]:
     """Entries of the backbone by torchvision's names.
 
     Raises:
-        ValueError: There are none.
+        UserError: There are none.
     """
     found = {}
     for key, value in state_dict.items():
@@ -168,7 +169,7 @@ def _named(state_dict: _hmr.StateDict) -> dict[str, np.ndarray]:
             first = _CHILDREN[int(first)] or first
         found[f"{first}.{rest}"] = value
     if not found:
-        raise ValueError(
+        raise UserError(
             "The file has no entries `backbone.*`, so it is no whole network; its "
             f"entries begin with {', '.join(list(state_dict)[:4])}."
         )

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from handjax.conversion import Converted, Options, _hmr
+from handjax.errors import UserError
 from handjax.io import weight_matching
 from handjax.nn.backbones import _weights
 from handjax.nn.text import clip_text
@@ -47,11 +48,11 @@ def convert(state_dict: Mapping[str, np.ndarray], options: Options) -> Converted
 
     Raises:
         ConversionError: An entry is missing, unknown or of another shape.
-        ValueError: It is of no text tower, or not of `options.name`.
+        UserError: It is of no text tower, or not of `options.name`.
     """
     hugging_face = any(key.startswith("text_model.") for key in state_dict)
     if not hugging_face and "token_embedding.weight" not in state_dict:
-        raise ValueError(
+        raise UserError(
             "The file has neither `text_model.*` nor `token_embedding.weight`, so it "
             f"has no text tower of CLIP; it begins with "
             f"{', '.join(list(state_dict)[:4])}."
@@ -66,7 +67,7 @@ def convert(state_dict: Mapping[str, np.ndarray], options: Options) -> Converted
             kept[key] = np.asarray(value)
     size = _nearest(kept, hugging_face)
     if options.name not in ("", size):
-        raise ValueError(
+        raise UserError(
             f"The weights are those of {size}, not of --name={options.name}. Leave "
             "--name out or pass the file of that tower."
         )

@@ -14,6 +14,7 @@ import numpy as np
 from handjax.checkpoints.store import Checkpoints
 from handjax.config import schema as configs
 from handjax.conversion import Converted
+from handjax.errors import UserError
 from handjax.io import atomic_files, torch_files
 from handjax.types import Variables
 
@@ -30,17 +31,17 @@ def read_record(directory: str | Path) -> dict[str, Any]:
     """What conversion.json says: `kind` ("backbone", "model"), `backbone`, `licence`...
 
     Raises:
-        ValueError: It is damaged.
+        UserError: It is damaged.
     """
     path = Path(directory) / RECORD
     try:
         record = json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is damaged ({error}); convert the weights again."
         ) from error
     if not isinstance(record, dict) or record.get("schema") != "handjax/conversion":
-        raise ValueError(f"{path} was not written by handjax.convert.")
+        raise UserError(f"{path} was not written by handjax.convert.")
     return record
 
 
@@ -48,7 +49,7 @@ def read_backbone(directory: str | Path) -> Variables:
     """Variables of a converted backbone, numpy.
 
     Raises:
-        ValueError: The file is damaged.
+        UserError: The file is damaged.
         OSError: It cannot be read.
     """
     flat = torch_files.read(Path(directory) / WEIGHTS)

@@ -14,6 +14,7 @@ import numpy as np
 
 from handjax.config import files
 from handjax.conversion import Converted, Options, _backbones, _hmr, _metro
+from handjax.errors import UserError
 
 SOURCE = "https://github.com/postech-ami/FastMETRO"
 LICENCE = (
@@ -32,7 +33,7 @@ def convert(state_dict: _hmr.StateDict, options: Options) -> Converted:
 
     Raises:
         ConversionError: An entry is missing, unknown or of another shape.
-        ValueError: `options.hand` or `options.hierarchy` is not given, or it is no
+        UserError: `options.hand` or `options.hierarchy` is not given, or it is no
             hand network of FastMETRO.
         OSError: The hand model or the hierarchy cannot be read.
     """
@@ -58,7 +59,7 @@ def _sizes(state_dict: _hmr.StateDict) -> dict[str, Any]:
         narrow, _ = shapes["dim_reduce_enc_img.weight"]
         mlp, _ = shapes["transformer_1.encoder.layers.0.linear1.weight"]
     except (KeyError, ValueError):
-        raise ValueError(
+        raise UserError(
             "The file has no `conv_1x1`, `dim_reduce_enc_img` and `transformer_1` as "
             "FastMETRO's, so it is no network of FastMETRO; its entries begin with "
             f"{', '.join(list(state_dict)[:4])}."

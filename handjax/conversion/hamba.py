@@ -5,6 +5,7 @@ r"""Hamba's released checkpoint.
     python -m handjax.predict photo.jpg --workdir runs/hamba --output out
 
 The mean parameters are the file's own. MANO's arrays in it are left alone: they come
+from handjax.errors import UserError
 from your copy of MANO. Widths and depths are read off the weights.
 
 Where the release samples its tokens depends on a switch that is not in the weights and
@@ -34,7 +35,7 @@ def convert(state_dict: _hmr.StateDict, options: Options) -> Converted:
 
     Raises:
         ConversionError: An entry is missing, unknown or of another shape.
-        ValueError: `options.hand` is not given, it is no checkpoint of Hamba, or its
+        UserError: `options.hand` is not given, it is no checkpoint of Hamba, or its
             two heads have different mean parameters.
         OSError: The hand model cannot be read.
     """
@@ -59,7 +60,7 @@ def _sizes(state_dict: _hmr.StateDict) -> dict[str, int | float | tuple[int, ...
         inner, width = shapes[f"{first}.in_proj.weight"][:2]
         _, state = shapes[f"{first}.A_logs"]
     except (KeyError, ValueError):
-        raise ValueError(
+        raise UserError(
             f"The file has no trunk `{first}.*` as Hamba's, so it is no checkpoint of "
             f"Hamba; its entries begin with {', '.join(list(state_dict)[:4])}."
         ) from None
@@ -82,7 +83,7 @@ def _check_means(state_dict: _hmr.StateDict) -> None:
     for name in ("init_hand_pose", "init_betas", "init_cam"):
         values = [state_dict.get(f"{head}.{name}") for head in _HEADS]
         if values[0] is None or not np.array_equal(*values):
-            raise ValueError(
+            raise UserError(
                 f"{' and '.join(f'{head}.{name}' for head in _HEADS)} must both be in "
                 "the file and equal, for the released network's heads share them."
             )

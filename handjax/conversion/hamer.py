@@ -15,6 +15,7 @@ import numpy as np
 
 from handjax.config import files
 from handjax.conversion import Converted, Options, _hmr
+from handjax.errors import UserError
 
 SOURCE = "https://github.com/geopavlakos/hamer"
 LICENCE = (
@@ -32,7 +33,7 @@ def convert(state_dict: _hmr.StateDict, options: Options) -> Converted:
 
     Raises:
         ConversionError: An entry is missing, unknown or of another shape.
-        ValueError: `options.hand` is not given, or it is no checkpoint of HaMeR.
+        UserError: `options.hand` is not given, or it is no checkpoint of HaMeR.
         OSError: The hand model cannot be read.
     """
     config = files.load_config("configs/hamer.py:paper").unlock()
@@ -60,7 +61,7 @@ def _sizes(state_dict: _hmr.StateDict) -> dict[str, int | str]:
         mlp, _ = shapes[f"{_LAYERS}0.2.fn.net.0.weight"]
         _, numbers = shapes[f"{_DECODER}to_token_embedding.weight"]
     except (KeyError, ValueError):
-        raise ValueError(
+        raise UserError(
             f"The file has no decoder `{_DECODER}*` as HaMeR's, so it is no checkpoint "
             f"of HaMeR; its entries begin with {', '.join(list(state_dict)[:4])}."
         ) from None

@@ -15,6 +15,7 @@ import numpy as np
 
 from handjax.config import files
 from handjax.conversion import Converted, Options, _backbones, _hmr, _metro
+from handjax.errors import UserError
 from handjax.geometry import skeleton
 from handjax.mano import model_files
 
@@ -43,7 +44,7 @@ def convert(state_dict: _hmr.StateDict, options: Options) -> Converted:
 
     Raises:
         ConversionError: An entry is missing, unknown or of another shape.
-        ValueError: `options.hand` or `options.hierarchy` is not given, or it is no
+        UserError: `options.hand` or `options.hierarchy` is not given, or it is no
             hand network of METRO.
         OSError: The hand model or the hierarchy cannot be read.
     """
@@ -72,7 +73,7 @@ def _sizes(state_dict: _hmr.StateDict) -> dict[str, Any]:
         layer = "bert.encoder.layer.0.intermediate.dense.weight"
         mlp, width = shapes[f"{blocks[0]}.{layer}"]
     except (KeyError, ValueError):
-        raise ValueError(
+        raise UserError(
             "The file has no three blocks `trans_encoder.*.bert` as METRO's, so it is "
             "no network of METRO; its entries begin with "
             f"{', '.join(list(state_dict)[:4])}."

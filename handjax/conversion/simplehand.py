@@ -19,6 +19,7 @@ from handjax import models
 from handjax.checkpoints import workdir
 from handjax.config import files
 from handjax.conversion import Converted, Options, _backbones, _hand
+from handjax.errors import UserError
 from handjax.family import hand_constants
 from handjax.io import weight_matching
 from handjax.nn.backbones import _weights
@@ -42,7 +43,7 @@ def convert(state_dict: Mapping[str, np.ndarray], options: Options) -> Converted
 
     Raises:
         ConversionError: An entry is missing, unknown or of another shape.
-        ValueError: `options.hand` is not given, or the backbone is not known.
+        UserError: `options.hand` is not given, or the backbone is not known.
         OSError: The hand model cannot be read.
     """
     config = files.load_config("configs/simplehand.py:paper").unlock()
@@ -50,7 +51,7 @@ def convert(state_dict: Mapping[str, np.ndarray], options: Options) -> Converted
     hand = hand_constants.hand_constants(file)
     inside = {k: v for k, v in state_dict.items() if k.startswith(_BACKBONE)}
     if not inside:
-        raise ValueError(
+        raise UserError(
             "The file has no entries `backbone.*`, so it is no checkpoint of "
             f"SimpleHand; its entries begin with {', '.join(list(state_dict)[:4])}."
         )

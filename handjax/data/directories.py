@@ -16,6 +16,7 @@ import ml_collections
 from data_pipelines import datasets
 from data_pipelines.storage import schema, shards
 from handjax.distributed import processes
+from handjax.errors import UserError
 from handjax.mano import model_files
 from handjax.mano.model_files import ManoFile
 
@@ -62,13 +63,13 @@ def evaluated(data: Data, hand_file: ManoFile, *, create: bool) -> Path:
         create: whether to render the built-in one if it is not there.
 
     Raises:
-        ValueError: a named data set without a directory, or built-in data of a body.
+        UserError: a named data set without a directory, or built-in data of a body.
         FileNotFoundError: a directory without that data set.
     """
     if not is_built_in(data):
         return _named(data)
     if not hand_file.is_hand:
-        raise ValueError(
+        raise UserError(
             "The built-in data are of hands. Make pictures of a body with `python "
             "-m data_pipelines.synthetic.body --out DIR`, and name them: "
             "--config.data.name=synthetic_body --config.data.dir=DIR."
@@ -111,7 +112,7 @@ def _named(data: Data) -> Path:
     elif shares(data):
         key, directory = "mixture.dir", _in_mixture(data, data.name)
     else:
-        raise ValueError(f"config.data.name={data.name!r} needs config.data.dir. {how}")
+        raise UserError(f"config.data.name={data.name!r} needs config.data.dir. {how}")
     if not _is_there(directory):
         given = data.dir or data.mixture.dir
         raise FileNotFoundError(
@@ -135,11 +136,11 @@ def shares(data: Data) -> dict[str, float]:
     """Data sets of the mixture by name, without those of no share.
 
     Raises:
-        ValueError: names a share that is no number of at least 0.
+        UserError: names a share that is no number of at least 0.
     """
     for name, share in data.mixture.shares.items():
         if not 0 <= share < math.inf:
-            raise ValueError(
+            raise UserError(
                 f"config.data.mixture.shares.{name}={share!r} must be a number of at "
                 "least 0, which leaves the data set out."
             )
@@ -150,7 +151,7 @@ def shares(data: Data) -> dict[str, float]:
 def _in_mixture(data: Data, name: str) -> Path:
     """Directory of a data set of the mixture."""
     if not data.mixture.dir:
-        raise ValueError(
+        raise UserError(
             f"config.data.mixture.shares names {', '.join(shares(data))}, but nothing "
             "says where they are; pass --config.data.mixture.dir=DIR, which holds each "
             "under its name."
@@ -162,11 +163,11 @@ def _mixed_in(data: Data) -> dict[Path, float]:
     """Directories and weights of `config.data.mix`.
 
     Raises:
-        ValueError: names a weight that is not positive.
+        UserError: names a weight that is not positive.
     """
     for directory, weight in data.mix.items():
         if not 0 < weight < math.inf:
-            raise ValueError(
+            raise UserError(
                 f"config.data.mix[{directory!r}]={weight!r} must be a positive number; "
                 "leave out a directory that is not to be trained on."
             )
@@ -181,7 +182,7 @@ def trained_on(data: Data, evaluated_on: Path) -> dict[Path, float]:
         evaluated_on: what `evaluated` gave.
 
     Raises:
-        ValueError: a weight that makes no sense, or shares of data sets nowhere.
+        UserError: a weight that makes no sense, or shares of data sets nowhere.
     """
     found = {_in_mixture(data, name): share for name, share in shares(data).items()}
     return (found or {evaluated_on: 1.0}) | _mixed_in(data)
@@ -217,14 +218,14 @@ def check_counts(directory: Path, hand_file: ManoFile) -> None:
     """Refuse a data set of another mesh or skeleton than the hand model's.
 
     Raises:
-        ValueError: names both counts.
+        UserError: names both counts.
     """
     if not _is_there(directory):
         return  # reading it will say so, or it is yet to be made
     counts = schema.Counts.of(hand_file)
     found = shards.counts_of(shards.read_metadata(directory))
     if found != counts:
-        raise ValueError(
+        raise UserError(
             f"The data in {str(directory)!r} have {_counted(found)}, the hand model "
             f"{hand_file.name!r} has {_counted(counts)}. Set config.hand.source to the "
             "model of the data, or config.data.dir to data of the model."

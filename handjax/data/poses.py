@@ -17,6 +17,7 @@ from data_pipelines.loading.pose_files import PoseFile
 from data_pipelines.synthetic import letters, poses
 from data_pipelines.synthetic.letters import LetterSource
 from data_pipelines.synthetic.poses import PosePriorSource
+from handjax.errors import UserError
 from handjax.geometry.skeleton import MANO_JOINTS
 from handjax.mano import hand_model
 from handjax.mano.model_files import ManoFile
@@ -100,11 +101,11 @@ def letters_in_order(
         letters_as: texts and views.
 
     Raises:
-        ValueError: There is no such split.
+        UserError: There is no such split.
     """
     streams = {"train": letters.TRAIN, "test": letters.TEST}
     if split not in streams:
-        raise ValueError(f"Labelled poses have the splits train and test, not {split}.")
+        raise UserError(f"Labelled poses have the splits train and test, not {split}.")
     source = _letters(seed, letters_as, streams[split])
     make = _maker(hand_file, letters_as, root=root, crop_size=crop_size)
     for start in range(0, num, batch_size):

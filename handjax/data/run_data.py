@@ -31,6 +31,7 @@ from handjax.data.poses import (
 )
 from handjax.data.training_sets import TrainingSets, annotators_hand
 from handjax.distributed.split_shares import WHOLE, Share
+from handjax.errors import UserError
 from handjax.family.stage import Stage
 from handjax.geometry.crop import CropConfig
 from handjax.mano.model_files import ManoFile, joint_regressor
@@ -52,19 +53,19 @@ def open_data(
             built-in set is only described.
 
     Raises:
-        ValueError: for a named data set without a directory.
+        UserError: for a named data set without a directory.
         FileNotFoundError: for a directory without that data set.
     """
     schema.preload()
     data = config.data
     roots = hand_file.skeleton.roots
     if data.root not in roots:
-        raise ValueError(
+        raise UserError(
             f"config.data.root={data.root!r} is no root joint"
             f"{configs.suggest(data.root, roots)}"
         )
     if not hand_file.is_hand and data.augment.get("flip"):
-        raise ValueError(
+        raise UserError(
             "config.data.augment.flip mirrors pictures, but not the sides of a body's "
             "joints; set it to 0.0."
         )
@@ -169,7 +170,7 @@ class OpenData:
         if not stage.real_poses:
             return batches
         if not (self.hand_file.is_hand or self.data.poses):
-            raise ValueError(
+            raise UserError(
                 f"Stage {stage.name!r} compares with real poses, and the built-in ones "
                 "are of hands; name a file of the body's with config.data.poses, or "
                 "train without a discriminator."
@@ -194,11 +195,11 @@ class OpenData:
         if options.data != "images":
             given = f"config.stages.{stage.name}.data={options.data!r}"
             if stage.needs_image:
-                raise ValueError(
+                raise UserError(
                     f"{given} has no pictures, which this stage needs; use 'images'."
                 )
             if not self.hand_file.is_hand:
-                raise ValueError(
+                raise UserError(
                     f"{given} draws poses of hands; for a body use 'images'."
                 )
             return pose_batches(
@@ -239,11 +240,11 @@ class OpenData:
         set has test pictures.
 
         Raises:
-            ValueError: for a share of examples that are made, not read.
+            UserError: for a share of examples that are made, not read.
         """
         if self._is_labelled(stage):
             if share.count > 1:
-                raise ValueError(
+                raise UserError(
                     f"--share: the examples of stage {stage.name!r} are made, not "
                     "read; evaluate it in one process."
                 )

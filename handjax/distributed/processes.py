@@ -120,7 +120,7 @@ def _gather(mine: dict[str, Any]) -> list[dict[str, Any]]:
 
     text = json.dumps(mine, sort_keys=True).encode()
     if len(text) > _FACTS_BYTES:
-        raise ValueError(f"{len(text)} bytes are more than {_FACTS_BYTES}.")
+        raise UserError(f"{len(text)} bytes are more than {_FACTS_BYTES}.")
     padded = np.zeros(_FACTS_BYTES, np.uint8)
     padded[: len(text)] = np.frombuffer(text, np.uint8)
     rows = np.asarray(multihost_utils.process_allgather(padded))

@@ -11,6 +11,8 @@ import ml_collections
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from handjax.errors import UserError
+
 MIN_SPLIT_SIZE = 2**16
 """Parameters with fewer elements are not worth the traffic of splitting them."""
 
@@ -19,14 +21,14 @@ def make_mesh(config: ml_collections.ConfigDict, devices: Any = None) -> Mesh:
     """Mesh of `config.mesh` over all devices of all hosts (or over `devices`).
 
     Raises:
-        ValueError: if the sizes do not multiply to the number of devices.
+        UserError: if the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     data, fsdp = config.data, config.fsdp
     if data == -1:
         data = len(devices) // fsdp
     if data * fsdp != len(devices) or data < 1:
-        raise ValueError(
+        raise UserError(
             f"config.mesh.data={config.data} times config.mesh.fsdp={fsdp} does not "
             f"cover the {len(devices)} devices here; set mesh.data=-1 and an fsdp that "
             f"divides {len(devices)}."
@@ -81,12 +83,12 @@ def per_process(stage: ml_collections.ConfigDict, mesh: Mesh, key: str) -> int:
         key: of `stage` in the config, for the message.
 
     Raises:
-        ValueError: if the devices cannot share the batch equally, in as many parts as
+        UserError: if the devices cannot share the batch equally, in as many parts as
             the stage accumulates.
     """
     parts = mesh.size * stage.accumulate
     if stage.batch_size % parts:
-        raise ValueError(
+        raise UserError(
             f"config.{key}.batch_size={stage.batch_size} cannot be shared equally by "
             f"{mesh.size} devices ({jax.process_count()} processes) with accumulate="
             f"{stage.accumulate}; make it a multiple of {parts}."

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from handjax.errors import UserError
 from handjax.io.atomic_files import write_bytes
 
 Arrays = dict[str, np.ndarray]
@@ -41,7 +42,7 @@ def parse(text: str | None) -> Share:
     which there is one unless that has been set up.
 
     Raises:
-        ValueError: It is no such pair.
+        UserError: It is no such pair.
     """
     if text is None:
         import jax
@@ -50,7 +51,7 @@ def parse(text: str | None) -> Share:
     index, slash, count = text.partition("/")
     if slash and index.isdecimal() and count.isdecimal() and int(index) < int(count):
         return Share(int(index), int(count))
-    raise ValueError(
+    raise UserError(
         f"--share={text!r}: give the process and how many there are, 0/4 to 3/4."
     )
 
@@ -101,7 +102,7 @@ def check_whole(indices: Sequence[np.ndarray] | np.ndarray, count: int) -> None:
         count: Examples of the split.
 
     Raises:
-        ValueError: Says which.
+        UserError: Says which.
     """
     found = np.concatenate([np.ravel(part) for part in indices] or [np.zeros(0)])
     times = np.bincount(found.astype(np.int64), minlength=count)
@@ -113,7 +114,7 @@ def check_whole(indices: Sequence[np.ndarray] | np.ndarray, count: int) -> None:
         (foreign, "do not exist"),
     ):
         if len(wrong):
-            raise ValueError(
+            raise UserError(
                 f"{len(wrong):,} of {count:,} examples {what}, first {wrong[0]}."
             )
 

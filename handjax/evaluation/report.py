@@ -7,6 +7,7 @@ from typing import Any
 from handjax.config.schema import LABELLED_POSES, evaluated_on
 from handjax.distributed import split_shares
 from handjax.distributed.split_shares import WHOLE, Share
+from handjax.errors import UserError
 from handjax.evaluation import mean_hand
 from handjax.evaluation.mean_hand import MeanHand
 from handjax.evaluation.score_files import tta_line
@@ -40,12 +41,12 @@ def make(
         missing.
 
     Raises:
-        ValueError: Test-time augmentation of a stage without pictures, or examples
+        UserError: Test-time augmentation of a stage without pictures, or examples
             that are missing or counted twice.
     """
     config, stage = found.config, found.stage
     if tta_mode and not stage.needs_image:
-        raise ValueError(
+        raise UserError(
             f"--tta={tta_mode}: stage {stage.name!r} sees no picture that could be "
             "turned; leave --tta out, or evaluate a stage that does."
         )

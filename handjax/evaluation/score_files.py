@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from handjax.errors import UserError
 from handjax.evaluation.protocols import Benchmark, Score
 from handjax.io import atomic_files
 from handjax.metrics.mesh_errors import PROTOCOLS
@@ -18,13 +19,13 @@ def alignment(benchmark: Benchmark, procrustes: str | None) -> str:
     """The benchmark's own alignment, or the one that is asked for.
 
     Raises:
-        ValueError: The benchmark aligns nothing, or not like that.
+        UserError: The benchmark aligns nothing, or not like that.
     """
     if procrustes is None:
         return next(iter(benchmark.alignments), "")
     if procrustes not in benchmark.alignments:
         allowed = " or ".join(benchmark.alignments)
-        raise ValueError(
+        raise UserError(
             f"procrustes={procrustes!r}: {benchmark.name} "
             + (f"knows {allowed}." if allowed else "aligns nothing; leave it out.")
         )
@@ -35,19 +36,19 @@ def settings(benchmark: Benchmark, given: Mapping[str, str | None]) -> dict[str,
     """Options of a benchmark: those that are given, and the defaults of the others.
 
     Raises:
-        ValueError: The benchmark has no such option, or no such value of it.
+        UserError: The benchmark has no such option, or no such value of it.
     """
     chosen = {name: allowed[0] for name, allowed in benchmark.settings.items()}
     for name, value in given.items():
         if value is None:
             continue
         if name not in chosen:
-            raise ValueError(
+            raise UserError(
                 f"{name}={value!r}: {benchmark.name} has no such option; leave it out."
             )
         if value not in benchmark.settings[name]:
             allowed = ", ".join(benchmark.settings[name])
-            raise ValueError(f"{name}={value!r}: {benchmark.name} has {allowed}.")
+            raise UserError(f"{name}={value!r}: {benchmark.name} has {allowed}.")
         chosen[name] = value
     return chosen
 
@@ -81,7 +82,7 @@ def report(
         file: Where the predictions are from.
 
     Raises:
-        ValueError: Truth and predictions do not fit; says what.
+        UserError: Truth and predictions do not fit; says what.
     """
     scores = benchmark.scores(truth, predictions, procrustes=procrustes)
     count = benchmark.count(truth, predictions)

@@ -17,6 +17,7 @@ import numpy as np
 
 from handjax.distributed import split_shares
 from handjax.distributed.split_shares import WHOLE, Share
+from handjax.errors import UserError
 from handjax.evaluation import photo_frame, score_files
 from handjax.evaluation.protocols import Benchmark, PhotoHands
 from handjax.evaluation.trained_model import Trained
@@ -46,7 +47,7 @@ def predicted(
         None while other processes' shares are missing.
 
     Raises:
-        ValueError: Examples are missing or there more than once.
+        UserError: Examples are missing or there more than once.
     """
     function = tta.augmented(trained.stage.predict_fn, tta_mode)
     hands, index = photo_frame.collect(
@@ -74,22 +75,22 @@ def check(benchmark: Benchmark, trained: Trained, tta_mode: str | None) -> None:
     """Refuse what cannot give a file of predictions.
 
     Raises:
-        ValueError: Other data, a stage without pictures, or errors that are averaged.
+        UserError: Other data, a stage without pictures, or errors that are averaged.
     """
     name = trained.config.data.name
     if name != benchmark.name:
-        raise ValueError(
+        raise UserError(
             f"--benchmark={benchmark.name} needs its pictures, and the data are "
             f"{name!r}; pass --config.data.name={benchmark.name} "
             "--config.data.dir=DIR, made by `python -m data_pipelines.prepare "
             f"{benchmark.name}`."
         )
     if not trained.stage.needs_image:
-        raise ValueError(
+        raise UserError(
             f"stage {trained.stage.name!r} sees no picture; evaluate one that does."
         )
     if tta_mode and tta.answers_per_hand(tta_mode) > 1:
-        raise ValueError(
+        raise UserError(
             f"--tta={tta_mode} averages errors, and a file of predictions holds one "
             "hand for each sample; take 'released' or 'mean'."
         )

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from handjax.errors import UserError
 from handjax.mano import model_files
 from handjax.types import Variables
 
@@ -25,7 +26,7 @@ def check(
         fields: Those of `config.model` that a trained tokenizer fixes.
 
     Raises:
-        ValueError: names all that does not fit.
+        UserError: names all that does not fit.
     """
     problems = []
     if not bool(variables["codebook"]["tokenizer"]["vq"]["initialized"]):
@@ -53,7 +54,7 @@ def check(
                 f"{file.name!r} ({file.sha256[:12]})"
             )
     if problems:
-        raise ValueError(
+        raise UserError(
             "Stage 'mesh' cannot use this tokenizer: "
             + "; ".join(problems)
             + ". Train stage 'tokenizer' with this config, or set the config's values "

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from handjax.errors import UserError
 from handjax.geometry.skeleton import HAND, Skeleton, of_body
 from handjax.mano import model_files
 from handjax.types import AnyArray, Variables
@@ -42,10 +43,10 @@ class HandConstants(NamedTuple):
         """Refuse a body, for families whose layers are made for a hand's counts.
 
         Raises:
-            ValueError: It is one.
+            UserError: It is one.
         """
         if self.parents is not None:
-            raise ValueError(
+            raise UserError(
                 f"{family} is a network for hands, of 778 vertices and 21 joints; "
                 f"config.hand.source is a body model of {len(self.v_template)} and "
                 f"{len(self.joint_regressor)}. Use a family that takes its counts from "
@@ -91,11 +92,11 @@ def check_root(config: Any, model: Any) -> None:
         model: The family's Model, with a field `root`.
 
     Raises:
-        ValueError: `config.model.root` is not the root of the data.
+        UserError: `config.model.root` is not the root of the data.
     """
     root = config.model.get("root", model.root)
     if root != config.data.root:
-        raise ValueError(
+        raise UserError(
             f"config.model.root={root!r} is not config.data.root="
             f"{config.data.root!r}; predictions and annotations have to be relative to "
             "the same joint."

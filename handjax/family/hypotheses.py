@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from handjax.errors import UserError
 from handjax.types import AnyArray, HandOutput
 
 
@@ -46,10 +47,10 @@ def draw(one: Callable[[Array], HandOutput], key: Array, count: int) -> Hypothes
         count: How many.
 
     Raises:
-        ValueError: No hypothesis, or hands without a confidence.
+        UserError: No hypothesis, or hands without a confidence.
     """
     if count < 1:
-        raise ValueError(f"hypotheses: count={count!r} must be 1 or more.")
+        raise UserError(f"hypotheses: count={count!r} must be 1 or more.")
 
     # Logits of all hypotheses would be much, and nobody asks for them.
     def lean(key: Array) -> HandOutput:
@@ -62,10 +63,10 @@ def ranked(outputs: HandOutput) -> Hypotheses:
     """Sort by confidence; each array of `outputs` is [hypothesis, batch, ...].
 
     Raises:
-        ValueError: The hands have no confidence.
+        UserError: The hands have no confidence.
     """
     if outputs.confidence is None:
-        raise ValueError(
+        raise UserError(
             "hypotheses are ranked by confidence: HandOutput.confidence must not be "
             "None; sampling families fill it with the mean probability of the codes."
         )

@@ -19,6 +19,7 @@ from jaxtyping import Float, UInt8
 
 from handjax import models
 from handjax.checkpoints.workdir import load_for_inference
+from handjax.errors import UserError
 from handjax.family import hand_constants, hypotheses
 from handjax.geometry import camera, crop
 from handjax.geometry.skeleton import HAND
@@ -51,7 +52,7 @@ class HandPredictor:
     ):
         _check_hypotheses(config, model, num_hypotheses, tta_mode)
         if tta_mode and tta.answers_per_hand(tta_mode) > 1:
-            raise ValueError(
+            raise UserError(
                 f"tta={tta_mode!r} averages errors, which takes the truth; predict "
                 "with 'released' or 'mean'."
             )
@@ -102,13 +103,13 @@ class HandPredictor:
 
         Raises:
             FileNotFoundError: The workdir has no such checkpoint.
-            ValueError: The stage reconstructs meshes and sees no image, or hypotheses
+            UserError: The stage reconstructs meshes and sees no image, or hypotheses
                 or explanations are asked of a model that has none.
         """
         config, model, variables, found, step = load_for_inference(workdir, stage, step)
         stages = {s.name: s for s in models.load(config.family).stages(config)}
         if not stages[found].needs_image:
-            raise ValueError(
+            raise UserError(
                 f"{str(workdir)!r}: stage {found!r} (step {step}) sees no image, so it "
                 "cannot read a photo; train the next stage with handjax.train first."
             )
@@ -315,16 +316,16 @@ def _check_hypotheses(
 ) -> None:
     """Refuse hypotheses of families that have none, and of fused views."""
     if number < 0:
-        raise ValueError(f"hypotheses={number!r} must be 0 (none) or more.")
+        raise UserError(f"hypotheses={number!r} must be 0 (none) or more.")
     if number and not hasattr(model, "hypotheses"):
         family = config.get("family", type(model).__name__)
-        raise ValueError(
+        raise UserError(
             f"hypotheses={number}: {family!r} gives one answer to an image; leave "
             "hypotheses out, or take a family that samples (one whose Model has a "
             "method `hypotheses`, such as mmhmr)."
         )
     if number and tta_mode:
-        raise ValueError(
+        raise UserError(
             f"hypotheses={number} are of one view of the hand, and tta={tta_mode!r} "
             "fuses 95; ask for one of the two."
         )
@@ -340,7 +341,7 @@ def _check_explains(config: Any, model: Any, variables: Any) -> None:
         look = functools.partial(model.apply, method="explain")
         found = jax.eval_shape(look, variables, image)
     if found.clusters is None and found.joints is None:
-        raise ValueError(
+        raise UserError(
             f"explain: this model of {family!r} neither clusters places of the image "
             "nor has vertices that look at joints; leave explain out, or take a family "
             "whose Model has a method `explain`, such as tore."

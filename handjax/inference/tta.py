@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
+from handjax.errors import UserError
 from handjax.metrics.mesh_errors import procrustes_align
 from handjax.types import AnyArray, Batch, HandOutput
 
@@ -56,7 +57,7 @@ class Views(NamedTuple):
 def views(mode: str) -> Views:
     """All 95 of a mode (a key of `MODES`)."""
     if mode not in MODES:
-        raise ValueError(f"tta={mode!r} is not one of {', '.join(MODES)}.")
+        raise UserError(f"tta={mode!r} is not one of {', '.join(MODES)}.")
     pairs = list(itertools.product(ANGLES_DEG, SCALES))
     pairs.sort(key=lambda pair: pair == (0, 1.0))  # stable: only that one moves
     angle, scale = np.array(pairs, np.float32).T

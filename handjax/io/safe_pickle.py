@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from handjax.errors import UserError
+
 Allowed = Mapping[tuple[str, str], Any]
 """(module, name) of a global -> the object that the pickle gets instead."""
 
@@ -49,7 +51,7 @@ class Holder:
 
     def __setstate__(self, state):
         if not isinstance(state, dict):
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__} has a state of type "
                 f"{type(state).__name__}; expected a dict"
             )
@@ -175,7 +177,7 @@ def load(path: str | os.PathLike, allowed: Allowed) -> Any:
 
     Raises:
         RefusedPickleError: It names another global; the message says which.
-        ValueError: It is truncated or not a pickle.
+        UserError: It is truncated or not a pickle.
         OSError: The file cannot be read.
     """
     with open(path, "rb") as file:
@@ -194,7 +196,7 @@ def load_npz(path: str | os.PathLike, allowed: Allowed) -> dict[str, Any]:
 
     Raises:
         RefusedPickleError: An object array names a global that is not in `allowed`.
-        ValueError: It is truncated or not an npz.
+        UserError: It is truncated or not an npz.
         OSError: The file cannot be read.
     """
     name = os.fspath(path)
@@ -208,7 +210,7 @@ def load_npz(path: str | os.PathLike, allowed: Allowed) -> dict[str, Any]:
                 if member.endswith(".npy")
             }
     except (zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(
+        raise UserError(
             f"{name}: not a complete npz file ({error}). Copy it again."
         ) from error
 
@@ -219,7 +221,7 @@ def _read_member(archive: zipfile.ZipFile, member: str, allowed: Allowed, path: 
             return np.lib.format.read_array(file, allow_pickle=False)
         except ValueError as error:
             if "Object arrays" not in str(error):
-                raise ValueError(f"{path}: array {member!r}: {error}") from error
+                raise UserError(f"{path}: array {member!r}: {error}") from error
     with archive.open(member) as file:
         version = np.lib.format.read_magic(file)
         header = {
@@ -251,7 +253,7 @@ def load_from(
 
     Raises:
         RefusedPickleError: It names another global; the message says which.
-        ValueError: It is truncated or not a pickle.
+        UserError: It is truncated or not a pickle.
     """
     try:
         return _Unpickler(file, allowed, path, persistent_load, stand_in).load()
@@ -261,7 +263,7 @@ def load_from(
         raise
     except Exception as error:
         # A damaged pickle can fail anywhere in the machine that runs it.
-        raise ValueError(
+        raise UserError(
             f"{path}: not a complete pickle ({type(error).__name__}: {error}). "
             f"Download or copy it again."
         ) from error

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from handjax.errors import UserError
 from handjax.io import safe_pickle, torch_pickle
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -31,14 +32,14 @@ def read(path: str | os.PathLike) -> Any:
 
     Raises:
         RefusedPickleError: It names a global that tensors do not need; nothing was run.
-        ValueError: It is empty, truncated, damaged or something else.
+        UserError: It is empty, truncated, damaged or something else.
         OSError: It cannot be read.
     """
     name = os.fspath(path)
     with open(path, "rb") as file:
         head = file.read(9)
     if not head:
-        raise ValueError(f"{name}: the file is empty. Download or copy it again.")
+        raise UserError(f"{name}: the file is empty. Download or copy it again.")
     if name.endswith(".safetensors") or head[8:9] == b"{":
         return _read_safetensors(name)
     if head.startswith(b"PK\x03\x04"):
@@ -46,7 +47,7 @@ def read(path: str | os.PathLike) -> Any:
     if head.startswith(b"\x80"):
         with open(path, "rb") as file:
             return _read_legacy(file, name)
-    raise ValueError(
+    raise UserError(
         f"{name}: not a checkpoint: it begins with {head!r}. Allowed are files of "
         "torch.save (.pt, .pth, .ckpt or no suffix) and .safetensors."
     )
@@ -60,7 +61,7 @@ def state_dict(saved: Any, path: str | os.PathLike = "file") -> dict[str, np.nda
     parallel training leaves, is taken off.
 
     Raises:
-        ValueError: There are none; lists the keys there are.
+        UserError: There are none; lists the keys there are.
     """
     candidates = [saved]
     if isinstance(saved, Mapping):
@@ -73,7 +74,7 @@ def state_dict(saved: Any, path: str | os.PathLike = "file") -> dict[str, np.nda
             return dict(found)
     keys = sorted(map(str, saved)) if isinstance(saved, Mapping) else []
     shown = ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if keys[8:] else "")
-    raise ValueError(
+    raise UserError(
         f"{os.fspath(path)}: no entries of a network in it. It holds a "
         f"{type(saved).__name__}{f' of {shown}' if keys else ''}; names with tensors "
         f"are looked for in it and under {', '.join(_STATE_DICT_KEYS)}."
@@ -95,7 +96,7 @@ def _read_safetensors(name: str) -> dict[str, np.ndarray]:
     try:
         return safetensors.numpy.load_file(name)
     except (safetensors.SafetensorError, KeyError) as error:
-        raise ValueError(
+        raise UserError(
             f"{name}: not a complete safetensors file ({error}). Download or copy it "
             "again."
         ) from error
@@ -110,7 +111,7 @@ def _read_zip(name: str) -> Any:
         with zipfile.ZipFile(name) as archive:
             pickles = [n for n in archive.namelist() if n.endswith("data.pkl")]
             if len(pickles) != 1:
-                raise ValueError(
+                raise UserError(
                     f"{name}: a zip archive without data.pkl is no checkpoint of "
                     "torch.save. Was it unpacked and packed, or another file?"
                 )
@@ -125,14 +126,14 @@ def _read_zip(name: str) -> Any:
             with archive.open(pickles[0]) as file:
                 return torch_pickle.load(file, name, storage)
     except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-        raise ValueError(
+        raise UserError(
             f"{name}: not a complete checkpoint ({error}). Download or copy it again."
         ) from error
 
 
 def _stored(data: bytes, dtype: np.dtype, count: int, order: str) -> np.ndarray:
     if len(data) != count * dtype.itemsize:
-        raise ValueError(
+        raise UserError(
             f"a storage of {count} x {dtype} has {len(data)} bytes, not "
             f"{count * dtype.itemsize}"
         )
@@ -143,14 +144,14 @@ def _stored(data: bytes, dtype: np.dtype, count: int, order: str) -> np.ndarray:
 def _read_legacy(file: Any, name: str) -> Any:
     """Pickles of magic number, protocol, system, object, keys; then the storages."""
     if safe_pickle.load_from(file, {}, name) != _LEGACY_MAGIC:
-        raise ValueError(
+        raise UserError(
             f"{name}: a pickle, but not one of torch.save. Allowed are files of "
             "torch.save and .safetensors."
         )
     protocol = safe_pickle.load_from(file, {}, name)
     system = safe_pickle.load_from(file, {}, name)
     if protocol != _LEGACY_PROTOCOL or not isinstance(system, dict):
-        raise ValueError(f"{name}: version {protocol} of torch.save is not known.")
+        raise UserError(f"{name}: version {protocol} of torch.save is not known.")
     order = "little" if system.get("little_endian", True) else "big"
     size = os.fstat(file.fileno()).st_size
     storages: dict[str, np.ndarray] = {}
@@ -158,14 +159,14 @@ def _read_legacy(file: Any, name: str) -> Any:
     def storage(key: str, dtype: np.dtype, count: int) -> np.ndarray:
         size_left = size - sum(array.nbytes for array in storages.values())
         if count * dtype.itemsize > size_left:
-            raise ValueError(f"storage {key} is larger than the file")
+            raise UserError(f"storage {key} is larger than the file")
         # The content follows the pickle; views of it are made before it is there.
         return storages.setdefault(key, np.zeros(count, dtype))
 
     saved = torch_pickle.load(file, name, storage)
     keys = safe_pickle.load_from(file, {}, name)
     if not isinstance(keys, list) or set(keys) != set(storages):
-        raise ValueError(f"{name}: its list of storages is damaged. Copy it again.")
+        raise UserError(f"{name}: its list of storages is damaged. Copy it again.")
     for key in keys:
         _fill(file, storages[key], name, order)
     return saved
@@ -175,10 +176,10 @@ def _fill(file: Any, array: np.ndarray, name: str, order: str) -> None:
     count = file.read(8)
     data = file.read(array.nbytes)
     if len(count) < 8 or len(data) < array.nbytes:
-        raise ValueError(
+        raise UserError(
             f"{name}: not a complete checkpoint (it ends inside a tensor). Download or "
             "copy it again."
         )
     if struct.unpack("<q", count)[0] != array.size:
-        raise ValueError(f"{name}: a storage has another size than its tensors say.")
+        raise UserError(f"{name}: a storage has another size than its tensors say.")
     array[:] = _stored(data, array.dtype, array.size, order)

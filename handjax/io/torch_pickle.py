@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from handjax.errors import UserError
 from handjax.io import safe_pickle
 
 _STORAGES = {
@@ -95,7 +96,7 @@ def load(
     Raises:
         RefusedPickleError: It names a global that tensors do not need, outside of
             Lightning's settings; nothing was run.
-        ValueError: It is damaged, or a tensor reaches outside its storage.
+        UserError: It is damaged, or a tensor reaches outside its storage.
     """
     found: dict[str, _Storage] = {}
 
@@ -103,16 +104,16 @@ def load(
         match pid:
             case ("storage", _StorageType() as kind, str(key), _, int(count), *view):
                 if view not in ([], [None]):
-                    raise ValueError("views of storages (torch before 0.4)")
+                    raise UserError("views of storages (torch before 0.4)")
             case _:
-                raise ValueError(f"a persistent id of an unknown form, {pid!r}")
+                raise UserError(f"a persistent id of an unknown form, {pid!r}")
         if key not in found:
             try:
                 found[key] = _Storage(storage(key, np.dtype(kind.dtype), count))
             except KeyError:
-                raise ValueError(f"storage {key} is not in the file") from None
+                raise UserError(f"storage {key} is not in the file") from None
         if found[key].array.dtype != kind.dtype or found[key].array.size != count:
-            raise ValueError(f"storage {key} is of two types or sizes")
+            raise UserError(f"storage {key} is of two types or sizes")
         return found[key]
 
     allowed = _allowed()
@@ -194,12 +195,12 @@ def _numpy_scalars() -> dict[tuple[str, str], Any]:
 
     def scalar(dtype, data):
         if not isinstance(dtype, np.dtype) or dtype.kind not in "fiub":
-            raise ValueError(f"a numpy scalar of type {dtype!r}")
+            raise UserError(f"a numpy scalar of type {dtype!r}")
         return np.frombuffer(data, dtype, count=1)[0].item()
 
     def encode(text, codec):
         if codec != "latin1":
-            raise ValueError(f"bytes in the code {codec!r}")
+            raise UserError(f"bytes in the code {codec!r}")
         return text.encode("latin1")
 
     return safe_pickle.numpy_globals() | {
@@ -212,19 +213,19 @@ def _view(storage: Any, offset: Any, size: Any, stride: Any) -> np.ndarray:
     """A tensor on its storage.
 
     Raises:
-        ValueError: It would reach outside of it.
+        UserError: It would reach outside of it.
     """
     if not isinstance(storage, _Storage):
-        raise ValueError("a tensor without a storage")
+        raise UserError("a tensor without a storage")
     size, stride, array = tuple(size), tuple(stride), storage.array
     numbers = (offset, *size, *stride)
     if len(size) != len(stride) or not all(type(n) is int and n >= 0 for n in numbers):
-        raise ValueError(f"a tensor of size {size}, stride {stride}, offset {offset}")
+        raise UserError(f"a tensor of size {size}, stride {stride}, offset {offset}")
     if 0 in size:
         return np.zeros(size, array.dtype)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if last >= array.size:
-        raise ValueError(
+        raise UserError(
             f"a tensor of size {size}, stride {stride}, offset {offset} reaches "
             f"outside its storage of {array.size} elements"
         )

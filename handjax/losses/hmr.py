@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from handjax.errors import UserError
 from handjax.geometry import rotations
 from handjax.geometry.skeleton import WRIST
 from handjax.nn.mano_head import ManoParameters, Posed
@@ -55,7 +56,7 @@ def terms(
         ValueError: Another reduction.
     """
     if reduction not in REDUCTIONS:
-        raise ValueError(
+        raise UserError(
             f"config.model.reduction={reduction!r} is not one of "
             f"{', '.join(REDUCTIONS)}."
         )

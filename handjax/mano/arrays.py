@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from handjax.errors import UserError
 from handjax.io import safe_pickle
 
 KEYS = (
@@ -54,7 +55,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
     Raises:
         RefusedPickleError: The file names a global that these files do not need.
-        ValueError: It is damaged, or an array is missing or has another shape.
+        UserError: It is damaged, or an array is missing or has another shape.
         OSError: It cannot be read.
     """
     allowed = safe_pickle.numpy_globals() | {
@@ -66,7 +67,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     read = safe_pickle.load_npz if path.suffix == ".npz" else safe_pickle.load
     data = read(path, allowed)
     if not isinstance(data, Mapping):
-        raise ValueError(f"{path}: expected a dict of arrays, found {type(data)}.")
+        raise UserError(f"{path}: expected a dict of arrays, found {type(data)}.")
     _require(KEYS, data, path)
     arrays = {key: _dense(data[key], path, key) for key in KEYS}
     if is_body(arrays):
@@ -84,19 +85,19 @@ def read(path: Path) -> dict[str, np.ndarray]:
         question = "Is this a hand model (MANO_RIGHT.pkl, MANO_LEFT.pkl)?"
     for key, shape in expected.items():
         if arrays[key].shape != shape:
-            raise ValueError(
+            raise UserError(
                 f"{path}: {key} has shape {arrays[key].shape}, {form} {shape}. "
                 f"{question}"
             )
         if not np.isfinite(arrays[key]).all():
-            raise ValueError(f"{path}: {key} holds values that are not finite.")
+            raise UserError(f"{path}: {key} holds values that are not finite.")
     return arrays | {k: np.asarray(data[k]) for k in ("tips", "tip_names") if k in data}
 
 
 def _require(keys: Iterable[str], data: Mapping, path: Path) -> None:
     missing = sorted(set(keys) - set(data))
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{path}: not a model in MANO's or SMPL's format: no {missing} among "
             f"{sorted(map(str, data))}."
         )
@@ -120,8 +121,8 @@ def _dense(value: Any, path: Path, key: str) -> np.ndarray:
             flat = _dense(state["a"], path, key).ravel()
             return flat[np.asarray(state["idxs"])].reshape(state["preferred_shape"])
     except (KeyError, IndexError, ValueError) as error:
-        raise ValueError(f"{path}: {key}: damaged {kind}: {error!r}.") from error
+        raise UserError(f"{path}: {key}: damaged {kind}: {error!r}.") from error
     array = np.asarray(value)
     if array.dtype.kind not in "fiu":
-        raise ValueError(f"{path}: {key} is no array of numbers ({type(value)}).")
+        raise UserError(f"{path}: {key} is no array of numbers ({type(value)}).")
     return array

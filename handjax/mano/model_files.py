@@ -28,6 +28,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from handjax.errors import UserError
 from handjax.geometry import skeleton
 from handjax.geometry.skeleton import Skeleton
 from handjax.mano.arrays import is_body, read
@@ -108,12 +109,12 @@ def load(
 
     Raises:
         FileNotFoundError: With the paths tried and what to do.
-        ValueError: Wrong option, damaged file, wrong shapes or the other side's hand.
+        UserError: Wrong option, damaged file, wrong shapes or the other side's hand.
     """
     if side not in ("right", "left"):
-        raise ValueError(f"side={side!r} is not one of 'right', 'left'.")
+        raise UserError(f"side={side!r} is not one of 'right', 'left'.")
     if left_shapedirs not in LEFT_SHAPEDIRS:
-        raise ValueError(f"left_shapedirs={left_shapedirs!r}: not in {LEFT_SHAPEDIRS}.")
+        raise UserError(f"left_shapedirs={left_shapedirs!r}: not in {LEFT_SHAPEDIRS}.")
     path = OPEN_HAND if source == "open" else find(source, side)
     arrays = read(path)
     if is_body(arrays):
@@ -121,7 +122,7 @@ def load(
     right_hand = _points_along_negative_x(arrays)
     if right_hand != (side == "right"):
         if source != "open":
-            raise ValueError(
+            raise UserError(
                 f"{path} holds a {'right' if right_hand else 'left'} hand (its fingers "
                 f"point along {'-' if right_hand else '+'}x) but side={side!r}. Give "
                 f"the other file, or mirror this one with mano_files.mirror."
@@ -198,7 +199,7 @@ def _make(
 ) -> ManoFile:
     parents = _parents(arrays)
     if tuple(parents) != skeleton.MANO_PARENTS:
-        raise ValueError(
+        raise UserError(
             f"{path}: kintree_table has parents {parents.tolist()}, MANO's format has "
             f"{list(skeleton.MANO_PARENTS)}."
         )
@@ -227,13 +228,13 @@ def _body(
 ) -> ManoFile:
     """Check a body model's arrays and add the pose space that its file has not."""
     if side != "right" or tips:
-        raise ValueError(
+        raise UserError(
             f"{path} holds a body model, which has no side and names its own end "
             f"points: leave side='right' and tips empty, not {side!r} and {tips!r}."
         )
     parents = _parents(arrays)
     if not all(0 <= parent < joint for joint, parent in enumerate(parents) if joint):
-        raise ValueError(
+        raise UserError(
             f"{path}: kintree_table has parents {parents.tolist()}; after the first "
             f"joint each must hang on an earlier one."
         )
@@ -267,7 +268,7 @@ def _parents(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
 def _faces(arrays: Mapping[str, np.ndarray], path: Path) -> np.ndarray:
     faces, count = arrays["f"].astype(np.int64), len(arrays["v_template"])
     if faces.min(initial=0) < 0 or faces.max(initial=0) >= count:
-        raise ValueError(
+        raise UserError(
             f"{path}: f refers to vertices {faces.min()} to {faces.max()}; there are "
             f"{count}."
         )
@@ -297,7 +298,7 @@ def _end_points(
         or len(set(names) | set(skeleton.SMPL_JOINTS)) != len(names) + 24
         or not ((vertices >= 0) & (vertices < count)).all()
     ):
-        raise ValueError(
+        raise UserError(
             f"{path}: tips {vertices.tolist()} named {names}: need one vertex from 0 "
             f"to {count - 1} for each of tip_names, which must differ from each other "
             f"and from the names of joints."
@@ -319,7 +320,7 @@ def _tip_ids(
         ids = np.asarray(tips, np.int64)
     elif "tips" in arrays:
         if tips != "file":
-            raise ValueError(
+            raise UserError(
                 f"tips={tips!r} names vertices of MANO's mesh, but {path} has its own "
                 f"vertex order and finger tips. Leave tips empty."
             )
@@ -328,18 +329,18 @@ def _tip_ids(
     else:
         table = skeleton.MANO_TIPS | ({} if is_right else skeleton.MANO_TIPS_LEFT)
         if tips not in table:
-            raise ValueError(f"tips={tips!r} is not one of {sorted(table)}.")
+            raise UserError(f"tips={tips!r} is not one of {sorted(table)}.")
         ids = np.array(table[tips])
     ids = ids.astype(np.int64)
     if ids.shape != (5,) or ids.min() < 0 or ids.max() >= skeleton.NUM_VERTICES:
-        raise ValueError(
+        raise UserError(
             f"tips={tips!r}: need five vertices, thumb to little, each from 0 to "
             f"{skeleton.NUM_VERTICES - 1}."
         )
     for finger, vertex in zip(skeleton.FINGERS, ids, strict=True):
         joint = skeleton.MANO_JOINTS.index(f"{finger}3")
         if arrays["weights"][vertex, joint] < 0.5:
-            raise ValueError(
+            raise UserError(
                 f"{path}: vertex {vertex} is not on the {finger} tip (its weight for "
                 f"joint {finger}3 is {arrays['weights'][vertex, joint]:.2f}), so tips="
                 f"{tips!r} is for another mesh. Give the five vertex ids of this one."
@@ -360,7 +361,7 @@ def _cured(shapedirs: np.ndarray, path: Path, option: str) -> np.ndarray:
     if right != path and right.is_file():
         known = not np.abs(shapedirs - read(right)["shapedirs"]).sum() > 1e-6
     if known is False and option != "as_is":
-        raise ValueError(
+        raise UserError(
             f"left_shapedirs={option!r}, but the shapedirs of {path} already differ "
             f"from those of {right}. Use left_shapedirs='as_is'."
         )

@@ -5,6 +5,7 @@ import pkgutil
 from types import ModuleType
 from typing import Any
 
+from handjax.errors import UserError
 from handjax.nn import backbones
 from handjax.types import Variables
 
@@ -18,7 +19,7 @@ def names() -> tuple[str, ...]:
 def load(name: str) -> ModuleType:
     """Import a family: a module with `PAPER`, `Model` and `stages`."""
     if name not in names():
-        raise ValueError(
+        raise UserError(
             f"config.family={name!r} is not one of {', '.join(names())}. Add "
             f"handjax/models/{name}.py or fix the config."
         )

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
+from handjax.errors import UserError
 from handjax.family.hand_constants import HandConstants, check_root, parameters_by_part
 from handjax.family.stage import Stage
 from handjax.geometry.skeleton import root_joint
@@ -76,7 +77,7 @@ class Model(nn.Module):
     def setup(self):
         """Build backbone, decoder, heads and discriminator."""
         if self.query not in QUERIES:
-            raise ValueError(
+            raise UserError(
                 f"config.model.query={self.query!r} is not one of {', '.join(QUERIES)}."
             )
         dtype = jnp.dtype(self.dtype)
@@ -236,7 +237,7 @@ def stages(config: Any) -> tuple[Stage, ...]:
     """One stage that trains everything.
 
     Raises:
-        ValueError: `config.model.root` is not the root of the data.
+        UserError: `config.model.root` is not the root of the data.
     """
     check_root(config, Model)
     return (Stage("mesh", mesh_loss, predict_image, "", True, real_poses=2),)

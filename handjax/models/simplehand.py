@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, UInt8
 
+from handjax.errors import UserError
 from handjax.family.hand_constants import (
     HandConstants,
     joints_from_vertices,
@@ -178,7 +179,7 @@ class Model(nn.Module):
 
     def _token_map(self, maps: dict[str, Array]) -> Array:
         if self.token_map not in maps:
-            raise ValueError(
+            raise UserError(
                 f"config.model.token_map={self.token_map!r} is no map of "
                 f"{self.backbone}, which has {', '.join(maps)}."
             )
@@ -207,13 +208,13 @@ def _check_fields(model: Model) -> None:
         for key in ("regressor_tokens", "regressor_widths", "regressor_blocks")
     }
     if len(set(lengths.values())) > 1:
-        raise ValueError(
+        raise UserError(
             "config.model's "
             + ", ".join(f"{key} has {n}" for key, n in lengths.items())
             + " entries; each names one value for every layer of the regressor."
         )
     if model.joints2d_init not in _JOINTS2D_INITS:
-        raise ValueError(
+        raise UserError(
             f"config.model.joints2d_init={model.joints2d_init!r} is not one of "
             f"{', '.join(_JOINTS2D_INITS)}."
         )

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from handjax.errors import UserError
 from handjax.family import frozen_tokenizer
 from handjax.family.hand_constants import (
     HandConstants,
@@ -328,13 +329,13 @@ def _check_fields(model: Model) -> None:
     """Refuse fields that do not go together."""
     sizes = level_sizes(NUM_VERTICES, model.encoder_strides)
     if sizes[-1] != model.decoder_tokens[0]:
-        raise ValueError(
+        raise UserError(
             f"config.model.encoder_strides={model.encoder_strides} end in {sizes[-1]} "
             f"tokens (levels of {sizes}), but decoder_tokens={model.decoder_tokens} "
             "begins with another number; change one of them."
         )
     if len(model.decoder_tokens) != len(model.decoder_widths):
-        raise ValueError(
+        raise UserError(
             f"config.model.decoder_tokens={model.decoder_tokens} and decoder_widths="
             f"{model.decoder_widths} must name the same number of layers."
         )
@@ -345,7 +346,7 @@ def _check_fields(model: Model) -> None:
     ):
         value = getattr(model, key)
         if value not in allowed:
-            raise ValueError(f"config.model.{key}={value!r} is not one of {allowed}.")
+            raise UserError(f"config.model.{key}={value!r} is not one of {allowed}.")
 
 
 # --- Training ----------------------------------------------------------------

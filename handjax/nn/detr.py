@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from handjax.errors import UserError
 from handjax.nn.metaformer import layer_norm
 
 xavier = nn.initializers.xavier_uniform()
@@ -59,11 +60,11 @@ class MultiheadAttention(nn.Module):
             The result, and the probabilities (float32, before any are dropped).
 
         Raises:
-            ValueError: The heads do not divide the width.
+            UserError: The heads do not divide the width.
         """
         dim = query.shape[-1]
         if dim % self.heads:
-            raise ValueError(
+            raise UserError(
                 f"Tokens of {dim} channels cannot be cut into config.model.heads="
                 f"{self.heads}; choose a number of heads that divides every width."
             )
@@ -265,10 +266,10 @@ class Transformer(nn.Module):
             train: Drop at random.
 
         Raises:
-            ValueError: There is no layer.
+            UserError: There is no layer.
         """
         if self.layers < 1:
-            raise ValueError(
+            raise UserError(
                 f"config.model.layers={self.layers} must be at least 1: FastMETRO has "
                 "1, 2 or 3 (S, M, L)."
             )

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from handjax.errors import UserError
 from handjax.nn.ops import convolutions
 from handjax.nn.ops.conv import Conv
 
@@ -42,15 +43,15 @@ class FeaturePyramid(nn.Module):
         """Make the maps.
 
         Raises:
-            ValueError: A level is unknown or named twice, or there is none.
+            UserError: A level is unknown or named twice, or there is none.
         """
         if not self.levels or set(self.levels) - set(LEVELS):
-            raise ValueError(
+            raise UserError(
                 f"config.model.levels={tuple(self.levels)} must name at least one of "
                 f"{', '.join(LEVELS)}, and nothing else."
             )
         if len(set(self.levels)) < len(self.levels):
-            raise ValueError(
+            raise UserError(
                 f"config.model.levels={tuple(self.levels)} names a map twice; name "
                 "each once."
             )

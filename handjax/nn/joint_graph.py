@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from handjax.errors import UserError
 from handjax.nn.ops.batch_norm import BatchNorm
 
 KINDS = {
@@ -102,7 +103,7 @@ class JointGraphConv(nn.Module):
             ValueError: An unknown kind, or edges that do not fit the joints.
         """
         if self.kind not in KINDS:
-            raise ValueError(
+            raise UserError(
                 f"config.model.graph={self.kind!r} is not one of {', '.join(KINDS)}."
             )
         near, x = adjacency(self.edges, x.shape[1]), x.astype(self.dtype)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from handjax.errors import UserError
 from handjax.geometry import camera, rotations, skeleton
 from handjax.mano.hand_model import HandModel
 from handjax.nn.metaformer import torch_linear_init
@@ -46,10 +47,10 @@ def initialiser(name: str) -> Any:
     """The one of `INITS`.
 
     Raises:
-        ValueError: There is none of this name.
+        UserError: There is none of this name.
     """
     if name not in INITS:
-        raise ValueError(
+        raise UserError(
             f"config.model.head_init={name!r} is not one of {', '.join(INITS)}."
         )
     return INITS[name]
@@ -175,10 +176,10 @@ def posed(
         crop_px: a crop of this side.
 
     Raises:
-        ValueError: `joints` is not one of `JOINTS`.
+        UserError: `joints` is not one of `JOINTS`.
     """
     if joints not in JOINTS:
-        raise ValueError(
+        raise UserError(
             f"config.model.joints={joints!r} is not one of {', '.join(JOINTS)}."
         )
     skinned = hand.with_shape(parameters.betas).with_pose(

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from handjax.errors import UserError
 from handjax.geometry.skeleton import NUM_VERTICES
 from handjax.nn.ops.convolutions import gelu
 
@@ -167,7 +168,7 @@ class MetaFormerBlock(nn.Module):
         """Mix tokens, then channels."""
         dim = x.shape[-1]
         if self.mixer not in MIXERS:
-            raise ValueError(
+            raise UserError(
                 f"config.model.mixer={self.mixer!r} is not one of {', '.join(MIXERS)}."
             )
         if self.mixer != "identity":

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from handjax.errors import UserError
 from handjax.nn.ops.largest import largest, top_k
 
 NEIGHBOURS = ("posed", "template")
@@ -172,7 +173,7 @@ class PointTransformer(nn.Module):
     def set_template(self, template: Float[np.ndarray, "point 3"]) -> None:
         """Choose the vertices of each level, and fixed neighbours if asked for."""
         if self.neighbours not in NEIGHBOURS:
-            raise ValueError(
+            raise UserError(
                 f"config.model.encoder_neighbours={self.neighbours!r} is not one of "
                 f"{', '.join(NEIGHBOURS)}."
             )

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from handjax.errors import UserError
 from handjax.nn.metaformer import LAYER_NORM_EPS, layer_norm, linear
 from handjax.nn.ops.conv import Conv
 from handjax.nn.ops.convolutions import gelu
@@ -40,10 +41,10 @@ def check_ratio(keep_ratio: float | int) -> None:
     """Refuse what is no share of tokens.
 
     Raises:
-        ValueError: It is not above 0 and at most 1.
+        UserError: It is not above 0 and at most 1.
     """
     if not 0 < keep_ratio <= 1:
-        raise ValueError(
+        raise UserError(
             f"config.model.keep_ratio={keep_ratio!r} must be above 0 and at most 1: "
             "the share of the image's tokens that are kept."
         )
@@ -53,7 +54,7 @@ def num_tokens(keep_ratio: float | int, places: int) -> int:
     """Whole tokens in a share of the places, at least one: 39 of 49 at 0.8.
 
     Raises:
-        ValueError: The share is not above 0 and at most 1.
+        UserError: The share is not above 0 and at most 1.
     """
     check_ratio(keep_ratio)
     # 0.29 * 100 is 28.999999999999996.
@@ -79,10 +80,10 @@ class TokenPruner(nn.Module):
         """Cluster the places of a map.
 
         Raises:
-            ValueError: An unknown kind, or no share of tokens.
+            UserError: An unknown kind, or no share of tokens.
         """
         if self.kind not in KINDS:
-            raise ValueError(
+            raise UserError(
                 f"config.model.pruner={self.kind!r} is not one of none, "
                 f"{', '.join(KINDS)}."
             )
@@ -178,10 +179,10 @@ def supervision(
         per_device: Examples that "sum" sums over, whatever the batch.
 
     Raises:
-        ValueError: An unknown reduction.
+        UserError: An unknown reduction.
     """
     if reduction not in REDUCTIONS:
-        raise ValueError(
+        raise UserError(
             f"config.model.pruning_reduction={reduction!r} is not one of "
             f"{', '.join(REDUCTIONS)}."
         )

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from handjax.errors import UserError
 from handjax.nn.metaformer import torch_linear_init
 from handjax.nn.ops.batch_norm import BatchNorm
 from handjax.nn.ops.conv import Conv
@@ -164,7 +165,7 @@ class TokenGenerator(nn.Module):
             train: Whether batch statistics are used and updated.
         """
         if self.kind not in GENERATORS:
-            raise ValueError(
+            raise UserError(
                 f"config.model.token_generator={self.kind!r} is not one of "
                 f"{', '.join(GENERATORS)}."
             )

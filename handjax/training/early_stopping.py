@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+from handjax.errors import UserError
+
 METRIC = "pa_mpjpe_mm"
 """What has to fall, on the test split."""
 
@@ -25,13 +27,13 @@ class Patience:
         """Count an evaluation; True if it is the best so far.
 
         Raises:
-            ValueError: if the evaluation does not have the number.
+            UserError: if the evaluation does not have the number.
         """
         if not self.limit:
             return False
         value = scores.get(f"eval_{METRIC}")
         if value is None:
-            raise ValueError(
+            raise UserError(
                 f"patience={self.limit} needs {METRIC}, which the evaluation at step "
                 f"{step} does not have (are there 3-D joints in the test split?). Set "
                 "patience=0 to train for all steps."

@@ -16,6 +16,7 @@ import numpy as np
 
 from handjax.checkpoints.workdir import load_variables, stage_steps
 from handjax.conversion import directory
+from handjax.errors import UserError
 from handjax.training.run import Run
 from handjax.training.step import flat, nested
 
@@ -30,7 +31,7 @@ def first_stage(run: Run) -> int:
     The last stage is always trained.
 
     Raises:
-        ValueError: if the directory has nothing that this run can begin from, or holds
+        UserError: if the directory has nothing that this run can begin from, or holds
             weights of another backbone or family.
     """
     source = run.config.init_from
@@ -45,7 +46,7 @@ def first_stage(run: Run) -> int:
     finished = [done.get(name) for name in names]
     count = finished.index(None) if None in finished else len(finished)
     if not count and not (len(stages) == 1 and done.get(stages[0])):
-        raise ValueError(
+        raise UserError(
             f"config.init_from={source!r} has no checkpoint of stage {stages[0]!r}; it "
             f"has {sorted(done) or 'none'}. Pass the workdir of a run, or a directory "
             "that handjax.convert made."
@@ -57,10 +58,10 @@ def refuse_converted(workdir: str | Path) -> None:
     """Refuse to train in a directory that `handjax.convert` made.
 
     Raises:
-        ValueError: says what to do instead; its checkpoint has no optimiser state.
+        UserError: says what to do instead; its checkpoint has no optimiser state.
     """
     if directory.is_conversion(workdir):
-        raise ValueError(
+        raise UserError(
             f"--workdir={str(workdir)!r} holds converted weights. To train from them, "
             f"pass --config.init_from={workdir} and another --workdir."
         )
@@ -79,7 +80,7 @@ def take_over(run: Run, index: int, variables: Any) -> tuple[Any, dict[str, Any]
         backbone).
 
     Raises:
-        ValueError: if that part does not have the names and shapes of this model's.
+        UserError: if that part does not have the names and shapes of this model's.
     """
     source = Path(run.config.init_from)
     if not directory.is_conversion(source):
@@ -106,7 +107,7 @@ def _check_record(run: Run, record: dict[str, Any]) -> None:
     name = run.config.model.get(field, "")
     if name != record["backbone"]:
         with_what = f"{family} with {record['backbone']}" if family else ""
-        raise ValueError(
+        raise UserError(
             f"config.init_from={source!r} is a {with_what or record['backbone']}, but "
             f"config.model.{field}={name!r}. Convert weights of that one, or pass "
             f"--config.model.{field}={record['backbone']}."
@@ -168,7 +169,7 @@ def _all(variables: Any, theirs: dict[str, Any], source: str) -> Any:
         if name.startswith("constants/") and not np.allclose(
             jax.device_get(value), jax.device_get(theirs[name]), atol=1e-6
         ):
-            raise ValueError(
+            raise UserError(
                 f"config.init_from={str(source)!r} was made for another hand model "
                 f"({name} differs); pass its config.hand.source and config.hand.tips."
             )
@@ -204,7 +205,7 @@ def _merged(
     """Mine, with `theirs` in the place of those that are wanted.
 
     Raises:
-        ValueError: if names or shapes are not the same.
+        UserError: if names or shapes are not the same.
     """
     shapes = {
         k: (theirs[k].shape, mine[k].shape)
@@ -212,7 +213,7 @@ def _merged(
         if theirs[k].shape != mine[k].shape
     }
     if wanted != set(theirs) or shapes:
-        raise ValueError(
+        raise UserError(
             f"{where} does not fit this config: missing there "
             f"{sorted(wanted - set(theirs))[:_SHOWN]}, unknown here "
             f"{sorted(set(theirs) - wanted)[:_SHOWN]}, other shapes "

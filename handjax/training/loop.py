@@ -15,6 +15,7 @@ from handjax.checkpoints import integrity
 from handjax.checkpoints.store import Checkpoints
 from handjax.checkpoints.workdir import stage_steps
 from handjax.distributed import processes, sharding
+from handjax.errors import UserError
 from handjax.family.stage import Stage
 from handjax.io import console
 from handjax.training import init_from, logs, nonfinite, resume
@@ -34,7 +35,7 @@ def fit(run: Run) -> Carried | None:
         The final variables and metadata; None if told to stop before the end.
 
     Raises:
-        ValueError: from a stage's own check or a mismatch of stages and config.
+        UserError: from a stage's own check or a mismatch of stages and config.
         NonFiniteError: when a loss or gradient is inf or nan, once too often.
         checkpoints.CheckpointError: when a checkpoint cannot be written.
     """
@@ -56,7 +57,7 @@ def fit(run: Run) -> Carried | None:
 def _check_stages(run: Run, stages: tuple[Stage, ...]) -> None:
     names, given = [stage.name for stage in stages], sorted(run.config.stages)
     if sorted(names) != given:
-        raise ValueError(
+        raise UserError(
             f"config.stages names {given}, but family {run.config.family!r} trains "
             f"{names}; they must be the same."
         )

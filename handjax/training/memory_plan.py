@@ -12,6 +12,7 @@ import numpy as np
 
 from handjax.data import run_data
 from handjax.distributed import sharding
+from handjax.errors import UserError
 from handjax.family.stage import Stage
 from handjax.training import resume, step
 from handjax.training.run import Run
@@ -26,11 +27,11 @@ def describe(run: Run, stages: tuple[Stage, ...], num_processes: int) -> str:
         num_processes: that will share the devices; each has as many.
 
     Raises:
-        ValueError: processes cannot share devices or batch equally.
+        UserError: processes cannot share devices or batch equally.
     """
     devices = run.mesh.size
     if devices % num_processes:
-        raise ValueError(
+        raise UserError(
             f"--num_processes={num_processes} cannot share {devices} devices equally; "
             "--devices has to be a multiple of it."
         )
@@ -48,7 +49,7 @@ def describe(run: Run, stages: tuple[Stage, ...], num_processes: int) -> str:
 def _of_stage(run: Run, stage: Stage, variables: Any, processes: int) -> list[str]:
     config = run.config.stages[stage.name]
     if config.batch_size % processes:
-        raise ValueError(
+        raise UserError(
             f"config.stages.{stage.name}.batch_size={config.batch_size} cannot be "
             f"shared equally by {processes} processes; make it a multiple of them."
         )

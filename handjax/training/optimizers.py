@@ -10,6 +10,7 @@ import ml_collections
 import optax
 
 from handjax.config import schema as configs
+from handjax.errors import UserError
 
 REST = configs.REST
 """Label of the parameters that no group of a stage matches."""
@@ -39,7 +40,7 @@ def schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
     elif options.name == "constant":
         rest = optax.constant_schedule(lr)
     else:
-        raise ValueError(f"schedule.name={options.name!r}: cosine, step or constant.")
+        raise UserError(f"schedule.name={options.name!r}: cosine, step or constant.")
     if not warmup:
         return rest
     start = optax.linear_schedule(options.warmup_factor * lr, lr, warmup)
@@ -79,7 +80,7 @@ def labels(params: dict[str, Any], groups: ml_collections.ConfigDict) -> dict[st
         groups: `config.stages.<name>.groups`.
 
     Raises:
-        ValueError: if a pattern matches no parameter, or two match the same one.
+        UserError: if a pattern matches no parameter, or two match the same one.
     """
     found = {
         path: [name for name in groups if re.search(groups[name].pattern, path)]
@@ -88,13 +89,13 @@ def labels(params: dict[str, Any], groups: ml_collections.ConfigDict) -> dict[st
     for name in groups:
         if not any(name in names for names in found.values()):
             parts = sorted({path.split("/")[0] for path in params})
-            raise ValueError(
+            raise UserError(
                 f"groups.{name}.pattern={groups[name].pattern!r} matches no parameter "
                 f"that the stage trains; their paths begin with {', '.join(parts)}."
             )
     for path, names in found.items():
         if len(names) > 1:
-            raise ValueError(
+            raise UserError(
                 f"groups {' and '.join(names)} both match parameter {path!r}; make "
                 "their patterns exclude each other."
             )
@@ -112,7 +113,7 @@ def _one(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
     elif options.name == "sgd":
         parts.append(optax.trace(options.momentum))
     else:
-        raise ValueError(f"optimizer.name={options.name!r}: adamw, adam or sgd.")
+        raise UserError(f"optimizer.name={options.name!r}: adamw, adam or sgd.")
     if options.weight_decay > 0 and options.name != "adam":
         mask = lambda params: decay_mask(params, options.decay_mask)  # noqa: E731
         parts.append(optax.add_decayed_weights(options.weight_decay, mask))
@@ -135,7 +136,7 @@ def decay_mask(params: Any, name: str) -> Any:
             return re.search("bn|bias", path_name(path).lower()) is None
         if name == "all":
             return True
-        raise ValueError(f"decay_mask={name!r} is not one of no_1d, paper, all.")
+        raise UserError(f"decay_mask={name!r} is not one of no_1d, paper, all.")
 
     return jax.tree_util.tree_map_with_path(decays, params)
 

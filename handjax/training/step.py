@@ -12,6 +12,7 @@ import ml_collections
 import numpy as np
 import optax
 
+from handjax.errors import UserError
 from handjax.family.stage import Stage
 from handjax.losses import supervision
 from handjax.training import optimizers
@@ -60,13 +61,13 @@ def partition(params: Any, stage: Stage) -> tuple[dict[str, Any], dict[str, Any]
     """Parameters by path: those that the stage trains, and the frozen ones.
 
     Raises:
-        ValueError: if the stage's pattern matches no parameter.
+        UserError: if the stage's pattern matches no parameter.
     """
     leaves = flat(params)
     chosen = {k: v for k, v in leaves.items() if re.search(stage.trainable, k)}
     if not chosen:
         parts = sorted({k.split("/")[0] for k in leaves})
-        raise ValueError(
+        raise UserError(
             f"Stage {stage.name!r}: trainable={stage.trainable!r} matches no "
             f"parameter; the paths begin with {', '.join(parts)}."
         )
@@ -252,7 +253,7 @@ def _on_each_device(stage: Stage, devices: int) -> Callable:
         found = jax.vmap(alone, in_axes=(None, 0, 0))(variables, parts, keys)
         updated = sorted(set(found[2]) - {"batch_stats"})
         if updated:
-            raise ValueError(
+            raise UserError(
                 f"config.train.batch_norm='device' is not for stage {stage.name!r}, "
                 f"which moves {', '.join(updated)} by the whole batch; use 'global'."
             )
@@ -305,7 +306,7 @@ def _in_micro_batches(gradients: Callable, number: int, devices: int) -> Callabl
 
 def _check_losses(stage: Stage, losses: dict, weights: dict) -> None:
     if set(losses) != set(weights):
-        raise ValueError(
+        raise UserError(
             f"Stage {stage.name!r} returns losses {sorted(losses)} but "
             f"config.stages.{stage.name}.losses weighs {sorted(weights)}; the two must "
             "be the same (a weight of 0 switches a loss off)."
@@ -315,7 +316,7 @@ def _check_losses(stage: Stage, losses: dict, weights: dict) -> None:
 def _check_updates(stage: Stage, updates: dict, collections: dict) -> None:
     unknown = sorted(set(updates) - set(collections))
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"Stage {stage.name!r} updates collections {unknown}, which the model does "
             f"not have; it has {sorted(collections)}."
         )

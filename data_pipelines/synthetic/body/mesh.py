@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from handjax.errors import UserError
 from handjax.geometry.skeleton import SMPL_JOINTS, SMPL_PARENTS
 from handjax.io import atomic_files
 
@@ -80,7 +81,7 @@ def arrays(*, sides: int = 6, rings: int = 4) -> dict[str, Any]:
         rings: sections of a capsule. There are 24 (sides rings + 2) vertices.
     """
     if sides < 3 or rings < 2:
-        raise ValueError(f"sides={sides}, rings={rings}: at least 3 and 2.")
+        raise UserError(f"sides={sides}, rings={rings}: at least 3 and 2.")
     surface, faces = _surface(sides, rings)
     size = sides * rings + 2
     regressor = np.zeros((24, len(surface.points)))

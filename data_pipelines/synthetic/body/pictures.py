@@ -18,6 +18,7 @@ from data_pipelines.storage import contact_sheet, progress, schema, shards
 from data_pipelines.storage.directories import check_same, locked
 from data_pipelines.synthetic.body import mesh
 from data_pipelines.synthetic.records import SPLITS, jpeg, project
+from handjax.errors import UserError
 from handjax.geometry.skeleton import SMPL_JOINTS, SMPL_PARENTS
 from handjax.mano import model_files, numpy_skinning
 from handjax.mano.model_files import ManoFile
@@ -80,13 +81,13 @@ def ensure(
         The directory.
 
     Raises:
-        ValueError: Numbers out of range, a model that is no body with SMPL's tree, or a
+        UserError: Numbers out of range, a model that is no body with SMPL's tree, or a
             directory with other contents.
         shards.ShardError: The disk is full or cannot be written.
     """
     directory = Path(directory).expanduser()
     if num < 1 or num_test < 0 or seed < 0 or not 32 <= image_size <= 2048:
-        raise ValueError(
+        raise UserError(
             f"num={num}, num_test={num_test}, seed={seed}, image_size={image_size}: "
             "allowed are 1 or more, 0 or more, 0 or more, and 32 to 2048."
         )
@@ -117,11 +118,11 @@ def load(source: str | os.PathLike) -> ManoFile:
     """Read a body model.
 
     Raises:
-        ValueError: It is none in SMPL's format, or has another tree.
+        UserError: It is none in SMPL's format, or has another tree.
     """
     file = model_files.load(source)
     if tuple(file.parents) != SMPL_PARENTS:
-        raise ValueError(
+        raise UserError(
             f"{source}: poses are drawn for SMPL's 24 joints, this model has "
             f"{len(file.parents)} in another tree."
         )

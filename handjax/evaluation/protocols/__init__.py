@@ -16,6 +16,8 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from handjax.errors import UserError
+
 _FILES = {
     "freihand": "freihand",
     "ho3d_v2": "ho3d",
@@ -106,7 +108,7 @@ class Benchmark(abc.ABC):
         """Ground truth as published.
 
         Raises:
-            ValueError: Something in it is damaged, or not what the layout says.
+            UserError: Something in it is damaged, or not what the layout says.
             FileNotFoundError: A file is missing; says which, and where it comes from.
         """
 
@@ -115,7 +117,7 @@ class Benchmark(abc.ABC):
         """A file of predictions, every number of it looked at.
 
         Raises:
-            ValueError: It is not in the benchmark's format, or holds numbers that are
+            UserError: It is not in the benchmark's format, or holds numbers that are
                 not finite; says where.
             OSError: It cannot be read.
         """
@@ -136,7 +138,7 @@ class Benchmark(abc.ABC):
             procrustes: One of `alignments`, or "" where there are none.
 
         Raises:
-            ValueError: A sample has no prediction, or a count differs.
+            UserError: A sample has no prediction, or a count differs.
         """
 
     @abc.abstractmethod
@@ -156,7 +158,7 @@ class Benchmark(abc.ABC):
             truth: What `read_truth` returned, where it is at hand.
 
         Raises:
-            ValueError: The hands are not the benchmark's samples in their order, or
+            UserError: The hands are not the benchmark's samples in their order, or
                 the benchmark cannot name its samples without the truth.
         """
 
@@ -176,10 +178,10 @@ def check_order(
         name: Of the benchmark.
 
     Raises:
-        ValueError: The counts differ, or the joints do.
+        UserError: The counts differ, or the joints do.
     """
     if len(hands.keys) != len(joints3d):
-        raise ValueError(
+        raise UserError(
             f"the split has {len(hands.keys):,} hands, the ground truth of {name} "
             f"{len(joints3d):,} samples; evaluate on the whole split that was made of "
             "the same release (without --config.eval.num)."
@@ -188,7 +190,7 @@ def check_order(
     apart_m = apart_m.max(axis=-1)
     wrong = np.flatnonzero(apart_m > _SAME_M)
     if len(wrong):
-        raise ValueError(
+        raise UserError(
             f"{len(wrong):,} of {len(joints3d):,} hands of the split are not where the "
             f"ground truth of {name} has them, first {hands.keys[wrong[0]]!r}: "
             f"{1e3 * apart_m[wrong[0]]:.1f} mm apart. The split is in another order, "
@@ -205,10 +207,10 @@ def load(name: str) -> Benchmark:
     """The benchmark of a name.
 
     Raises:
-        ValueError: There is none; lists those there are.
+        UserError: There is none; lists those there are.
     """
     if name not in _FILES:
-        raise ValueError(
+        raise UserError(
             f"benchmark={name!r} is not known; there are {', '.join(_FILES)}."
         )
     module = importlib.import_module(f"{__name__}.{_FILES[name]}")

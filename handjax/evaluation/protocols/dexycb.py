@@ -17,6 +17,7 @@ import numpy as np
 import yaml
 from jaxtyping import Float, Int
 
+from handjax.errors import UserError
 from handjax.evaluation.protocols import (
     Benchmark,
     Column,
@@ -105,7 +106,7 @@ class DexYcb(Benchmark):
                 ids.append(number)
                 joints3d.append(joints)
         if not ids:
-            raise ValueError(f"{source}: no frame of {setup}, {split} shows a hand.")
+            raise UserError(f"{source}: no frame of {setup}, {split} shows a hand.")
         return Frames(np.array(ids), np.stack(joints3d))
 
     def read_predictions(self, path: Path) -> Frames:
@@ -113,11 +114,11 @@ class DexYcb(Benchmark):
         text = mesh_files.member_text(path, self.file_name, ".txt")
         rows = [_row(line, path, i) for i, line in enumerate(text.splitlines(), 1)]
         if not rows:
-            raise ValueError(f"{path}: holds no line. {_FORMAT}")
+            raise UserError(f"{path}: holds no line. {_FORMAT}")
         ids, joints3d = zip(*rows, strict=True)
         numbers, counts = np.unique(np.array(ids), return_counts=True)
         if (counts > 1).any():
-            raise ValueError(
+            raise UserError(
                 f"{path}: frame {numbers[counts > 1][0]} stands there more than once "
                 f"({(counts > 1).sum():,} such frames); each frame needs one line."
             )
@@ -172,7 +173,7 @@ class DexYcb(Benchmark):
     def from_hands(self, hands: PhotoHands, truth: Frames | None) -> Frames:
         """Millimetres and the frames' numbers, which the truth has."""
         if truth is None:
-            raise ValueError(
+            raise UserError(
                 f"dexycb numbers its frames over the split; pass --truth. {self.truth}"
             )
         check_order(hands, truth.joints3d / 1e3, self.name)
@@ -196,15 +197,15 @@ _FORMAT = (
 def _row(line: str, path: Path, number: int) -> tuple[int, np.ndarray]:
     values = line.split(",")
     if len(values) != 1 + 3 * NUM_JOINTS:
-        raise ValueError(
+        raise UserError(
             f"{path}, line {number}: {len(values)} comma-separated values. {_FORMAT}"
         )
     try:
         frame, joints = int(values[0]), np.array(values[1:], np.float64)
     except ValueError as error:
-        raise ValueError(f"{path}, line {number}: {error}. {_FORMAT}") from None
+        raise UserError(f"{path}, line {number}: {error}. {_FORMAT}") from None
     if not np.isfinite(joints).all():
-        raise ValueError(
+        raise UserError(
             f"{path}, line {number}: holds NaN or infinity; every frame needs numbers."
         )
     return frame, joints.reshape(NUM_JOINTS, 3)
@@ -214,12 +215,12 @@ def _of_frames(ids: np.ndarray, predictions: Frames) -> np.ndarray:
     """Predictions of the frames that are scored; others may be there, too.
 
     Raises:
-        ValueError: A frame has none.
+        UserError: A frame has none.
     """
     place = {int(frame): row for row, frame in enumerate(predictions.ids)}
     missing = [int(frame) for frame in ids if int(frame) not in place]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{len(missing):,} of {len(ids):,} frames with a hand have no prediction, "
             f"first frame {missing[0]}."
         )
@@ -234,7 +235,7 @@ def label_files(source: Path, setup: str, split: str) -> list[Path]:
 
     Raises:
         FileNotFoundError: A subject or a meta.yml is missing.
-        ValueError: A subject has another number of sequences, which would number
+        UserError: A subject has another number of sequences, which would number
             frames differently.
     """
     subjects, cameras, sequences = SPLITS[setup, split]
@@ -242,7 +243,7 @@ def label_files(source: Path, setup: str, split: str) -> list[Path]:
     for subject in (_subject(source, i + 1) for i in subjects):
         folders = sorted(p for p in subject.iterdir() if p.is_dir())
         if len(folders) != SEQUENCES:
-            raise ValueError(
+            raise UserError(
                 f"{subject}: {len(folders)} sequences; a subject of DexYCB has "
                 f"{SEQUENCES}, and without all of them frames get other numbers. "
                 f"Unpack {subject.name}.tar.gz again."
@@ -275,7 +276,7 @@ def _num_frames(path: Path) -> int:
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} is missing. {DexYcb.truth}") from None
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path}: no num_frames in it ({error}). Unpack it again."
         ) from error
 
@@ -291,7 +292,7 @@ def _labelled(path: Path) -> np.ndarray | None:
             f"{path} is missing; unpack its subject again."
         ) from None
     except Exception as error:  # a damaged archive raises what it likes
-        raise ValueError(
+        raise UserError(
             f"{path}: no joint_3d in it ({error}). Unpack it again."
         ) from error
     if (joints == _NO_HAND).all():

@@ -22,6 +22,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from handjax.errors import UserError
 from handjax.evaluation.protocols import (
     Benchmark,
     Column,
@@ -103,7 +104,7 @@ class HInt(Benchmark):
         text = mesh_files.member_text(path, self.file_name, ".json")
         value = mesh_files.parsed(text, path)
         if not isinstance(value, dict) or not value:
-            raise ValueError(
+            raise UserError(
                 f"{path}: holds no pictures; an object is needed, from the name of "
                 'each picture ("TEST_newdays_img/...") to 21 rows of x, y in pixels.'
             )
@@ -111,7 +112,7 @@ class HInt(Benchmark):
         for key, rows in value.items():
             name = _SUFFIX.sub("", key)
             if name in found:
-                raise ValueError(f"{path}: {name!r} stands there more than once.")
+                raise UserError(f"{path}: {name!r} stands there more than once.")
             found[name] = _joints2d(rows, path, key)
         return found
 
@@ -165,12 +166,12 @@ class HInt(Benchmark):
         """Pixels by the names of the pictures, which the records' keys have."""
         del truth
         if hands.joints2d is None:
-            raise ValueError("hint scores 2-D joints, and this model predicts none.")
+            raise UserError("hint scores 2-D joints, and this model predicts none.")
         found: Predictions = {}
         for key, joints2d in zip(hands.keys, hands.joints2d, strict=True):
             match = _NAME.search(key)
             if not match:
-                raise ValueError(
+                raise UserError(
                     f"record {key!r} names no picture of HInt; prepare the data from "
                     "HInt's own folders."
                 )
@@ -205,7 +206,7 @@ def _with_predictions(truth: Truth, predictions: Predictions) -> Truth:
     """The sources that predictions are of: each is prepared, and scored, by itself.
 
     Raises:
-        ValueError: A picture of such a source has none, or there is no such source.
+        UserError: A picture of such a source has none, or there is no such source.
     """
     chosen = {
         source
@@ -220,7 +221,7 @@ def _with_predictions(truth: Truth, predictions: Predictions) -> Truth:
     }
     missing = sorted(wanted - predictions.keys())
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{len(missing):,} pictures have no prediction, first {missing[0]!r}; "
             "every picture of a source (NewDays, VISOR, Ego4D) needs one, or none has."
         )
@@ -233,12 +234,12 @@ def _joints2d(rows: Any, path: Path, key: str) -> np.ndarray:
     except (TypeError, ValueError):
         joints2d = np.zeros(0)
     if joints2d.shape != (NUM_JOINTS, 2):
-        raise ValueError(
+        raise UserError(
             f"{path}: {key!r} has no {NUM_JOINTS} rows of x, y (its shape is "
             f"{joints2d.shape})."
         )
     if not np.isfinite(joints2d).all():
-        raise ValueError(f"{path}: {key!r} holds NaN or infinity.")
+        raise UserError(f"{path}: {key!r} holds NaN or infinity.")
     return joints2d
 
 
@@ -283,7 +284,7 @@ def _label(path: Path) -> dict[str, np.ndarray]:
             for name, shape in shapes.items()
         }
     except (TypeError, KeyError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path}: no list of one hand with keypoints (21 x 2), occlusion (21) and "
             f"bbox (1 x 4): {error!r}. Download it again."
         ) from error
@@ -308,7 +309,7 @@ def _evaluation_file(path: Path, folder: str) -> Annotated:
     scale = np.asarray(arrays["scale"], np.float64).reshape(len(joints), -1)
     names = tuple(f"{folder}/{stem}" for stem in stems)
     if len(set(names)) != len(names):
-        raise ValueError(f"{path}: a picture stands there more than once.")
+        raise UserError(f"{path}: a picture stands there more than once.")
     return Annotated(
         names=names,
         joints2d=joints[..., :2],
@@ -329,11 +330,11 @@ def _arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
             return {name: archive[name] for name in names}
     except ValueError as error:
         if "Object arrays" not in str(error):
-            raise ValueError(f"{path}: {error}. Download it again.") from error
+            raise UserError(f"{path}: {error}. Download it again.") from error
     except KeyError as error:
-        raise ValueError(f"{path}: {error}. Is it HaMeR's evaluation file?") from None
+        raise UserError(f"{path}: {error}. Is it HaMeR's evaluation file?") from None
     except Exception as error:  # a damaged archive raises what it likes
-        raise ValueError(f"{path}: not a complete npz ({error}).") from error
+        raise UserError(f"{path}: not a complete npz ({error}).") from error
     return safe_pickle.load_npz(path, safe_pickle.numpy_globals())
 
 

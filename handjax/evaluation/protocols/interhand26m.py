@@ -26,6 +26,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from handjax.errors import UserError
 from handjax.evaluation.protocols import (
     Benchmark,
     Column,
@@ -107,7 +108,7 @@ class InterHand(Benchmark):
         try:
             return _truth(data, cameras, world)
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{folder}: the annotations of {split} do not belong together, or are "
                 f"not InterHand2.6M's ({error!r}). {self.truth}"
             ) from error
@@ -121,17 +122,17 @@ class InterHand(Benchmark):
             sides = arrays.get("hand_type")
             sides = None if sides is None else np.asarray(sides, np.float64)
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: {error!r}. {_FORMAT}") from error
+            raise UserError(f"{path}: {error!r}. {_FORMAT}") from error
         shapes_fit = joints.shape == (len(ids), _JOINTS, 3) and ids.ndim == 1
         if not shapes_fit or not (sides is None or sides.shape == (len(ids), 2)):
-            raise ValueError(
+            raise UserError(
                 f"{path}: annotation_id {ids.shape}, joints {joints.shape}, hand_type "
                 f"{None if sides is None else sides.shape}. {_FORMAT}"
             )
         if len(np.unique(ids)) != len(ids):
-            raise ValueError(f"{path}: an annotation stands there more than once.")
+            raise UserError(f"{path}: an annotation stands there more than once.")
         if np.isinf(joints).any():
-            raise ValueError(f"{path}: holds infinity.")
+            raise UserError(f"{path}: holds infinity.")
         return Predictions(ids, joints, sides)
 
     def check(self, predictions: Predictions) -> list[str]:
@@ -184,7 +185,7 @@ class InterHand(Benchmark):
     def from_hands(self, hands: PhotoHands, truth: Truth | None) -> Predictions:
         """Both hands of a picture together, in the data set's order."""
         if truth is None:
-            raise ValueError(
+            raise UserError(
                 "interhand26m names its samples by annotation; pass --truth. "
                 + self.truth
             )
@@ -195,10 +196,10 @@ class InterHand(Benchmark):
         for i, key in enumerate(hands.keys):
             row = place.get(_file_name(key, place))
             if row is None:
-                raise ValueError(f"record {key!r} is no picture of the ground truth.")
+                raise UserError(f"record {key!r} is no picture of the ground truth.")
             side = RIGHT if hands.is_right[i] else LEFT
             if np.isfinite(joints3d[row, side]).any():
-                raise ValueError(f"record {key!r}: that hand is there more than once.")
+                raise UserError(f"record {key!r}: that hand is there more than once.")
             joints3d[row, side] = 1e3 * hands.joints3d[i, np.argsort(gather)]
             annotated = np.where(truth.valid[row], truth.joints3d[row].T, np.nan).T
             expected[i] = annotated[side][gather] / 1e3
@@ -230,7 +231,7 @@ def _arrays(path: Path) -> dict[str, Any]:
             mesh_files.member_text(path, "pred.json", ".json"), path
         )
         if not isinstance(value, dict):
-            raise ValueError(f"{path}: holds no object. {_FORMAT}")
+            raise UserError(f"{path}: holds no object. {_FORMAT}")
         # null becomes NaN only in an array of floats.
         if isinstance(value.get("joints"), list):
             value["joints"] = _filled(value["joints"])
@@ -241,7 +242,7 @@ def _arrays(path: Path) -> dict[str, Any]:
     except OSError:
         raise
     except Exception as error:  # a damaged archive raises what it likes
-        raise ValueError(f"{path}: not a complete npz ({error}). {_FORMAT}") from error
+        raise UserError(f"{path}: not a complete npz ({error}). {_FORMAT}") from error
 
 
 def _filled(samples: list) -> list:
@@ -262,7 +263,7 @@ def _rows(truth: Truth, predictions: Predictions) -> np.ndarray:
     place = {int(i): row for row, i in enumerate(predictions.ids)}
     missing = [int(i) for i in truth.ids if int(i) not in place]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{len(missing):,} of {len(truth.ids):,} annotations have no prediction, "
             f"first annotation {missing[0]}."
         )
@@ -274,7 +275,7 @@ def _check_predicted(truth: Truth, guess: np.ndarray) -> None:
     absent = (truth.valid & np.isnan(guess).any(axis=-1)).any(axis=-1)
     if absent.any():
         first = truth.ids[absent.argmax()]
-        raise ValueError(
+        raise UserError(
             f"{int(absent.sum()):,} annotations have valid joints without a prediction "
             f"(NaN), first annotation {first}; the official evaluation needs all."
         )

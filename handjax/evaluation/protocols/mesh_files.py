@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from handjax.errors import UserError
 from handjax.evaluation.protocols.mesh_scores import Meshes
 from handjax.geometry.skeleton import NUM_JOINTS, NUM_VERTICES
 from handjax.io.atomic_files import write_bytes
@@ -29,7 +30,7 @@ def read(path: Path) -> Meshes:
     """Predictions of a pred.json, or of the one in a pred.zip.
 
     Raises:
-        ValueError: It has another format, or holds numbers that are not finite.
+        UserError: It has another format, or holds numbers that are not finite.
         OSError: It cannot be read.
     """
     value = parsed(member_text(path, MEMBER, ".json"), path)
@@ -37,7 +38,7 @@ def read(path: Path) -> Meshes:
         what = (
             f"{len(value)} lists" if isinstance(value, list) else type(value).__name__
         )
-        raise ValueError(
+        raise UserError(
             f"{path}: holds {what}; a list of two lists is needed, joints of all "
             f"samples ({NUM_JOINTS} x 3) and vertices of all samples "
             f"({NUM_VERTICES} x 3)."
@@ -46,7 +47,7 @@ def read(path: Path) -> Meshes:
         _samples(part, path, name) for part, name in _parts(value, path)
     )
     if len(joints) != len(vertices):
-        raise ValueError(
+        raise UserError(
             f"{path}: joints of {len(joints):,} samples and vertices of "
             f"{len(vertices):,}; both lists need one entry for each sample."
         )
@@ -57,7 +58,7 @@ def read(path: Path) -> Meshes:
 def _parts(value: list, path: Path):
     for part, name in zip(value, ("joints", "vertices"), strict=True):
         if not isinstance(part, list):
-            raise ValueError(f"{path}: the {name} are no list of samples.")
+            raise UserError(f"{path}: the {name} are no list of samples.")
         yield part, name
 
 
@@ -66,18 +67,18 @@ def read_truth(folder: Path, where_from: str, split: str = "evaluation") -> Mesh
 
     Raises:
         FileNotFoundError: One of them is missing.
-        ValueError: They are damaged, or do not belong together.
+        UserError: They are damaged, or do not belong together.
     """
     found = []
     for name in ("xyz", "verts"):
         path = truth_file(folder, f"{split}_{name}.json", where_from)
         value = parsed(path.read_text(), path)
         if not isinstance(value, list) or not value:
-            raise ValueError(f"{path}: holds no list of samples. {where_from}")
+            raise UserError(f"{path}: holds no list of samples. {where_from}")
         found.append(_samples(value, path, name))
     joints, vertices = found
     if len(joints) != len(vertices):
-        raise ValueError(
+        raise UserError(
             f"{folder}: {split}_xyz.json has {len(joints):,} samples, "
             f"{split}_verts.json {len(vertices):,}; they are not of one release. "
             f"{where_from}"
@@ -101,7 +102,7 @@ def truth_file(folder: Path, name: str, where_from: str) -> Path:
 def _check_joints(joints: Any, path: Path) -> None:
     for i, hand in enumerate(joints):
         if len(hand) != NUM_JOINTS:
-            raise ValueError(
+            raise UserError(
                 f"{path}: sample {i} has {len(hand)} joints; {NUM_JOINTS} are needed."
             )
 
@@ -129,13 +130,13 @@ def _points(value: Any, path: Path, name: str, sample: int) -> np.ndarray:
     try:
         points = np.asarray(value, np.float64)
     except (TypeError, ValueError):
-        raise ValueError(
+        raise UserError(
             f"{path}: the {name} of sample {sample} are not rows of three numbers."
         ) from None
     if points.size == 0:
         return np.zeros((0, 3))
     if points.ndim != 2 or points.shape[1] != 3:
-        raise ValueError(
+        raise UserError(
             f"{path}: the {name} of sample {sample} have shape {points.shape}; rows of "
             "three numbers (x, y, z in metres) are needed."
         )
@@ -145,7 +146,7 @@ def _points(value: Any, path: Path, name: str, sample: int) -> np.ndarray:
 def _check_finite(samples: Any, path: Path, name: str) -> None:
     bad = [i for i, points in enumerate(samples) if not np.isfinite(points).all()]
     if bad:
-        raise ValueError(
+        raise UserError(
             f"{path}: the {name} of {len(bad):,} of {len(samples):,} samples hold NaN "
             f"or infinity, first of sample {bad[0]}. The official script stops there; "
             "every sample needs numbers."
@@ -156,13 +157,13 @@ def member_text(path: Path, member: str, suffix: str) -> str:
     """Text of a file, or of the one at the root of a zip.
 
     Raises:
-        ValueError: The zip is damaged or has not one such file at its root.
+        UserError: The zip is damaged or has not one such file at its root.
         OSError: It cannot be read.
     """
     if not zipfile.is_zipfile(path):
         if path.suffix == ".zip":
             path.stat()  # a missing file says so
-            raise ValueError(f"{path}: not a complete zip file. Copy it again.")
+            raise UserError(f"{path}: not a complete zip file. Copy it again.")
         return path.read_bytes().decode("utf-8", "replace")
     with zipfile.ZipFile(path) as archive:
         inside = archive.namelist()
@@ -170,28 +171,26 @@ def member_text(path: Path, member: str, suffix: str) -> str:
         if member in found:
             found = [member]
         if len(found) != 1:
-            raise ValueError(
+            raise UserError(
                 f"{path}: holds {inside[:5]}; {member} is needed at its root, in no "
                 "folder."
             )
         try:
             return archive.read(found[0]).decode("utf-8", "replace")
         except (zipfile.BadZipFile, EOFError, OSError) as error:
-            raise ValueError(
-                f"{path}: {found[0]} in it is damaged: {error}."
-            ) from error
+            raise UserError(f"{path}: {found[0]} in it is damaged: {error}.") from error
 
 
 def parsed(text: str, path: Path) -> Any:
     """JSON of a file.
 
     Raises:
-        ValueError: It is none.
+        UserError: It is none.
     """
     try:
         return json.loads(text)
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"{path}: not complete JSON ({error}). Write or copy it again."
         ) from error
 

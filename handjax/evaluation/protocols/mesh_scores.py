@@ -24,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from handjax.errors import UserError
 from handjax.evaluation.protocols import Score
 from handjax.evaluation.protocols.point_errors import PointErrors, aligned, similarity
 from handjax.metrics import mesh_errors
@@ -69,7 +70,7 @@ def scores(
         procrustes: "freihand" is the script's; see `metrics.procrustes_align`.
 
     Raises:
-        ValueError: The counts differ, a mesh has another number of vertices than the
+        UserError: The counts differ, a mesh has another number of vertices than the
             first one, or another alignment is asked for where meshes do not correspond.
     """
     _check(truth, predictions, procrustes)
@@ -169,14 +170,14 @@ def by_joints(
 
 def _check(truth: Meshes, predictions: Meshes, procrustes: str) -> None:
     if truth.count != predictions.count:
-        raise ValueError(
+        raise UserError(
             f"{predictions.count:,} predictions for {truth.count:,} samples; every "
             "sample needs one, in the order of the benchmark."
         )
     if not truth.count:
-        raise ValueError("the ground truth holds no sample.")
+        raise UserError("the ground truth holds no sample.")
     if procrustes != "freihand" and not _correspond(truth, predictions):
-        raise ValueError(
+        raise UserError(
             f"procrustes={procrustes!r} aligns vertex by vertex, and the predicted "
             f"mesh has {len(predictions.vertices[0]):,} vertices, not "
             f"{len(truth.vertices[0]):,}; only 'freihand' has a rule for that."
@@ -190,7 +191,7 @@ def _correspond(truth: Meshes, predictions: Meshes) -> bool:
         return False
     for i, mesh in enumerate(predictions.vertices):
         if len(mesh) != number:
-            raise ValueError(
+            raise UserError(
                 f"prediction {i} has {len(mesh):,} vertices and prediction 0 has "
                 f"{number:,}; all of them need {number:,}."
             )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from handjax.errors import UserError
 from handjax.family.hand_constants import HandConstants, parameters_by_part
 from handjax.geometry import skeleton
 from handjax.mano.hand_model import HandModel
@@ -205,7 +206,7 @@ class Model(nn.Module):
         )
         maps = self.image_encoder(pixels, train=train)
         if self.tap not in maps:
-            raise ValueError(
+            raise UserError(
                 f"config.model.tap={self.tap!r} is no map of {self.backbone}; it has "
                 f"{', '.join(sorted(maps))}."
             )
@@ -414,13 +415,13 @@ def joints_in_order(model: Model) -> tuple[int, ...]:
     """Joints as they are scanned: of `SCAN_ORDERS`, a body's as they come.
 
     Raises:
-        ValueError: The order is of a hand's joints, and the edges are of others.
+        UserError: The order is of a hand's joints, and the edges are of others.
     """
     count = 1 + max(max(edge) for edge in model.edges)
     if model.scan_order == "openpose":
         return tuple(range(count))
     if count != skeleton.NUM_JOINTS:
-        raise ValueError(
+        raise UserError(
             f"config.model.scan_order={model.scan_order!r} is an order of a hand's "
             f"{skeleton.NUM_JOINTS} joints, but there are {count}; use 'openpose', "
             "which takes joints as they come."
@@ -449,12 +450,12 @@ def _check_fields(model: Model) -> None:
     ):
         value = getattr(model, key)
         if value not in allowed:
-            raise ValueError(
+            raise UserError(
                 f"config.model.{key}={value!r} is not one of {', '.join(allowed)}."
             )
     unknown = [name for name in model.fusion if name not in FUSED]
     if unknown or not model.fusion:
-        raise ValueError(
+        raise UserError(
             f"config.model.fusion={tuple(model.fusion)} must name at least one of "
             f"{', '.join(FUSED)}, and nothing else."
         )

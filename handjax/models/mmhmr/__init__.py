@@ -17,6 +17,7 @@ config; docs/mmhmr.md lists them with their reasons.
 
 from typing import Any
 
+from handjax.errors import UserError
 from handjax.family.hand_constants import check_root
 from handjax.family.stage import LABELLED_POSES, Stage
 from handjax.models.mmhmr.losses import (
@@ -58,7 +59,7 @@ def stages(config: Any) -> tuple[Stage, ...]:
     """Tokenizer, then mesh, to which the tokenizer is given.
 
     Raises:
-        ValueError: `config.model.root` is not the root of the data.
+        UserError: `config.model.root` is not the root of the data.
     """
     check_root(config, Model)
     tokenizer = Stage("tokenizer", tokenizer_loss, predict_pose, "^tokenizer/", False)
@@ -75,7 +76,7 @@ def _text_stage(config: Any) -> Stage:
     """Stage "mesh" of texts; CLIP's tower stays as it was trained."""
     data = config.stages.mesh.data
     if data != LABELLED_POSES:
-        raise ValueError(
+        raise UserError(
             f"config.stages.mesh.data={data!r} has no texts, which config.model."
             f"condition='text' reads; use {LABELLED_POSES!r} (configs/mmhmr.py:text)."
         )

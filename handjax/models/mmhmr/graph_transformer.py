@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from handjax.errors import UserError
 from handjax.nn.metaformer import SelfAttention, layer_norm, linear
 
 ADJACENCIES = {
@@ -50,10 +51,10 @@ class GraphTransformerBlock(nn.Module):
         """Mix the tokens, and weigh the channels by what all tokens say.
 
         Raises:
-            ValueError: An unknown adjacency.
+            UserError: An unknown adjacency.
         """
         if self.adjacency not in ADJACENCIES:
-            raise ValueError(
+            raise UserError(
                 f"config.model.adjacency={self.adjacency!r} is not one of "
                 f"{', '.join(ADJACENCIES)}."
             )

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from handjax.errors import UserError
 from handjax.nn.ops.conv import torch_init
 
 DILATION_ORDERS = ("falling", "rising")
@@ -44,7 +45,7 @@ class JointEncoder(nn.Module):
         """Tokens, float32.
 
         Raises:
-            ValueError: `num_tokens` is not `joints` times a power of two.
+            UserError: `num_tokens` is not `joints` times a power of two.
         """
         x = nn.relu(_conv(self.width, self.dtype, "embed")(x.astype(self.dtype)))
         for i in range(doublings(self.num_tokens, self.joints) + 1):
@@ -116,7 +117,7 @@ class ResidualBlocks(nn.Module):
     def __call__(self, x: List) -> List:
         """Mix places and channels."""
         if self.dilation_order not in DILATION_ORDERS:
-            raise ValueError(
+            raise UserError(
                 f"config.model.dilation_order={self.dilation_order!r} is not one of "
                 f"{', '.join(DILATION_ORDERS)}."
             )
@@ -135,12 +136,12 @@ def doublings(num_tokens: int, joints: int) -> int:
     """How often the number of joints has to be doubled to be that of the tokens.
 
     Raises:
-        ValueError: No number of times will do.
+        UserError: No number of times will do.
     """
     times = max(num_tokens // joints, 1).bit_length() - 1
     if joints << times != num_tokens:
         allowed = ", ".join(str(joints << i) for i in range(4))
-        raise ValueError(
+        raise UserError(
             f"config.model.num_tokens={num_tokens} is not the number of joints, "
             f"{joints}, doubled some times; use {allowed} or more."
         )

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from handjax.errors import UserError
 from handjax.geometry import skeleton
 from handjax.models.mmhmr.graph_transformer import GraphTransformerBlock
 from handjax.models.mmhmr.pose_tokens import POSES, PoseTokens
@@ -108,7 +109,7 @@ class MaskedSynthesizer(nn.Module):
             train: Drop at random.
 
         Raises:
-            ValueError: An option is unknown, or there are both maps and text, or
+            UserError: An option is unknown, or there are both maps and text, or
                 neither, or another number of tokens or joints than fields say.
         """
         self._check(indices, maps, context, joints2d)
@@ -194,23 +195,23 @@ class MaskedSynthesizer(nn.Module):
         for key, allowed in (("pose", POSES), ("reference", REFERENCES)):
             value = getattr(self, key)
             if value not in allowed:
-                raise ValueError(
+                raise UserError(
                     f"config.model.{key}={value!r} is not one of {', '.join(allowed)}."
                 )
         if (maps is None) == (context is None):
-            raise ValueError(
+            raise UserError(
                 "The synthesizer was given "
                 + ("neither maps nor a text" if maps is None else "maps and a text")
                 + "; give either maps=... of an image or context=... of a text."
             )
         if indices.shape[1] != self.num_tokens:
-            raise ValueError(
+            raise UserError(
                 f"There are {indices.shape[1]} tokens, but config.model.num_tokens="
                 f"{self.num_tokens}; the tokenizer decides how many there are."
             )
         joints = _num_joints(self.edges)
         if joints2d is not None and joints2d.shape[1] != joints:
-            raise ValueError(
+            raise UserError(
                 f"There are {joints2d.shape[1]} 2-D joints, but the edges are of "
                 f"{joints}; give the bones of config.hand's skeleton."
             )
@@ -284,10 +285,10 @@ class CameraShapeHead(nn.Module):
         """Features, float32: `width` of them, or as many as the map has channels.
 
         Raises:
-            ValueError: An unknown kind.
+            UserError: An unknown kind.
         """
         if self.kind not in SHAPE_HEADS:
-            raise ValueError(
+            raise UserError(
                 f"config.model.shape_head={self.kind!r} is not one of "
                 f"{', '.join(SHAPE_HEADS)}."
             )

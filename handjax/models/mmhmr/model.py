@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from handjax.errors import UserError
 from handjax.family import hypotheses
 from handjax.family.hand_constants import HandConstants, parameters_by_part
 from handjax.geometry import rotations, skeleton
@@ -632,11 +633,11 @@ def _check_fields(model: Model) -> None:
     ):
         value = getattr(model, key)
         if value not in allowed:
-            raise ValueError(
+            raise UserError(
                 f"config.model.{key}={value!r} is not one of {', '.join(allowed)}."
             )
     if "1x" not in model.levels:
-        raise ValueError(
+        raise UserError(
             f"config.model.levels={tuple(model.levels)} has no '1x', which betas and "
             "camera are read from; add it."
         )

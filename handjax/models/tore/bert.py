@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from handjax.errors import UserError
 from handjax.models.tore.mesh_graph import MeshGraphBlock, Shares
 from handjax.nn.ops.convolutions import gelu
 
@@ -114,11 +115,11 @@ class ProgressiveBlock(nn.Module):
         """Mix the tokens and narrow them.
 
         Raises:
-            ValueError: There are more tokens than positions.
+            UserError: There are more tokens than positions.
         """
         count = x.shape[1]
         if count > MAX_TOKENS:
-            raise ValueError(
+            raise UserError(
                 f"METRO's blocks have learned positions of {MAX_TOKENS} tokens, but "
                 f"{count} come in; take a coarser mesh (config.model.coarse_level)."
             )

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from handjax.errors import UserError
 from handjax.models.tore.bert import MeshEdges, ProgressiveBlock
 from handjax.models.tore.mesh_graph import shares
 from handjax.nn.detr import Transformer
@@ -271,10 +272,10 @@ def of(maps: Maps, name: str) -> Float[Array, "batch height width dim"]:
     """A map of the backbone.
 
     Raises:
-        ValueError: It has none of this name.
+        UserError: It has none of this name.
     """
     if name not in maps:
-        raise ValueError(
+        raise UserError(
             f"The backbone has no map {name!r}; it has {', '.join(sorted(maps))}. Use "
             "a backbone that has (config.model.backbone), such as hrnet_w64."
         )

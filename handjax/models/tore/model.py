@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from handjax.errors import UserError
 from handjax.family.hand_constants import (
     HandConstants,
     joints_from_vertices,
@@ -463,11 +464,11 @@ def _check_fields(model: Model) -> None:
     ):
         value = getattr(model, key)
         if value not in allowed:
-            raise ValueError(
+            raise UserError(
                 f"config.model.{key}={value!r} is not one of {', '.join(allowed)}."
             )
     if model.coarse_level < 1:
-        raise ValueError(
+        raise UserError(
             f"config.model.coarse_level={model.coarse_level} must be at least 1: the "
             "level of the mesh hierarchy whose vertices are predicted."
         )
@@ -484,7 +485,7 @@ def _check_fields(model: Model) -> None:
     }
     for key, why in wrong.items():
         if why:
-            raise ValueError(
+            raise UserError(
                 f"config.model.{key}={getattr(model, key)!r} with host={model.host!r}: "
                 f"it {why}."
             )

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from handjax.errors import UserError
 from handjax.nn.backbones import _weights
 from handjax.nn.ops import convolutions
 from handjax.nn.ops.conv import Conv, Map, Output
@@ -110,7 +111,7 @@ class Hiera(nn.Module):
             return
         rows, cols = self.get_variable("params", "pos_embed").shape[:2]
         if (height, width) != (4 * rows, 4 * cols):
-            raise ValueError(
+            raise UserError(
                 f"Hiera was given images of {height} x {width} (height x width), and "
                 f"these weights are for {4 * rows} x {4 * cols}. Choose "
                 f"config.data.crop_size={4 * rows}, or train weights for this size."

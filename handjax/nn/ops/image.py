@@ -5,6 +5,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from handjax.errors import UserError
+
 CHANNEL_ORDERS = ("rgb", "bgr")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of pixels in 0..1, RGB: what public backbone weights are made for."""
@@ -27,10 +29,10 @@ def normalised(
         dtype: Of the result.
 
     Raises:
-        ValueError: For another channel order.
+        UserError: For another channel order.
     """
     if channel_order not in CHANNEL_ORDERS:
-        raise ValueError(
+        raise UserError(
             f"config.model.channel_order={channel_order!r} is not one of "
             f"{', '.join(CHANNEL_ORDERS)}."
         )
@@ -51,11 +53,11 @@ def middle_columns(image: Any, *, multiple: int = 8) -> Any:
         multiple: What the side has to divide by.
 
     Raises:
-        ValueError: The crop is not square, or its side does not divide.
+        UserError: The crop is not square, or its side does not divide.
     """
     height, width = image.shape[1:3]
     if height != width or width % multiple:
-        raise ValueError(
+        raise UserError(
             f"The network was given images of {height} x {width} (height x width); it "
             f"takes square crops whose side divides by {multiple}, and looks at the "
             "middle 3/4 of the columns. Released weights are for "
@@ -68,10 +70,10 @@ def check_sides(name: str, height: int, width: int) -> None:
     """Refuse images whose sides a backbone cannot halve five times.
 
     Raises:
-        ValueError: Says which crops are allowed.
+        UserError: Says which crops are allowed.
     """
     if height % 32 or width % 32:
-        raise ValueError(
+        raise UserError(
             f"{name} was given images of {height} x {width} (height x width); both "
             "sides must be multiples of 32. Choose config.data.crop_size so: a "
             "multiple of 32, or of 128 for families that look at the middle 3/4 of a "

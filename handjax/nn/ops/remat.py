@@ -5,6 +5,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from handjax.errors import UserError
+
 POLICIES = {
     "nothing": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -23,10 +25,10 @@ def again(block: Any, policy: str, **options: Any) -> Any:
         **options: Of `flax.linen.remat`.
 
     Raises:
-        ValueError: There is no such policy.
+        UserError: There is no such policy.
     """
     if policy not in POLICIES:
-        raise ValueError(
+        raise UserError(
             f"config.model.remat_policy={policy!r} is not one of {', '.join(POLICIES)}."
         )
     return nn.remat(block, policy=POLICIES[policy], **options)

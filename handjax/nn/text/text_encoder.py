@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
+from handjax.errors import UserError
 from handjax.nn.metaformer import layer_norm, linear
 from handjax.nn.ops.convolutions import gelu
 from handjax.nn.text import byte_pairs
@@ -63,7 +64,7 @@ class Labels:
         """
         self.labels = tuple(labels)
         if not self.labels or len(set(self.labels)) < len(self.labels):
-            raise ValueError(
+            raise UserError(
                 f"config.model.labels={self.labels} must name at least one label, and "
                 "none of them twice."
             )
@@ -130,14 +131,14 @@ def tokenizer(
     if name == LABELS:
         return Labels(labels)
     if not vocabulary:
-        raise ValueError(
+        raise UserError(
             f"config.model.text={name!r} needs CLIP's vocabulary: pass "
             "--config.data.vocabulary=FILE, bpe_simple_vocab_16e6.txt.gz or Hugging "
             f"Face's tokenizer.json, or use config.model.text={LABELS!r}."
         )
     encode = byte_pairs.read(vocabulary, SIZES[name].length)
     if max(encode.ids.values()) != SIZES[name].vocabulary - 1:
-        raise ValueError(
+        raise UserError(
             f"config.data.vocabulary={vocabulary!r} has {len(encode.ids)} tokens, "
             f"{name} has {SIZES[name].vocabulary}; pass the vocabulary of CLIP."
         )
@@ -160,6 +161,6 @@ def build(
 
 def _check(name: str) -> None:
     if name not in names():
-        raise ValueError(
+        raise UserError(
             f"config.model.text={name!r} is not one of {', '.join(names())}."
         )
