@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from places import ROOT, TESTS
+from places import ROOT, SUPPORT, TESTS
 
 from handjax.checkpoints import integrity
 from handjax.checkpoints import store as checkpoints
@@ -169,7 +169,7 @@ def test_a_folder_that_was_deleted_in_training_is_no_lack_of_space(tmp_path):
 
 _FILL = """
 import resource, sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = [{tests!r}, {support!r}]
 import test_checkpoints as t
 store = t._saved({workdir!r}, [1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
@@ -182,7 +182,9 @@ except t.CheckpointError as error:
 
 
 def test_a_write_that_fails_half_way_leaves_the_last_good_one(tmp_path):
-    code = _FILL.format(tests=str(TESTS / "checkpoints"), workdir=str(tmp_path))
+    code = _FILL.format(
+        tests=str(TESTS / "checkpoints"), support=str(SUPPORT), workdir=str(tmp_path)
+    )
     result = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

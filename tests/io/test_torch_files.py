@@ -180,7 +180,7 @@ def test_calls_hidden_in_settings_are_not_run(tmp_path, name):
 
 def test_torch_is_not_imported():
     code = (
-        "import sys; from handjax import torch_files; "
+        "import sys; from handjax.io import torch_files; "
         f"torch_files.read({str(GOLDEN / 'torch_zip.pth')!r}); "
         "assert 'torch' not in sys.modules and 'jax' not in sys.modules"
     )

@@ -78,7 +78,7 @@ def test_it_is_made_again_and_the_operation_is_named(tmp_path, monkeypatch, caps
     with pytest.raises(NonFiniteError):
         loop.fit(poisoned_run(tmp_path / "w", huge, **changes))
     text = _replayed(tmp_path / "w", monkeypatch, capsys)
-    assert "first made in tests/fake_family.py" in text
+    assert "first made in tests/support/fake_family.py" in text
 
 
 def test_without_an_update_it_says_what_to_pass(tmp_path, capsys):

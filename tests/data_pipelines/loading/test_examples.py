@@ -103,15 +103,15 @@ def test_left_hands_give_the_batch_of_their_mirror_image():
 
 
 def test_left_hands_are_mirrored_in_one_place():
-    """`hands.py`; `examples.py` flips crops of either hand, which is augmentation."""
+    """`annotations.py`; `examples.py` flips crops of either hand, which is augmentation."""
     folder = Path(data_pipelines.__file__).parent
     found = {
         path.name
-        for path in folder.glob("*.py")
+        for path in folder.rglob("*.py")
         if re.search(r"crop\.(mirror|MIRROR)", path.read_text())
     }
-    assert found == {"hands.py", "examples.py"}
-    text = (folder / "examples.py").read_text()
+    assert found == {"annotations.py", "examples.py"}
+    text = (folder / "loading" / "examples.py").read_text()
     mirroring = [line for line in text.splitlines() if "crop.m" in line.lower()]
     assert all("[flip]" in line for line in mirroring if "mirror" in line.lower())
 

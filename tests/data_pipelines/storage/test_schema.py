@@ -124,11 +124,13 @@ def test_opening_data_imports_all_that_threads_will_need():
     """TFDS replaces `import` meanwhile; a checkpoint, saved by a thread, tripped."""
     program = """
 import sys
-from handjax import config, data, mano_files
-defaults = config.base()
-data.open_data(defaults, mano_files.load(), create=False)
+from handjax.config import schema as configs
+from handjax.data import run_data
+from handjax.mano import model_files
+defaults = configs.base()
+run_data.open_data(defaults, model_files.load(), create=False)
 before = set(sys.modules)
-from data_pipelines import schema
+from data_pipelines.storage import schema
 schema.features()
 schema._example_type()
 print(sorted(name for name in set(sys.modules) - before if "tensorflow" in name))

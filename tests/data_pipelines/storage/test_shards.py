@@ -116,7 +116,7 @@ def test_a_full_disk_is_one_clear_message_and_no_half_shard(tmp_path):
         import resource, signal, sys
         sys.path.insert(0, {here!r})
         from fake_records import write
-        from data_pipelines import shards
+        from data_pipelines.storage import shards
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
         try:
