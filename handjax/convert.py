@@ -2,7 +2,7 @@ r"""Convert published weights to handjax's.
 
     python -m handjax.convert model.safetensors --from timm --to weights/fastvit_ma36
     python -m handjax.convert model.safetensors --from clip_text --to weights/clip
-    python -m handjax.convert hand_landmark_full.tflite --from mediapipe --to weights/hand
+    python -m handjax.convert hand_landmark_full.tflite --from mediapipe --to out
     python -m handjax.convert epoch_200_rerun1 --from simplehand --to runs/simplehand \
         --hand MANO_RIGHT.pkl
 

@@ -34,9 +34,9 @@ POSSIBLE = 0.5
 """Presence below which a region is not reported."""
 CROP_SIZE = hand_landmark.IMAGE_SIZE
 
-_BATCH = 8
-"""Crops that are read at once if there are many. Other counts are read one by one: each
-size is compiled once, for seconds, and a CPU needs as long for each crop of a batch."""
+_BATCH, _MANY = 8, 32
+"""Crops are read one by one, and in eights if there are many. Each size is compiled
+once, for seconds, and a CPU needs as long for each crop of a batch as for one alone."""
 _PALM_SCORE = 0.5
 _PALM_OVERLAP = 0.3
 _MARGINS = (0.25, 0.6)
@@ -175,8 +175,8 @@ class HandDetector:
         box = np.asarray(box_px, np.float64)
         if not (np.isfinite(box).all() and box[2] > box[0] and box[3] > box[1]):
             raise ValueError(
-                f"box_px={tuple(map(float, box_px))} is empty; give x0, y0, x1, y1 with "
-                "x1 > x0 and y1 > y0."
+                f"box_px={tuple(map(float, box_px))} is empty; give x0, y0, x1, y1 "
+                "with x1 > x0 and y1 > y0."
             )
         side = float(max(box[2] - box[0], box[3] - box[1]))
         square = Region(_middle(*box), side * _BOX_GROWTH, 0.0)
@@ -218,7 +218,7 @@ class HandDetector:
     # --- how hands are looked for ---------------------------------------------------
 
     def _palms(self, picture: np.ndarray, H: np.ndarray) -> list[Palm]:
-        """Palms of a picture of the network's size; H takes pixels of the photo to it."""
+        """Find palms in a picture of 192 pixels; H takes the photo's pixels to it."""
         raw = jax.device_get(self._run_palms(picture[None]))
         back = np.linalg.inv(H)
         return [
@@ -284,7 +284,7 @@ class LandmarkReader:
 
     def __call__(self, crops: UInt8[np.ndarray, "crop 224 224 3"]) -> HandLandmarks:
         """Read landmarks of crops, RGB (`crop_region`); the fields are numpy arrays."""
-        size = _BATCH if 2 * len(crops) >= _BATCH else 1
+        size = _BATCH if len(crops) >= _MANY else 1
         parts = []
         for start in range(0, max(len(crops), 1), size):
             part = crops[start : start + size]

@@ -59,7 +59,7 @@ class Tensor(NamedTuple):
     name: str
     shape: tuple[int, ...]
     value: np.ndarray | None
-    """Content of a constant, a read-only view of the file; None where it is computed."""
+    """Content of a constant, a read-only view of the file; None where not."""
 
 
 class Operator(NamedTuple):

@@ -4,8 +4,8 @@ r"""Rebuild the networks of MediaPipe that come with handjax, from its wheel.
         --python-version 3.11 mediapipe==0.10.21
     python scripts/rebuild_mediapipe_assets.py mediapipe-0.10.21-*.whl
 
-The wheel is read as a zip; nothing of it is installed or run. Files of another hash than
-`handjax/assets/NOTICE.md` gives are refused.
+The wheel is read as a zip; nothing of it is installed or run. Files with another hash
+than in `handjax/assets/NOTICE.md` are refused.
 """
 
 import argparse
@@ -25,9 +25,15 @@ from handjax.files import write_bytes
 ASSETS = Path(__file__).parents[1] / "handjax" / "assets"
 FOLDER = "mediapipe/modules"
 SHA256 = {
-    "hand_landmark/hand_landmark_full.tflite": "11c272b891e1a99ab034208e23937a8008388cf11ed2a9d776ed3d01d0ba00e3",
-    "hand_landmark/hand_landmark_lite.tflite": "048edd3645c9bf7397d19a9f6e3a42957d6e414c9bea6598030a2e9b624156e6",
-    "palm_detection/palm_detection_full.tflite": "1b14e9422c6ad006cde6581a46c8b90dd573c07ab7f3934b5589e7cea3f89a54",
+    "hand_landmark/hand_landmark_full.tflite": (
+        "11c272b891e1a99ab034208e23937a8008388cf11ed2a9d776ed3d01d0ba00e3"
+    ),
+    "hand_landmark/hand_landmark_lite.tflite": (
+        "048edd3645c9bf7397d19a9f6e3a42957d6e414c9bea6598030a2e9b624156e6"
+    ),
+    "palm_detection/palm_detection_full.tflite": (
+        "1b14e9422c6ad006cde6581a46c8b90dd573c07ab7f3934b5589e7cea3f89a54"
+    ),
 }
 """Files of the wheel, and their hashes."""
 
@@ -54,7 +60,7 @@ def main() -> int:
 
 
 def asset(data: bytes) -> bytes:
-    """Convert a .tflite file to a safetensors file in float16, as it has the weights."""
+    """Convert a .tflite file to a safetensors file; both hold float16 values."""
     with tempfile.NamedTemporaryFile(suffix=".tflite") as file:
         file.write(data)
         file.flush()

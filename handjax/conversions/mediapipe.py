@@ -45,9 +45,9 @@ class Layer(NamedTuple):
 def read(path: Any) -> dict[str, np.ndarray]:
     """Read the weights of a .tflite file, in handjax's layout.
 
-    Names are "KIND:STRIDE:ACTIVATION:NUMBER/kernel" (and "/bias", "/slope"), numbered in
-    the order in which the network runs; constants that are no weights are "constant/I",
-    with the index of their tensor.
+    Names are "KIND:STRIDE:ACTIVATION:NUMBER/kernel" (and "/bias", "/slope"), numbered
+    in the order in which the network runs; constants that are not weights are
+    "constant/I", with the index of their tensor.
 
     Raises:
         ValueError: The file is damaged, or not of a float network.
@@ -130,7 +130,7 @@ def convert(state_dict: Mapping[str, np.ndarray], options: Options) -> Converted
         if key.startswith("constant/"):
             skipped.append(key)
             continue
-        step, _, part = key.rpartition("/")
+        part = key.rpartition("/")[2]
         layer = layers[_step(key)[0]]
         flat[f"params/{layer.path}/{part}"] = np.asarray(value, np.float32)
     misfits.check(

@@ -98,7 +98,8 @@ class HandLandmarkNetwork(nn.Module):
 
     variant: str = "mediapipe_hand_full"
 
-    def setup(self):
+    def setup(self) -> None:
+        """Name the parts."""
         size = VARIANTS[self.variant]
         self.stem = SameConv(size.stem, 3, stride=2)
         self.blocks = [Block(block, size.pooled_residual) for block in size.blocks]
