@@ -106,7 +106,7 @@ def read(path: str | os.PathLike) -> Graph:
             "Pass a hand or palm network of MediaPipe."
         )
     with open(path, "rb") as file:
-        data = file.read(_MAX_BYTES)
+        data = file.read(size)
     if not is_tflite(data[:8]):
         raise ValueError(
             f"{name}: not a TensorFlow Lite file: bytes 5 to 8 are {data[4:8]!r}, not "
