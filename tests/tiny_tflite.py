@@ -1,4 +1,4 @@
-"""A writer of small .tflite files: what `handjax.tflite_files` reads, and nothing else."""
+"""A writer of small .tflite files: what `handjax.tflite_files` reads, no more."""
 
 from collections.abc import Sequence
 

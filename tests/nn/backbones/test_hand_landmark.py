@@ -18,7 +18,7 @@ from handjax.nn.backbones import hand_landmark
 ROOT = Path(__file__).parents[3]
 sys.path.insert(0, str(ROOT / "tests" / "golden"))
 
-import make_hand_networks as golden
+import make_hand_networks as golden  # noqa: E402
 
 NAMES = tuple(hand_landmark.VARIANTS)
 
@@ -148,7 +148,7 @@ def test_depthwise_padding_equals_xlas_same(size, stride):
 
 def test_odd_maps_and_unknown_names_are_refused():
     layer = same_conv.SameConv(2, 3, 2, groups=2)
-    with pytest.raises(ValueError, match="7 x 8 .*multiples of 32"):
+    with pytest.raises(ValueError, match=r"7 x 8 .*multiples of 32"):
         layer.init(jax.random.key(0), jnp.zeros((1, 7, 8, 2)))
     with pytest.raises(ValueError, match="mediapipe_hand_full, mediapipe_hand_lite"):
         hand_landmark.pretrained("mediapipe_hand")
