@@ -24,7 +24,7 @@ OUTPUTS = {
     "Identity_3": "world",
 }
 """Names of the landmark networks' outputs in the file, and ours."""
-SEEDS = (0, 1)
+SEEDS = (0, 2)
 EVERY = 61
 """Anchors whose outputs are kept."""
 
