@@ -46,6 +46,8 @@ def _jitted(model, variables, **options):
     return functools.partial(run, variables)
 
 
+# Against float64, the lite network is off by 1.3e-4 pixels on rendered and real crops,
+# and the TensorFlow Lite runtime by 7.6e-4 (palm detector: 3.5e-4 and 8.5e-4).
 TOLERANCES = {
     "screen_px": 5e-4,
     "world": 2e-6,
