@@ -2,13 +2,15 @@ r"""Convert published weights to handjax's.
 
     python -m handjax.convert model.safetensors --from timm --to weights/fastvit_ma36
     python -m handjax.convert model.safetensors --from clip_text --to weights/clip
+    python -m handjax.convert hand_landmark_full.tflite --from mediapipe --to out
     python -m handjax.convert epoch_200_rerun1 --from simplehand --to runs/simplehand \
         --hand MANO_RIGHT.pkl
 
 A backbone or an encoder of texts is then given to training as --config.init_from=DIR;
 a whole model is a workdir for handjax.predict and handjax.evaluate, and can be given to
 training, too.
-Files of torch.save are read without PyTorch, and nothing in them is run. Every entry is
+Files of torch.save are read without PyTorch, those of TensorFlow Lite without
+TensorFlow, and nothing in them is run. Every entry is
 used or skipped by a rule that is printed; otherwise nothing is written.
 """
 
@@ -29,7 +31,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("source", help="file of weights: .pt, .pth, .ckpt, .safetensors or no suffix")
+    add(
+        "source",
+        help="file of weights: .pt, .pth, .ckpt, .safetensors, .tflite or none",
+    )
     add("--from", dest="origin", default="", help="where it comes from, such as timm")
     add("--to", required=True, help="directory that gets the result")
     add("--name", default="", help="backbone; default: found from the weights")
@@ -77,8 +82,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if not source.is_file():
         raise FileNotFoundError(f"{str(source)!r}: there is no such file of weights.")
     directory.check_free(target, arguments.overwrite)
-    saved = torch_files.read(source)
-    state_dict = torch_files.state_dict(saved, source)
+    if hasattr(module, "read"):  # a source with a file format of its own
+        saved = state_dict = module.read(source)
+    else:
+        saved = torch_files.read(source)
+        state_dict = torch_files.state_dict(saved, source)
     epoch = saved.get("epoch") if isinstance(saved, dict) else None
     options = conversion.Options(
         name=arguments.name,
@@ -149,6 +157,8 @@ def _next(record: dict[str, Any], target: str) -> str:
             f"runs/mine --config.model.text={record['backbone']} "
             f"--config.data.vocabulary=VOCABULARY --config.init_from={target}"
         )
+    if record["part"] == "palm_detector":
+        return "nothing to do: handjax has these weights, and detects hands with them"
     return (
         "python -m handjax.train --config configs/simplehand.py --workdir runs/mine "
         f"--config.model.backbone={record['backbone']} --config.init_from={target}"

@@ -120,7 +120,7 @@ def _fail(message: str) -> None:
 
 def _options(arguments: argparse.Namespace) -> tuple[Options, str]:
     from handjax.inference import photos
-    from handjax.inference.detector import make
+    from handjax.inference.box_detectors import make
 
     box = intrinsics = None
     if arguments.box is not None:

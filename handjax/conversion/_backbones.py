@@ -126,7 +126,7 @@ def _probed(
     if not misfits:
         raise UserError(
             f"The weights are of no backbone that handjax knows; they begin with "
-            f"{', '.join(list(probe)[:4])}. It knows {', '.join(backbones.names())}."
+            f"{', '.join(list(probe)[:4])}. It knows {', '.join(_names())}."
         )
     nearest = min(misfits, key=lambda error: error.count)
     origins = _origins(nearest.given, list(probe))
@@ -138,7 +138,13 @@ def _probed(
 
 
 def _families():
-    return {id(f): f for f in map(backbones.family, backbones.names())}.values()
+    return {id(f): f for f in map(backbones.family, _names())}.values()
+
+
+def _names():
+    """Backbones that have weights of PyTorch's."""
+    known = backbones.names()
+    return [n for n in known if hasattr(backbones.family(n), "import_torch")]
 
 
 def _origins(variables: Any, keys: list[str]) -> dict[str, tuple[str, ...]]:

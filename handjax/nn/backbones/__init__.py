@@ -50,6 +50,8 @@ def first_pixel(name: str, stride: int) -> float:
     what it does beyond is cut patches of that map.
     """
     module = family(name)
+    if hasattr(module, "first_pixel"):
+        return module.first_pixel(stride)
     centred = min(stride, getattr(module, "CENTRED_STRIDE", 1))
     return (stride - centred) / 2 - getattr(module.VARIANTS[name], "padding", 0)
 

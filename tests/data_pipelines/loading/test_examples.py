@@ -103,7 +103,7 @@ def test_left_hands_give_the_batch_of_their_mirror_image():
 
 
 def test_left_hands_are_mirrored_in_one_place():
-    """`annotations.py`; `examples.py` flips crops of either hand, which is augmentation."""
+    """`examples.py` flips crops of either hand, too: that is augmentation."""
     folder = Path(data_pipelines.__file__).parent
     found = {
         path.name

@@ -1,0 +1,71 @@
+import importlib.machinery
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from handjax.inference.box_detectors import MODEL_VARIABLE, make
+from handjax.inference.photos import PhotoError
+
+
+@pytest.fixture
+def mediapipe(monkeypatch, tmp_path):
+    """A stand-in with MediaPipe's names that finds one left hand in the middle."""
+    point = SimpleNamespace
+    result = SimpleNamespace(
+        hand_landmarks=[[point(x=0.25, y=0.5), point(x=0.75, y=0.9)]],
+        handedness=[[SimpleNamespace(category_name="Left", score=0.9)]],
+    )
+    asked = []
+    landmarker = SimpleNamespace(
+        create_from_options=lambda options: SimpleNamespace(
+            detect=lambda picture: asked.append((options, picture)) or result
+        )
+    )
+    keep = lambda **kw: SimpleNamespace(**kw)  # noqa: E731
+    vision = SimpleNamespace(HandLandmarker=landmarker, HandLandmarkerOptions=keep)
+    module = SimpleNamespace(
+        Image=keep,
+        ImageFormat=SimpleNamespace(SRGB=1),
+        __spec__=importlib.machinery.ModuleSpec("mediapipe", None),
+    )
+    monkeypatch.setitem(sys.modules, "mediapipe", module)
+    monkeypatch.setitem(sys.modules, "mediapipe.tasks", SimpleNamespace())
+    python = SimpleNamespace(BaseOptions=keep, vision=vision)
+    monkeypatch.setitem(sys.modules, "mediapipe.tasks.python", python)
+    model = tmp_path / "hand_landmarker.task"
+    model.write_bytes(b"model")
+    return model, asked
+
+
+def test_landmarks_become_boxes_in_pixels(mediapipe):
+    model, asked = mediapipe
+    detector, word = make("auto", str(model))
+    assert detector is not None and "MediaPipe" in word
+    (hand,) = detector(np.zeros((100, 200, 3), np.uint8))
+    assert hand.box_px == pytest.approx((49.5, 49.5, 149.5, 89.5))
+    assert not hand.is_right and hand.source == "detector"
+    assert asked[0][0].base_options.model_asset_path == str(model)
+
+
+def test_missing_parts_are_named_and_auto_goes_without(
+    mediapipe, monkeypatch, tmp_path
+):
+    monkeypatch.delenv(MODEL_VARIABLE, raising=False)
+    detector, word = make("auto")
+    assert detector is None and MODEL_VARIABLE in word
+    with pytest.raises(PhotoError, match="--detector_model"):
+        make("mediapipe")
+    with pytest.raises(PhotoError, match="no MediaPipe model at"):
+        make("mediapipe", str(tmp_path / "absent.task"))
+    monkeypatch.delitem(sys.modules, "mediapipe")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(PhotoError, match="pip install"):
+        make("mediapipe")
+
+
+def test_unknown_detector_is_refused():
+    assert make("none") == (None, "the middle square")
+    with pytest.raises(PhotoError, match="auto, none, mediapipe"):
+        make("yolo")
