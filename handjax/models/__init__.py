@@ -1,4 +1,4 @@
-"""Families of models: one paper, one file, found by listing this folder."""
+"""Families of models: one paper, one module, found by listing this folder."""
 
 import importlib
 import pkgutil
