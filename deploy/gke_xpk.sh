@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # A run on TPU slices of a GKE cluster that xpk made. A volume that all hosts see, such as
 # a bucket (`xpk storage attach`), has to be mounted at SHARED.
-#   CLUSTER=hand SHARED=/mnt/hand launch/gke_xpk.sh hamba-1 configs/hamba.py
+#   CLUSTER=hand SHARED=/mnt/hand deploy/gke_xpk.sh hamba-1 configs/hamba.py
 set -euo pipefail
-workload=${1:?usage: launch/gke_xpk.sh WORKLOAD CONFIG [FLAGS]}
+workload=${1:?usage: deploy/gke_xpk.sh WORKLOAD CONFIG [FLAGS]}
 config=${2:?}
 shift 2
 : "${CLUSTER:?}" "${SHARED:?a directory that all hosts see}"

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # One process on each of some hosts that ssh reaches; the first one coordinates.
-#   launch/hosts.sh "gpu1 gpu2" configs/hamba.py /shared/runs/hamba
+#   deploy/hosts.sh "gpu1 gpu2" configs/hamba.py /shared/runs/hamba
 # Every host has the code in the same directory, and sees the same workdir and data.
 set -euo pipefail
-read -r -a hosts <<<"${1:?usage: launch/hosts.sh 'HOST HOST ...' CONFIG WORKDIR [FLAGS]}"
+read -r -a hosts <<<"${1:?usage: deploy/hosts.sh 'HOST HOST ...' CONFIG WORKDIR [FLAGS]}"
 config=${2:?}
 workdir=${3:?}
 shift 3

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # A TPU slice as a queued resource, and a run on all of its hosts.
 #   NAME=hand ZONE=us-west4-a BUCKET=my-bucket REPO=https://... \
-#       launch/tpu_vm.sh configs/hamba.py
+#       deploy/tpu_vm.sh configs/hamba.py
 set -euo pipefail
-config=${1:?usage: launch/tpu_vm.sh CONFIG [FLAGS]}
+config=${1:?usage: deploy/tpu_vm.sh CONFIG [FLAGS]}
 shift
 : "${NAME:?}" "${ZONE:?}" "${BUCKET:?a bucket for data and workdir}"
 : "${REPO:?where git clones this repository from}"

@@ -1,4 +1,4 @@
-"""The templates in launch/: shells read them, and handjax.train knows their flags."""
+"""The templates in deploy/: shells read them, and handjax.train knows their flags."""
 
 import re
 import subprocess
@@ -8,8 +8,8 @@ from places import ROOT
 
 from handjax import train
 
-LAUNCH = ROOT / "deploy"
-FILES = sorted(path for path in LAUNCH.iterdir() if path.suffix != ".md")
+DEPLOY = ROOT / "deploy"
+FILES = sorted(path for path in DEPLOY.iterdir() if path.suffix != ".md")
 SCRIPTS = [path for path in FILES if path.suffix in (".sh", ".sbatch")]
 
 
@@ -28,7 +28,7 @@ def test_every_flag_is_one_of_the_trainer(path):
 
 
 def test_the_page_names_every_file():
-    page = (LAUNCH / "README.md").read_text()
+    page = (DEPLOY / "README.md").read_text()
     assert set(re.findall(r"`(\w+\.\w+)`\]", page)) == {path.name for path in FILES}
 
 
@@ -38,7 +38,7 @@ def test_plain_hosts_get_one_process_each(tmp_path):
     ssh.write_text('#!/usr/bin/env bash\necho "$2 runs: $3"\n')
     ssh.chmod(0o755)
     done = subprocess.run(
-        [LAUNCH / "hosts.sh", "one two", "c.py", "/w", "--stop_after=3"],
+        [DEPLOY / "hosts.sh", "one two", "c.py", "/w", "--stop_after=3"],
         env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
         capture_output=True,
         text=True,
