@@ -55,7 +55,7 @@ def _row(record: dict) -> list[np.ndarray]:
         image,
         render.draw_mesh(image, vertices, faces, record["K"], alpha=0.9),
         render.turned_view(vertices, faces, size=size),
-        render.turned_view(vertices, faces, size=size, yaw_deg=90),
+        render.turned_view(vertices, faces, size=size, yaw_deg=90.0),
     ]
 
 
