@@ -27,7 +27,11 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224, help="side of a cell, pixels")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--examples", type=int, nargs="+", default=[0, 1], help="indices of test examples"
+        "--examples",
+        type=int,
+        nargs="+",
+        default=[0, 1],
+        help="indices of test examples",
     )
     arguments = parser.parse_args()
 
@@ -45,9 +49,7 @@ def main() -> None:
 
 def _row(record: dict) -> list[np.ndarray]:
     """Return the picture, the mesh over it, and two views of the mesh."""
-    image = cv2.imdecode(
-        np.frombuffer(record["image"], np.uint8), cv2.IMREAD_COLOR_RGB
-    )
+    image = cv2.imdecode(np.frombuffer(record["image"], np.uint8), cv2.IMREAD_COLOR_RGB)
     faces = outward_faces(hand.load().file.faces, is_right=record["is_right"])
     vertices = record["vertices"]
     size = image.shape[0]

@@ -6,7 +6,6 @@ within a sentence, which may leave out what is required, the flags have to exist
 `RUN_BY` names the test that runs each entry from its command line at smoke size.
 """
 
-import argparse
 import ast
 import importlib
 import json
@@ -24,6 +23,7 @@ from places import CONFIGS, ROOT
 from handjax import __main__ as console
 from handjax.config import files, flags, schema
 from handjax.errors import UserError
+from handjax.io.command_line import Parser
 
 PAGES = sorted(
     [
@@ -141,7 +141,7 @@ COMMANDS = [command for path in PAGES for command in commands_of(path)]
 
 def parser_of(module: str):
     if module == "data_pipelines.synthetic.letters":  # takes a file and nothing else
-        parser = argparse.ArgumentParser()
+        parser = Parser("data synthetic.letters", None)
         parser.add_argument("file")
         return parser
     for name in (module, f"{module}.__main__"):
@@ -249,7 +249,7 @@ def test_a_wrong_command_is_refused():
 @pytest.mark.parametrize(
     "line",
     [
-        "handjax train --config hamba:smoke --dry_run --num_processes 2",
+        "handjax train --config simplehand:smoke --dry_run --num_processes 2",
         "handjax data prepare --list",
         "handjax data prepare freihand",
         "handjax fid --real real.npy --made made.npy",
@@ -271,6 +271,12 @@ def test_the_picture_of_the_readme_can_be_made(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["readme_picture.py", *arguments])
     runpy.run_path(str(ROOT / "scripts" / "readme_picture.py"), run_name="__main__")
     assert output.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_of_the_interface_is_of_these_docstrings():
+    """`python scripts/api_page.py --output docs/api.md` renews it."""
+    page = runpy.run_path(str(ROOT / "scripts" / "api_page.py"))["page"]
+    assert (ROOT / "docs" / "api.md").read_text() == page()
 
 
 @pytest.mark.parametrize("path", MARKDOWN, ids=lambda path: path.stem)
