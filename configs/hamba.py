@@ -34,7 +34,7 @@ FreiHAND, which is another data set (PA-MPJPE, PA-MPVPE).
 | table4_no_guidance      | joints scanned in a shuffled order            | 7.3, 7.1 |
 | table4_no_mamba         | no blocks after the graph convolutions        | 7.3, 7.2 |
 | table4_full             | nothing                                       | 6.6, 6.3 |
-| tables1_attention       | transformer blocks for the scans              | 7.0, 6.6 |
+| tables1_attention       | transformer blocks, not scans                 | 7.0, 6.6 |
 | tables1_scan            | nothing                                       | 6.6, 6.3 |
 
 Where paper and release differ, or the release is not known, there are further rows:

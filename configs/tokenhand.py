@@ -15,7 +15,7 @@
 The paper reports PA-MPJPE 5.7 mm on FreiHAND, which is another data set:
 `--config.data.name=freihand --config.data.dir=DIR` trains on that.
 
-The paper's ablations are values:
+The paper's ablations are values of the config:
 
     --config.model.token_generator=A                     # A, B, C or D
     --config.model.num_codes=384                         # or 640

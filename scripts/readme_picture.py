@@ -3,8 +3,8 @@
     python scripts/readme_picture.py --output docs/images/hands.png
 
 Each row shows a picture of the built-in generator, its mesh drawn over it, and the mesh
-alone, from the camera and from the side. Nothing is predicted: the meshes are the labels
-that models are trained with.
+alone, from the camera and from the side. Nothing is predicted: the meshes are labels of
+the training data.
 """
 
 import argparse
