@@ -14,9 +14,9 @@ import handjax
 
 HEAD = """# Python
 
-`import handjax` takes milliseconds: each name is loaded on its first use. The names below
-are the whole public interface; everything else may change from release to release. Made by
-`python scripts/api_page.py --output docs/api.md`.
+`import handjax` takes milliseconds: each name is loaded on its first use. The names
+below are the whole public interface; everything else may change between releases.
+Made by `python scripts/api_page.py --output docs/api.md`.
 """
 
 
