@@ -221,11 +221,11 @@ def _check_hand(split: "Split", meshes: _Meshes) -> None:
 def _predict(predictor: "HandPredictor", split: "Split"):
     """A `control_workers.Predict` of a model."""
     from data_pipelines.loading import examples
-    from handjax.controlnet.examples import LeftOutError, Placed, open_record
+    from handjax.controlnet.examples import HandInCamera, LeftOutError, open_record
     from handjax.inference.photos import HandBox, Intrinsics, Photo
     from handjax.inference.prediction import Request
 
-    def predict(part: Sequence[int]) -> dict[int, Placed]:
+    def predict(part: Sequence[int]) -> dict[int, HandInCamera]:
         wanted: dict[int, Request] = {}
         for index in part:
             try:
@@ -241,7 +241,7 @@ def _predict(predictor: "HandPredictor", split: "Split"):
             )
         hands = predictor.run(list(wanted.values()))
         return {
-            index: Placed(
+            index: HandInCamera(
                 hand.vertices + hand.translation,
                 hand.joints3d + hand.translation,
             )

@@ -4,7 +4,7 @@
     python -m handjax.predict folder --workdir W --output D --boxes boxes.json
 
 Writes `<stem>.json`, `<stem>_overlay.png`, `<stem>_<i>.glb` and `.obj` per photo, with
---explain also pictures of what the model looked at, `<stem>_<i>_clusters.png` and
+--explain also explanation sheets, `<stem>_<i>_clusters.png` and
 `<stem>_<i>_attention.png`. The exit code is 0 when every photo was reconstructed, 1
 when one was skipped, and 2 when nothing could start.
 
@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from handjax.inference.photos import Annotation, HandBox, Photo
+    from handjax.inference.prediction import HandPrediction, Request
     from handjax.inference.predictor import HandPredictor
 
 
@@ -37,6 +38,12 @@ class Options(NamedTuple):
     intrinsics: "tuple[float, ...] | None"
     boxes: "dict[str, Annotation]"
     detector: Any
+    hypotheses: int
+    """Hands drawn for each box besides the answer."""
+    seed: int
+    """Of the hypotheses."""
+    explain: bool
+    """Whether to write explanation sheets."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -83,9 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--explain",
         action="store_true",
-        help="pictures of what the model looked at: heat maps of its clusters of image "
-        "tokens, attention of the mesh to the joints; for families that have them, "
-        "such as tore",
+        help="explanation sheets: heat maps of the clusters of image tokens, attention "
+        "of the mesh to the joints; for families that have them, such as tore",
     )
     add("--seed", type=int, default=0, help="of the hypotheses; default: 0")
     return parser
@@ -104,6 +110,11 @@ def main(argv: list[str] | None = None) -> int:
         if single:
             photos.read(paths[0])  # before the model is loaded: mistakes show at once
         predictor = _load(arguments, 1 if single else 8)
+        # Before any photo: a family that has none fails at once.
+        if options.hypotheses:
+            predictor.check_hypotheses(options.hypotheses)
+        if options.explain:
+            predictor.check_explains()
     except (OSError, ValueError, RuntimeError) as error:
         _fail(str(error))
         return 2
@@ -133,7 +144,17 @@ def _options(arguments: argparse.Namespace) -> tuple[Options, str]:
     if box is None:
         detector, word = make(arguments.detector, arguments.detector_model)
         word = f"; where no box is given: {word}"
-    return Options(box, not arguments.left, intrinsics, boxes, detector), word
+    options = Options(
+        box=box,
+        is_right=not arguments.left,
+        intrinsics=intrinsics,
+        boxes=boxes,
+        detector=detector,
+        hypotheses=arguments.hypotheses,
+        seed=arguments.seed,
+        explain=arguments.explain,
+    )
+    return options, word
 
 
 def _load(arguments: argparse.Namespace, batch_size: int) -> "HandPredictor":
@@ -146,10 +167,7 @@ def _load(arguments: argparse.Namespace, batch_size: int) -> "HandPredictor":
         stage=arguments.stage,
         step=arguments.step,
         batch_size=arguments.batch_size or batch_size,
-        tta_mode=arguments.tta,
-        num_hypotheses=arguments.hypotheses,
-        seed=arguments.seed,
-        explain=arguments.explain,
+        tta=arguments.tta,
     )
 
 
@@ -173,13 +191,29 @@ def predict_paths(
                 continue
             opened.append((path, wanted))
             queue += wanted
-        predictions = predictor.run(queue)
+        predictions = _predictions(predictor, queue, options)
         for path, wanted in opened:
             hands, predictions = predictions[: len(wanted)], predictions[len(wanted) :]
             failed += _write(predictor, stems[path], hands, wanted, output)
         if len(paths) > 1:
             print(f"{start + len(group)}/{len(paths)} photos", flush=True)
     return failed
+
+
+def _predictions(
+    predictor: "HandPredictor", queue: "list[Request]", options: Options
+) -> "list[HandPrediction]":
+    """Reconstruct hands; add the requested hypotheses and explanations."""
+    hands = predictor.run(queue)
+    if options.hypotheses:
+        drawn = predictor.run_hypotheses(queue, options.hypotheses, seed=options.seed)
+        pairs = zip(hands, drawn, strict=True)
+        hands = [hand._replace(hypotheses=others) for hand, others in pairs]
+    if options.explain:
+        views = predictor.run_explanations(queue, hands)
+        pairs = zip(hands, views, strict=True)
+        hands = [hand._replace(explanation=view) for hand, view in pairs]
+    return hands
 
 
 def _requests(path: Path, options: Options):

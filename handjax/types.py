@@ -145,13 +145,13 @@ class HandOutput(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """What a model looked at, for pictures; None what it has not."""
+    """What a model attends to, for explanation sheets; None what it does not have."""
 
     clusters: Float[AnyArray, "batch cluster height width"] | None = None
     """Weight of every place of the image's map, which covers the whole crop, in each
     clustered token."""
     joints: Float[AnyArray, "batch vertex joint"] | None = None
-    """How much each vertex of the mesh looked at each joint, as a mean over heads."""
+    """Attention of each vertex of the mesh to each joint, as a mean over heads."""
 
 
 Variables = dict[str, Any]

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from handjax.family.capabilities import Tokenizes
 from handjax.visualization import render
 
 Decode = Callable[[np.ndarray], np.ndarray]
@@ -37,33 +38,25 @@ class Codebook(NamedTuple):
     faces: Int[np.ndarray, "1538 3"]
 
 
-def of_model(model: Any, variables: Any) -> Codebook:
+def of_model(model: Tokenizes, variables: Any) -> Codebook:
     """The codebook of a token family.
 
     Args:
-        model: With methods `encode` and `decode_codes`. Its attribute `tokenizes` names
-            the field of `Hands` that `encode` takes; without one, it is "vertices".
+        model: Of a family that `Tokenizes`.
         variables: Of that model.
     """
     import jax
-
-    read = tokenized(model)
 
     encode = jax.jit(lambda v, x: model.apply(v, x, method="encode"))
     decode = jax.jit(lambda v, x: model.apply(v, x, method="decode_codes").vertices)
     return Codebook(
         embedding=np.asarray(_leaf(variables["codebook"], "embedding")),
         encode=lambda hands: _in_chunks(
-            lambda part: encode(variables, part), getattr(hands, read)
+            lambda part: encode(variables, part), getattr(hands, model.tokenizes)
         ),
         decode=lambda x: _in_chunks(lambda part: decode(variables, part), x),
         faces=np.asarray(variables["constants"]["faces"]),
     )
-
-
-def tokenized(model: Any) -> str:
-    """What a model (or its class) makes tokens of: a field of `Hands`."""
-    return getattr(model, "tokenizes", "vertices")
 
 
 def _in_chunks(function: Callable, x: Any, size: int = 32) -> np.ndarray:
@@ -171,7 +164,8 @@ def sample_hands(config: Any, num: int, *, seed: int = 10_000) -> Hands:
     )
     batch = next(batches)
     vertices = batch.vertices
-    if tokenized(models.load(config.family).Model) == "mano_pose":
+    model: Any = models.load(config.family).Model
+    if isinstance(model, Tokenizes) and model.tokenizes == "mano_pose":
         hand = hand_model.HandModel.from_file(hand_file)
         vertices, _ = jax.jit(hand_model.skin)(hand, batch.mano_pose, 0 * batch.betas)
         joints = hand_constants.joints_from_vertices(hand.joint_regressor, vertices)

@@ -48,6 +48,8 @@ def measure(
         UserError: PyTorch or timm is not installed, or the family has no peer.
     """
     peer = _peer(subject, family)
+    from handjax.benchmarking import torch_peers
+
     fused, compiled = _reparameterised(peer), _torch_compiled(peer)
     for size in batch_sizes:
         image = subject.example(size).image
@@ -59,7 +61,7 @@ def measure(
             "torch_compile": _torch_forward(compiled, tensor),
         }
         yield from _in_turn(f"predict/batch{size}", programs, seconds)
-    if family == "simplehand":
+    if family in torch_peers.UPDATED:
         size = next((n for n in batch_sizes if n > 1), 2)
         with _torch_update(subject, family, size) as torch_update:
             programs = {

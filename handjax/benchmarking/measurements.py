@@ -35,6 +35,7 @@ from handjax.checkpoints import workdir
 from handjax.data import run_data
 from handjax.errors import UserError
 from handjax.family import hand_constants
+from handjax.family.capabilities import Family, HasParts, SamplesInSteps
 from handjax.family.stage import Stage
 from handjax.mano import model_files
 from handjax.training import environment, launch
@@ -61,7 +62,7 @@ class Subject:
     """The model to measure, with everything that its programs take."""
 
     config: ml_collections.ConfigDict
-    family: Any
+    family: Family
     model: Any
     variables: Any
     example: Callable[[int], Any]
@@ -328,7 +329,7 @@ def _flops(subject):
 def _parts(subject, seconds):
     """What each part of a model adds to the time of those before it."""
     family = subject.config.family
-    if not hasattr(subject.family, "PARTS"):
+    if not isinstance(subject.family, HasParts):
         raise UserError(
             f"--what=parts: {family!r} names no parts that run one by one; give "
             f"handjax/models/{family}.py a table PARTS, name -> method, as hamba has."
@@ -354,7 +355,7 @@ def _sampling(subject, seconds):
     """Time of an image by how many steps its tokens are drawn in."""
     family = subject.config.family
     model, variables = subject.served
-    if not hasattr(model, "steps"):
+    if not isinstance(model, SamplesInSteps):
         raise UserError(
             f"--what=sampling: {family!r} draws no tokens step by step; measure a "
             "family whose model has a field `steps`, such as mmhmr."

@@ -1,11 +1,6 @@
-"""How much mixing costs: attention or scans, on all 192 patches or on 22 tokens.
+"""What mixing tokens costs, row by row: size, work, memory, time.
 
-Rows are after the token-efficiency table of Hamba's paper (Table S2), whose point is
-that a decoder which samples a token at each joint has 22 to mix, not 192. All rows are
-`hamba.Trunk`s of one width and as many blocks. The paper's MFLOPs are multiplications
-with their additions: 649 of its decoder, of which the row "graph, scan" has 646. Its
-other row cannot be remade number by number: what layers "GCN + Transformer" had is not
-said, and 149 M parameters on 192 tokens would be 20,000 of its MFLOPs, not 830.
+A family brings the rows, blocks that mix tokens (`capabilities.MixingTable`).
 """
 
 import functools
@@ -17,60 +12,13 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from flax import linen as nn
 
+from handjax import models
 from handjax.benchmarking import clock
-from handjax.errors import UserError
-from handjax.geometry import skeleton
-from handjax.models.hamba import model
-
-MAP = (16, 12)
-"""Rows and columns of the backbone's map of a 256 x 192 image."""
-TOKENS = (skeleton.NUM_JOINTS + 1, 1)
-"""A column of the joints and the mean over the map."""
+from handjax.family.capabilities import MixingRow
 
 TRAINING_BATCH = 8
 """Examples of which a gradient is taken, to see its memory."""
-
-
-class Row(NamedTuple):
-    """A way to mix tokens."""
-
-    name: str
-    grid: tuple[int, int]
-    trunk: nn.Module
-
-    @property
-    def tokens(self) -> int:
-        """How many are mixed."""
-        return self.grid[0] * self.grid[1]
-
-
-def rows(fields: ml_collections.ConfigDict) -> list[Row]:
-    """The rows of the table.
-
-    Args:
-        fields: `config.model` of a Hamba: its width, blocks and kind of scan.
-    """
-
-    def trunk(**changes):
-        same = ("state", "ratio", "discretisation")
-        options = {name: fields[name] for name in same}
-        return model.Trunk(fields.decoder_depths, **options, **changes)
-
-    graph = dict(graph="per_joint", edges=skeleton.BONES)
-    shared = dict(graph="shared", edges=skeleton.BONES)
-    column = (MAP[0] * MAP[1], 1)
-    return [
-        Row("attention", column, trunk(mixer="attention")),
-        Row("scan", MAP, trunk()),
-        Row("attention", TOKENS, trunk(mixer="attention")),
-        Row("scan", TOKENS, trunk()),
-        Row("graph", TOKENS, trunk(mixer="none", **graph)),
-        Row("graph, attention", TOKENS, trunk(mixer="attention", **graph)),
-        Row("graph, scan", TOKENS, trunk(**graph)),
-        Row("shared graph, scan", TOKENS, trunk(**shared)),
-    ]
 
 
 class Value(NamedTuple):
@@ -87,20 +35,15 @@ def measure(config: ml_collections.ConfigDict, seconds: float) -> Iterator[Value
     """All entries: what can be counted row by row, then the times.
 
     Args:
-        config: of a Hamba: width and blocks of its decoder.
+        config: of a family with such a table; decides the width of the rows.
         seconds: how long to repeat the timing of each row.
 
     Raises:
-        UserError: The config is of another family.
+        UserError: The family has no such table.
     """
-    if config.family != "hamba":
-        raise UserError(
-            f"--what=tokens compares decoders of hamba, but config.family="
-            f"{config.family!r}; use --config configs/hamba.py."
-        )
+    rows = models.measures(config.family, "tokens").rows(config.model)
     table = {
-        f"{row.tokens} {row.name}": _programs(row, config.model.width)
-        for row in rows(config.model)
+        f"{row.tokens} {row.name}": _programs(row, config.model.width) for row in rows
     }
     for name, programs in table.items():
         for value in _counted(programs):
@@ -129,7 +72,7 @@ class _Programs(NamedTuple):
     """Answers, and waits."""
 
 
-def _programs(row: Row, width: int) -> _Programs:
+def _programs(row: MixingRow, width: int) -> _Programs:
     one, many = (jnp.ones((n, *row.grid, width)) for n in (1, TRAINING_BATCH))
     init = functools.partial(row.trunk.init, train=False)
     shapes = jax.eval_shape(init, jax.random.key(0), one)

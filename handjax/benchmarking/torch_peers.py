@@ -165,6 +165,9 @@ class TokenHand(nn.Module):
 PEERS: dict[str, type[nn.Module]] = {"simplehand": SimpleHand, "tokenhand": TokenHand}
 """Family to its network here."""
 
+UPDATED = ("simplehand",)
+"""Families whose update in training is compared, too (`torch_update` has its loss)."""
+
 
 def normalised(image: np.ndarray, mean: Any, std: Any) -> torch.Tensor:
     """0..255 pixels (batch, size, size, 3) to a network's input."""

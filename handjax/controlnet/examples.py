@@ -16,6 +16,7 @@ from handjax.controlnet.images import HandInView
 from handjax.errors import UserError
 from handjax.geometry import crop
 from handjax.geometry.crop import CropConfig
+from handjax.inference import placement
 from handjax.mano.model_files import ManoFile, joint_regressor
 from handjax.visualization.mesh_export import outward_faces
 
@@ -43,8 +44,8 @@ class Source(NamedTuple):
         return bool(self.record["is_right"])
 
 
-class Placed(NamedTuple):
-    """A hand before the photo's camera, not mirrored: what a model predicts."""
+class HandInCamera(NamedTuple):
+    """A hand in the photo's camera, not mirrored: annotated, or predicted."""
 
     vertices: Float[np.ndarray, "vertex 3"]
     """Metres from the camera."""
@@ -77,14 +78,16 @@ def open_record(split: Split, index: int) -> Source:
         hands.joints2d, hands.last_px[:, None]
     )
     center, extent = tight_boxes(hands, inside)
-    box, K = np.concatenate([center - extent / 2, center + extent / 2], -1), hands.K
-    if not record["is_right"]:
-        width = int(record["image_size"][1])
-        box, K = crop.mirror_box(box, width), crop.mirror_intrinsics(K, width)
-    return Source(record, box[0], K[0])
+    box = np.concatenate([center - extent / 2, center + extent / 2], -1)
+    width, right = int(record["image_size"][1]), np.array([record["is_right"]], bool)
+    return Source(
+        record,
+        placement.mirror_left_boxes(box, width, right)[0],
+        placement.mirror_left_cameras(hands.K, width, right)[0],
+    )
 
 
-def annotated(source: Source) -> Placed | None:
+def annotated(source: Source) -> HandInCamera | None:
     """The record's own mesh; None where it has none that its picture could show."""
     record = source.record
     if not (record["has_vertices"] and record["has_joints3d"] and record["has_K"]):
@@ -93,7 +96,7 @@ def annotated(source: Source) -> Placed | None:
     if not (joints3d[:, 3] > 0).all():
         return None
     vertices = record["vertices"].astype(np.float64)
-    return Placed(vertices, joints3d[:, :3])
+    return HandInCamera(vertices, joints3d[:, :3])
 
 
 def make(
@@ -101,7 +104,7 @@ def make(
     file: ManoFile,
     config: CropConfig,
     *,
-    placed: Placed | None,
+    placed: HandInCamera | None,
     needs_mesh: bool,
 ) -> Example:
     """Crop the photo and everything in it.
@@ -122,7 +125,15 @@ def make(
         photo = examples.decode_image(source.record["image"])
     except ValueError as error:
         raise LeftOutError(f"unreadable: {error}") from error
-    view = crop.view(source.box_px, source.K, config.size, scale=config.box_scale)
+    # Not `source.is_right`: left hands stay left hands.
+    view = placement.view(
+        source.box_px,
+        source.K,
+        photo.shape[1],
+        config.size,
+        is_right=True,
+        scale=config.box_scale,
+    )
     if placed is None:
         points, known = _stored_joints(source.record)
     else:
@@ -131,18 +142,17 @@ def make(
     if known.sum() < 2:
         raise LeftOutError("fewer than two joints are annotated")
     joints2d = np.full(points.shape, np.nan)
-    joints2d[known] = crop.warp_points(view.H_crop_image, points[known])
-    R = view.R_crop_camera
+    joints2d[known] = view.to_crop_px(points[known])
     hand = HandInView(
         intrinsics=view.intrinsics,
         joints2d=joints2d,
-        vertices=None if placed is None else crop.rotate(R, placed.vertices),
+        vertices=None if placed is None else view.to_crop(placed.vertices),
         faces=outward_faces(np.asarray(file.faces), is_right=source.is_right),
     )
     return Example(
-        target=crop.warp_image(photo, view.H_crop_image, config.size),
+        target=crop.warp_image(photo, view.H_crop_photo, config.size),
         hand=hand,
-        joints3d=None if placed is None else crop.rotate(R, placed.joints3d),
+        joints3d=None if placed is None else view.to_crop(placed.joints3d),
         is_right=source.is_right,
     )
 

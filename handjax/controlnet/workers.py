@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from data_pipelines.storage import shards
 from data_pipelines.storage.workers import single_threaded
 from handjax.controlnet import captions, examples, images
-from handjax.controlnet.examples import LeftOutError, Placed
+from handjax.controlnet.examples import HandInCamera, LeftOutError
 from handjax.controlnet.folder import Folder
 from handjax.geometry.crop import CropConfig
 from handjax.mano import model_files
@@ -25,7 +25,7 @@ class Job(NamedTuple):
     crop: CropConfig
 
 
-Predict = Callable[[Sequence[int]], dict[int, Placed]]
+Predict = Callable[[Sequence[int]], dict[int, HandInCamera]]
 """Indices of a part to the hands that a model sees; unreadable records are absent."""
 
 
@@ -86,7 +86,7 @@ def _start(job: Job) -> None:
 
 
 def make_part(
-    part: Sequence[int], hands: dict[int, Placed] | None
+    part: Sequence[int], hands: dict[int, HandInCamera] | None
 ) -> list[dict[str, Any]]:
     """Write the pictures of some examples; returns what is noted of each."""
     return [_made(_worker, index, hands) for index in part]

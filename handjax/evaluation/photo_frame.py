@@ -1,13 +1,10 @@
 """Hands that a model finds on a split, in the frames that benchmarks score them in.
 
-Undoes what `data_pipelines.loading.examples` does to a record: the virtual camera of
-the crop is turned back, left hands are mirrored back, pixels go back to the source's
-picture.
-
-Models answer relative to a root joint. Where that is in front of the camera follows
-from the predicted depth of the root and its pixel, or else from the predicted 2-D
-joints (`camera.solve_translation`); a model that predicts neither leaves it in the
-camera's centre. Aligned and root-relative scores do not depend on it.
+Undoes what `data_pipelines.loading.examples` does to a record, by
+`inference.placement`. A model that predicts neither a depth nor 2-D joints leaves the
+root joint in the camera's centre; aligned and root-relative scores do not depend on it.
+Translations are believed however large the hand seems (`placement.BoxGuard` is for
+photos): the benchmarks score what the model says.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -19,13 +16,11 @@ import numpy as np
 from data_pipelines.loading import annotations as record_hands
 from data_pipelines.storage.shards import Split
 from handjax.evaluation.protocols import PhotoHands
-from handjax.geometry import camera, crop
+from handjax.inference import placement
 from handjax.types import Batch, HandOutput
 
 _FIELDS = (*record_hands.FIELDS, "key", "crop_origin", "crop_scale")
 _READ = tuple(name for name in _FIELDS if name != "image")
-# Without jit its loop would be compiled at every call.
-_solve_translation = jax.jit(camera.solve_translation)
 
 
 def collect(
@@ -57,8 +52,8 @@ def collect(
         index = np.asarray(batch.index)[valid]
         records = [split.read(int(i), _READ) for i in index]
         if records:
-            rows = (_rows(x, valid) for x in (batch, output))
-            parts.append(_in_photo(*rows, records, root))
+            labels = _rows(batch._replace(image=None), valid)
+            parts.append(_in_photo(labels, _rows(output, valid), records, root))
             indices.append(index)
         count += len(index)
         if on_batch:
@@ -102,81 +97,56 @@ def from_arrays(found: Mapping[str, np.ndarray]) -> PhotoHands:
     return PhotoHands(**{**fields, "keys": tuple(found["keys"].tolist())})
 
 
-def _rows(record: Batch | HandOutput, valid: np.ndarray) -> dict[str, np.ndarray]:
-    """Some rows of what is needed of a batch or of its answers, in float64."""
-    names = (
-        *("vertices", "joints3d", "joints2d", "root_gamma"),
-        *("intrinsics", "R_crop_camera", "is_right"),
-    )
-    found = {}
-    for name in names:
-        value = getattr(record, name, None)
-        if value is not None:
-            found[name] = np.asarray(value)[valid].astype(np.float64)
-    return found
+def _rows(record: Batch | HandOutput, valid: np.ndarray) -> Any:
+    """Select the valid examples of a batch or of the answers to it."""
+    return type(record)(*(None if x is None else np.asarray(x)[valid] for x in record))
 
 
 def _in_photo(
-    batch: dict[str, np.ndarray],
-    output: dict[str, np.ndarray],
-    records: list[dict[str, Any]],
-    root: int,
+    batch: Batch, output: HandOutput, records: list[dict[str, Any]], root: int
 ) -> PhotoHands:
-    is_right = batch["is_right"] > 0
-    mirror = np.where(is_right[:, None], 1.0, crop.MIRROR)[:, None]
-    back = np.swapaxes(batch["R_crop_camera"], -1, -2)
-    position = _positions(output, batch["intrinsics"], root)[:, None]
-    joints3d, vertices = (
-        crop.rotate(back, output[name] + position) * mirror
-        for name in ("joints3d", "vertices")
+    """Place the answers in the camera of each record's picture."""
+    is_right = np.asarray(batch.is_right)
+    K, width = _cameras(records, is_right)
+    view = placement.view_of_camera(
+        np.asarray(batch.R_crop_camera, np.float64),
+        np.asarray(batch.intrinsics, np.float64),
+        K,
+        width,
+        is_right=is_right,
     )
+    placed = placement.to_photo(output, view, K, root=root)
     truth = np.stack([record["joints3d"] for record in records]).astype(np.float64)
     known = np.array([record["has_joints3d"] for record in records])[:, None]
     known = (known & (truth[..., 3] > 0))[..., None]
     return PhotoHands(
         keys=tuple(record["key"] for record in records),
-        joints3d=joints3d,
-        vertices=vertices,
-        joints2d=_source_pixels(batch, output, records, back),
+        joints3d=placed.joints3d + placed.translation[:, None],
+        vertices=placed.vertices + placed.translation[:, None],
+        joints2d=_source_pixels(placed.joints2d, records),
         is_right=is_right,
         truth3d=np.where(known, truth[..., :3], np.nan),
     )
 
 
-def _positions(
-    output: dict[str, np.ndarray], intrinsics: np.ndarray, root: int
-) -> np.ndarray:
-    """Root joints in the cameras of the crops, metres; 0 where nothing tells."""
-    if "joints2d" not in output:
-        return np.zeros((len(intrinsics), 3))
-    pixels, joints3d = output["joints2d"], output["joints3d"]
-    found = np.asarray(_solve_translation(joints3d, pixels, intrinsics))
-    if "root_gamma" in output:
-        gamma = output["root_gamma"]
-        depth = np.asarray(camera.root_depth_from_gamma(gamma, intrinsics))
-        ones = np.ones_like(pixels[:, root, :1])
-        pixel = np.concatenate([pixels[:, root], ones], axis=-1)
-        ray = np.linalg.solve(intrinsics, pixel[..., None])[..., 0]
-        ahead = depth > 0
-        found = np.where(ahead[:, None], ray * depth[:, None], found)
-    seen = np.isfinite(found).all(axis=-1) & (found[:, 2] > 0)
-    return np.where(seen[:, None], found, 0.0).astype(np.float64)
+def _cameras(
+    records: list[dict[str, Any]], is_right: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return camera matrices of the stored pictures, and widths in pixels."""
+    width = np.array([record["image_size"][1] for record in records], np.float64)
+    # Those of the loader, which assumes one where a record has none, are mirrored.
+    mirrored = record_hands.right_hands(records).K
+    return placement.mirror_left_cameras(mirrored, width, is_right), width
 
 
 def _source_pixels(
-    batch: dict[str, np.ndarray],
-    output: dict[str, np.ndarray],
-    records: list[dict[str, Any]],
-    back: np.ndarray,
+    joints2d: np.ndarray | None, records: list[dict[str, Any]]
 ) -> np.ndarray | None:
-    """2-D joints: out of the crop, out of the mirror, into the source's picture."""
-    if "joints2d" not in output:
+    """Move pixels of the stored pictures to those of the source's."""
+    if joints2d is None:
         return None
-    found = record_hands.right_hands(records)
-    H = found.K @ back @ np.linalg.inv(batch["intrinsics"])
-    stored = crop.warp_points(np.linalg.inv(found.mirror) @ H, output["joints2d"])
     origin, scale = (
         np.stack([record[name] for record in records]).astype(np.float64)
         for name in ("crop_origin", "crop_scale")
     )
-    return origin[:, None] + stored / scale[:, None, None]
+    return origin[:, None] + joints2d / scale[:, None, None]

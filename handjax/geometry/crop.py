@@ -87,10 +87,37 @@ def view(
     crop_K[..., 0, 0], crop_K[..., 1, 1] = focal[..., 0] * zoom, focal[..., 1] * zoom
     crop_K[..., :2, 2], crop_K[..., 2, 2] = size / 2, 1
     Rz = rotation_z(np.broadcast_to(angle, side.shape))
-    about_centre = Rz.copy()
-    middle = np.full(2, size / 2)
-    about_centre[..., :2, 2] = middle - Rz[..., :2, :2] @ middle
-    return View(crop_K, Rz @ R, about_centre @ crop_K @ R @ K_inverse)
+    return View(crop_K, Rz @ R, _about_middle(Rz, crop_K) @ crop_K @ R @ K_inverse)
+
+
+def homography(
+    R_crop_camera: Float[np.ndarray, "*batch 3 3"],
+    crop_intrinsics: Float[np.ndarray, "*batch 3 3"],
+    intrinsics: Float[np.ndarray, "*batch 3 3"],
+) -> Float[np.ndarray, "*batch 3 3"]:
+    """Return `View.H_crop_image` of a view of which only the camera is known.
+
+    Args:
+        R_crop_camera: `View.R_crop_camera`, in-plane rotation included.
+        crop_intrinsics: `View.intrinsics`.
+        intrinsics: camera matrix of the photo.
+    """
+    # The last row of Rz(angle) R is that of R: the ray through the middle of the box.
+    R = _turn_to_axis(R_crop_camera[..., 2, :])
+    Rz = R_crop_camera @ np.swapaxes(R, -1, -2)
+    H = _about_middle(Rz, crop_intrinsics) @ crop_intrinsics
+    return H @ R @ np.linalg.inv(intrinsics)
+
+
+def _about_middle(
+    Rz: Float[np.ndarray, "*batch 3 3"],
+    crop_intrinsics: Float[np.ndarray, "*batch 3 3"],
+) -> Float[np.ndarray, "*batch 3 3"]:
+    """Rotation of the crop's pixels about its middle."""
+    middle = crop_intrinsics[..., :2, 2:]
+    out = Rz.copy()
+    out[..., :2, 2:] = middle - Rz[..., :2, :2] @ middle
+    return out
 
 
 def _rays(
@@ -132,7 +159,7 @@ def rotation_z(
 
 
 def warp_points(
-    H: Float[np.ndarray, "*batch 3 3"], points: Float[np.ndarray, "*batch point 2"]
+    H: Float[np.ndarray, "*#batch 3 3"], points: Float[np.ndarray, "*#batch point 2"]
 ) -> Float[np.ndarray, "*batch point 2"]:
     """Move pixels by a homography.
 
@@ -144,15 +171,15 @@ def warp_points(
 
 
 def rotate(
-    R: Float[np.ndarray, "*batch 3 3"], points: Float[np.ndarray, "*batch point 3"]
+    R: Float[np.ndarray, "*#batch 3 3"], points: Float[np.ndarray, "*#batch point 3"]
 ) -> Float[np.ndarray, "*batch point 3"]:
     """Turn 3-D points; `rotate(R^T, .)` turns them back."""
     return points @ np.swapaxes(R, -1, -2)
 
 
 def project(
-    points: Float[np.ndarray, "*batch point 3"],
-    intrinsics: Float[np.ndarray, "*batch 3 3"],
+    points: Float[np.ndarray, "*#batch point 3"],
+    intrinsics: Float[np.ndarray, "*#batch 3 3"],
 ) -> Float[np.ndarray, "*batch point 2"]:
     """Pixels of points in front of a camera."""
     seen = points @ np.swapaxes(intrinsics, -1, -2)

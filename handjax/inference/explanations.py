@@ -1,14 +1,14 @@
-"""What a model looked at for one hand, and pictures of it.
+"""Explanation sheets: what a model attended to for one hand, as pictures.
 
 "clusters": the crop; the reconstructed joints and mesh in it; the cells that hold the
 mesh, which token reduction supervision leaves alone (TORE's Figure 7); the mean of all
-clusters, with the weight of every cell of one that looks everywhere alike; then the
-heat map of each cluster of the image's tokens (Figure 6), from its least weight to its
-most, named after the joint nearest to its hottest cell, with the weight of that cell.
+clusters, with the weight that every cell of a uniform one has; then the heat map of
+each cluster of the image's tokens (Figure 6), from its least weight to its most, named
+after the joint nearest to its hottest cell, with the weight of that cell.
 
 "attention": the mesh from the front and the back, coloured by the joint that each
-vertex looks at, as skinning weights are shown; then for each joint how much the
-vertices look at it (Figure 8), with the most below the picture.
+vertex attends to, as skinning weights are shown; then the attention of the vertices to
+each joint (Figure 8), with the largest below the picture.
 """
 
 import cv2
@@ -16,7 +16,9 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from handjax.geometry import crop
-from handjax.inference.prediction import HandPrediction, Looks
+from handjax.inference import placement
+from handjax.inference.placement import CropView
+from handjax.inference.prediction import ExplanationView, HandPrediction
 from handjax.types import Explanation
 from handjax.visualization import render
 
@@ -32,64 +34,60 @@ _JOINT_COLUMNS = 4  # of a hand, each row is a finger
 def of(
     hand: HandPrediction,
     image: UInt8[np.ndarray, "size size 3"],
-    H_crop_photo: Float[np.ndarray, "3 3"],
-    seen: Explanation,
-) -> Looks:
-    """Bring an explanation and the hand that it is of into one crop.
+    view: CropView,
+    explanation: Explanation,
+) -> ExplanationView:
+    """Bring a hand and its explanation into one crop, un-mirrored.
 
     Args:
         hand: Placed in the photo.
         image: The crop that the network was given, of a left hand mirrored.
-        H_crop_photo: From pixels of the photo to that crop's.
-        seen: What the model says, one example of a batch.
+        view: Of that crop.
+        explanation: Of the model, one example of a batch.
     """
-    placed = hand.vertices + hand.translation
-    vertices_px = crop.project(placed, hand.intrinsics.matrix)
-    joints_px, vertices_px = (
-        crop.warp_points(H_crop_photo, points)
-        for points in (hand.joints2d, vertices_px)
-    )
-    clusters, attention = (None if x is None else np.asarray(x) for x in seen)
-    if not hand.box.is_right:
+    shown = placement.unmirrored(view, len(image))
+    vertices_px = crop.project(hand.vertices + hand.translation, hand.intrinsics.matrix)
+    clusters, attention = (None if x is None else np.asarray(x) for x in explanation)
+    if not view.is_right:
         image = image[:, ::-1]
         clusters = None if clusters is None else clusters[..., ::-1]
-        last = len(image) - 1
-        joints_px, vertices_px = (
-            np.stack([last - points[:, 0], points[:, 1]], axis=1)
-            for points in (joints_px, vertices_px)
-        )
-    return Looks(image, joints_px, vertices_px, clusters, attention)
+    return ExplanationView(
+        crop=image,
+        joints_px=shown.to_crop_px(hand.joints2d),
+        vertices_px=shown.to_crop_px(vertices_px),
+        clusters=clusters,
+        attention=attention,
+    )
 
 
-def pictures(hand: HandPrediction) -> dict[str, Picture]:
-    """The sheets that there is something for, by name."""
-    found = {}
-    looks = hand.looked_at
-    if looks is not None and looks.clusters is not None:
-        found["clusters"] = cluster_sheet(hand, looks)
-    if looks is not None and looks.attention is not None:
-        found["attention"] = attention_sheet(hand, looks)
+def sheets(hand: HandPrediction) -> dict[str, Picture]:
+    """Return the sheets of what the model of a hand explains, by name."""
+    found, view = {}, hand.explanation
+    if view is not None and view.clusters is not None:
+        found["clusters"] = cluster_sheet(hand, view)
+    if view is not None and view.attention is not None:
+        found["attention"] = attention_sheet(hand, view)
     return found
 
 
 # --- clusters of the image's tokens -------------------------------------------------
 
 
-def cluster_sheet(hand: HandPrediction, looks: Looks) -> Picture:
-    """Heat maps of the clusters over the crop."""
-    assert looks.clusters is not None
+def cluster_sheet(hand: HandPrediction, view: ExplanationView) -> Picture:
+    """Draw heat maps of the clusters over the crop."""
+    assert view.clusters is not None
     names = hand.skeleton.joints
-    picture = cv2.resize(looks.crop, (_CELL_PX, _CELL_PX), interpolation=cv2.INTER_AREA)
-    scale = _CELL_PX / len(looks.crop)
+    picture = cv2.resize(view.crop, (_CELL_PX, _CELL_PX), interpolation=cv2.INTER_AREA)
+    scale = _CELL_PX / len(view.crop)
     joints_px, vertices_px = (
-        (points + 0.5) * scale - 0.5 for points in (looks.joints_px, looks.vertices_px)
+        (points + 0.5) * scale - 0.5 for points in (view.joints_px, view.vertices_px)
     )
     skeleton = render.draw_skeleton(picture, joints_px, skeleton=hand.skeleton)
-    cells = covered_cells(looks)
+    cells = covered_cells(view)
     even = 1 / cells.size
-    stretched = np.stack([_stretched(cluster) for cluster in looks.clusters])
+    stretched = np.stack([_stretched(cluster) for cluster in view.clusters])
     panels = [
-        _captioned(picture, "what the network saw"),
+        _captioned(picture, "crop of the network"),
         _captioned(skeleton, "joints"),
         _captioned(_dotted(picture, vertices_px), "mesh"),
         _captioned(
@@ -98,35 +96,37 @@ def cluster_sheet(hand: HandPrediction, looks: Looks) -> Picture:
         _captioned(_heated(picture, stretched.mean(axis=0)), f"mean; even: {even:.2f}"),
     ]
     panels = _row_of(panels, _CLUSTER_COLUMNS)
-    for i, (weights, heat) in enumerate(zip(looks.clusters, stretched, strict=True)):
-        name = names[nearest_joint(weights, looks)]
+    for i, (weights, heat) in enumerate(zip(view.clusters, stretched, strict=True)):
+        name = names[nearest_joint(weights, view)]
         text = f"{i} {name} {weights.max():.2f}"
         panels.append(_captioned(_heated(picture, heat), text))
     return render.side_by_side(panels, columns=_CLUSTER_COLUMNS)
 
 
-def covered_cells(looks: Looks) -> Bool[np.ndarray, "height width"]:
-    """Cells of the map that at least one vertex is in."""
-    assert looks.clusters is not None
-    grid = looks.clusters.shape[1:]
+def covered_cells(view: ExplanationView) -> Bool[np.ndarray, "height width"]:
+    """Return the cells of the map that hold at least one vertex."""
+    assert view.clusters is not None
+    grid = view.clusters.shape[1:]
     cells = np.zeros(grid, bool)
-    share = (looks.vertices_px[:, ::-1] + 0.5) / len(looks.crop)
+    share = (view.vertices_px[:, ::-1] + 0.5) / len(view.crop)
     inside = share[((share >= 0) & (share < 1)).all(axis=1)]  # not finite is outside
     rows, columns = np.floor(inside * grid).astype(int).T
     cells[rows, columns] = True
     return cells
 
 
-def nearest_joint(weights: Float[np.ndarray, "height width"], looks: Looks) -> int:
-    """The joint that is nearest to the middle of a heat map's hottest cell."""
+def nearest_joint(
+    weights: Float[np.ndarray, "height width"], view: ExplanationView
+) -> int:
+    """Return the joint that is nearest to the middle of a heat map's hottest cell."""
     row, column = np.unravel_index(int(weights.argmax()), weights.shape)
-    middle = (np.array([column, row]) + 0.5) / weights.shape[::-1] * len(looks.crop)
-    apart = np.linalg.norm(looks.joints_px + 0.5 - middle, axis=1)
+    middle = (np.array([column, row]) + 0.5) / weights.shape[::-1] * len(view.crop)
+    apart = np.linalg.norm(view.joints_px + 0.5 - middle, axis=1)
     return int(np.argmin(np.where(np.isfinite(apart), apart, np.inf)))
 
 
 def _stretched(weights: np.ndarray) -> np.ndarray:
-    """To 0..1, as in TORE's supervision; weights that are all the same become 0."""
+    """Stretch to 0..1, as in TORE's supervision; equal weights become 0."""
     low, high = float(weights.min()), float(weights.max())
     return (weights - low) / max(high - low, 1e-12)
 
@@ -134,7 +134,7 @@ def _stretched(weights: np.ndarray) -> np.ndarray:
 def _heated(
     picture: Picture, heat: np.ndarray, interpolation: int = cv2.INTER_CUBIC
 ) -> Picture:
-    """A heat map over a crop without colours; cell i of n covers its i-th n-th."""
+    """Draw a heat map over a crop in grey; cell i of n covers its i-th n-th."""
     gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)[..., None]
     size = picture.shape[1::-1]
     smooth = cv2.resize(heat.astype(np.float32), size, interpolation=interpolation)
@@ -153,13 +153,13 @@ def _dotted(picture: Picture, points: Float[np.ndarray, "point 2"]) -> Picture:
 # --- attention of vertices to joints ------------------------------------------------
 
 
-def attention_sheet(hand: HandPrediction, looks: Looks) -> Picture:
-    """The mesh coloured by what its vertices look at."""
-    attention = looks.attention
+def attention_sheet(hand: HandPrediction, view: ExplanationView) -> Picture:
+    """Draw the mesh coloured by the joints that its vertices attend to."""
+    attention = view.attention
     assert attention is not None
     total = np.maximum(attention.sum(axis=1, keepdims=True), 1e-12)
     mixed = attention / total @ joint_colors(hand)
-    panels = [_captioned(_both_sides(hand, mixed), "joints that are looked at")]
+    panels = [_captioned(_both_sides(hand, mixed), "attention to joints")]
     for name, column in zip(hand.skeleton.joints, attention.T, strict=True):
         colors = heat_colors(column / max(float(column.max()), 1e-12))
         text = f"{name} {column.max():.2f}"
@@ -169,7 +169,7 @@ def attention_sheet(hand: HandPrediction, looks: Looks) -> Picture:
 
 
 def joint_colors(hand: HandPrediction) -> Float[np.ndarray, "joint 3"]:
-    """A colour for each joint: its finger's, lighter towards the tip; grey the root."""
+    """Return a colour for each joint: its finger's, lighter towards the tip."""
     colors = np.full((len(hand.skeleton.joints), 3), 0.5)
     steps: dict[int, int] = {}
     limbs = render.limbs(hand.skeleton)
@@ -195,19 +195,19 @@ def _both_sides(hand: HandPrediction, colors: np.ndarray) -> Picture:
 
 
 def heat_colors(heat: Float[np.ndarray, "*place"]) -> Float[np.ndarray, "*place 3"]:
-    """RGB of 0..1: dark blue over green and yellow to dark red."""
+    """Return RGB for 0..1: dark blue over green and yellow to dark red."""
     levels = np.rint(255 * np.clip(heat, 0, 1)).astype(np.uint8)
     colors = cv2.applyColorMap(levels.reshape(-1, 1), cv2.COLORMAP_TURBO)
     return colors[:, 0, ::-1].reshape(*heat.shape, 3) / 255
 
 
 def _row_of(panels: list[Picture], columns: int) -> list[Picture]:
-    """Filled up with white."""
+    """Fill a row up with white."""
     return panels + [np.full_like(panels[0], 255)] * (columns - len(panels))
 
 
 def _captioned(picture: Picture, text: str) -> Picture:
-    """The picture above a line of text."""
+    """Put a line of text below a picture."""
     strip = np.full((_CAPTION_PX, picture.shape[1], 3), 255, np.uint8)
     font, black = cv2.FONT_HERSHEY_SIMPLEX, (30, 30, 30)
     cv2.putText(strip, text, (2, _CAPTION_PX - 5), font, 0.4, black, 1, cv2.LINE_AA)

@@ -274,7 +274,7 @@ def write(
             extras = {"units": UNITS["3d"], "frame": FRAMES["meshes"]}
             mesh_export.write_glb(staging / names[0], [mesh], extras=extras)
             mesh_export.write_obj(staging / names[1], [mesh])
-            for what, picture in explanations.pictures(hand).items():
+            for what, picture in explanations.sheets(hand).items():
                 names.append(f"{stem}_{i}_{what}.png")
                 write_bytes(staging / names[-1], _png(picture))
             files.append(names)

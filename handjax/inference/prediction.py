@@ -9,14 +9,11 @@ from handjax.geometry.skeleton import HAND, Skeleton
 from handjax.inference.photos import HandBox, Intrinsics, Photo
 
 
-class Looks(NamedTuple):
-    """What a model looked at; pixels are those of the crop.
-
-    Of a left hand the crop is mirrored back, and all with it.
-    """
+class ExplanationView(NamedTuple):
+    """What a model attended to, in pixels of the crop, un-mirrored for a left hand."""
 
     crop: UInt8[np.ndarray, "size size 3"]
-    """What the network saw."""
+    """Input of the network."""
     joints_px: Float[np.ndarray, "joint 2"]
     """The reconstructed joints."""
     vertices_px: Float[np.ndarray, "vertex 2"]
@@ -24,7 +21,7 @@ class Looks(NamedTuple):
     clusters: Float[np.ndarray, "cluster height width"] | None
     """Weight of every place of the image's map in each clustered token."""
     attention: Float[np.ndarray, "vertex joint"] | None
-    """How much each vertex looked at each joint."""
+    """Attention of each vertex to each joint."""
 
 
 class HandPrediction(NamedTuple):
@@ -52,11 +49,11 @@ class HandPrediction(NamedTuple):
     skeleton: Skeleton = HAND
     """Names and bones of the joints."""
     hypotheses: "HandHypotheses | None" = None
-    """Other hands that the model thinks possible, if they were asked for."""
+    """Other hands drawn for the box, where they were added (`handjax.predict`)."""
     stated_confidence: float | None = None
     """`HandOutput.confidence`, of families that state one."""
-    looked_at: Looks | None = None
-    """What the model looked at, if that was asked for."""
+    explanation: ExplanationView | None = None
+    """What the model attended to, where it was added (`handjax.predict`)."""
 
     @property
     def confidence(self) -> float | None:

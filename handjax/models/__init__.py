@@ -2,10 +2,10 @@
 
 import importlib
 import pkgutil
-from types import ModuleType
 from typing import Any
 
 from handjax.errors import UserError
+from handjax.family.capabilities import Family, Folds, HasMeasures
 from handjax.nn import backbones
 from handjax.types import Variables
 
@@ -16,14 +16,45 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(name for name in found if not name.startswith("_")))
 
 
-def load(name: str) -> ModuleType:
-    """Import a family: a module with `PAPER`, `Model` and `stages`."""
+def load(name: str) -> Family:
+    """Import a family.
+
+    Raises:
+        UserError: There is no such family.
+    """
     if name not in names():
         raise UserError(
             f"config.family={name!r} is not one of {', '.join(names())}. Add "
             f"handjax/models/{name}.py or fix the config."
         )
-    return importlib.import_module(f"{__name__}.{name}")
+    family = importlib.import_module(f"{__name__}.{name}")
+    assert isinstance(family, Family), f"{name}: PAPER, Model or stages is missing"
+    return family
+
+
+def measures(name: str, what: str) -> Any:
+    """Return the table of a family's paper that `handjax.benchmark --what` measures.
+
+    Args:
+        name: Of the family.
+        what: Key of its `MEASURES`.
+
+    Raises:
+        UserError: The family has no such table; names those that have.
+    """
+    family = load(name)
+    if isinstance(family, HasMeasures) and what in family.MEASURES:
+        return family.MEASURES[what]
+    others = [(other, load(other)) for other in names()]
+    others = [
+        other
+        for other, module in others
+        if isinstance(module, HasMeasures) and what in module.MEASURES
+    ]
+    raise UserError(
+        f"--what={what} is a table of {', '.join(others)}, but config.family={name!r}; "
+        f"use --config configs/{others[0]}.py."
+    )
 
 
 def for_inference(model: Any, variables: Variables) -> tuple[Any, Variables]:
@@ -32,13 +63,12 @@ def for_inference(model: Any, variables: Variables) -> tuple[Any, Variables]:
     Answers stay the same to float rounding; the result cannot be trained.
 
     Args:
-        model: A family's; with fields `backbone` and `fused` and a submodule
-            `image_encoder` to have anything folded.
+        model: A family's; one that `Folds` has its backbone folded.
         variables: Of that model.
     """
     import jax
 
-    if not hasattr(model, "fused") or model.fused:
+    if not isinstance(model, Folds) or model.fused:
         return model, variables
     part = {
         name: jax.device_get(tree["image_encoder"])

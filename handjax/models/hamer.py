@@ -240,7 +240,16 @@ def stages(config: Any) -> tuple[Stage, ...]:
         UserError: `config.model.root` is not the root of the data.
     """
     check_root(config, Model)
-    return (Stage("mesh", mesh_loss, predict_image, "", True, real_poses=2),)
+    return (
+        Stage(
+            name="mesh",
+            loss_fn=mesh_loss,
+            predict_fn=predict_image,
+            trainable="",
+            needs_image=True,
+            real_poses=2,
+        ),
+    )
 
 
 def mesh_loss(

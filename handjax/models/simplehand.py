@@ -226,7 +226,15 @@ def _check_fields(model: Model) -> None:
 def stages(config: Any) -> tuple[Stage, ...]:
     """One stage that trains everything."""
     del config
-    return (Stage("mesh", mesh_loss, predict_image, "", True),)
+    return (
+        Stage(
+            name="mesh",
+            loss_fn=mesh_loss,
+            predict_fn=predict_image,
+            trainable="",
+            needs_image=True,
+        ),
+    )
 
 
 def mesh_loss(

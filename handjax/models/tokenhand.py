@@ -207,6 +207,8 @@ class Model(nn.Module):
     dtype: str = "float32"  # of the computation; parameters are float32
     fused: bool = False  # inference form of the backbone: `models.for_inference`
 
+    tokenizes = "vertices"  # what `encode` takes (`capabilities.Tokenizes`)
+
     def setup(self):
         """Build both stages' parts."""
         _check_fields(self)
@@ -356,8 +358,21 @@ def stages(config: Any) -> tuple[Stage, ...]:
     """Tokenizer, then mesh."""
     del config
     return (
-        Stage("tokenizer", tokenizer_loss, predict_mesh, "^tokenizer/", False),
-        Stage("mesh", mesh_loss, predict_image, "^(?!tokenizer/)", True, check_mesh),
+        Stage(
+            name="tokenizer",
+            loss_fn=tokenizer_loss,
+            predict_fn=predict_mesh,
+            trainable="^tokenizer/",
+            needs_image=False,
+        ),
+        Stage(
+            name="mesh",
+            loss_fn=mesh_loss,
+            predict_fn=predict_image,
+            trainable="^(?!tokenizer/)",
+            needs_image=True,
+            check=check_mesh,
+        ),
     )
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from handjax.family.capabilities import CountsParts, Family
 from handjax.family.stage import Stage
 from handjax.training import optimizers, resume, step
 from handjax.training.run import Run
@@ -19,10 +20,11 @@ def count(variables: Any) -> dict[str, int]:
     return parts
 
 
-def _finer(family: Any, variables: Any) -> list[tuple[str, int]]:
+def _finer(family: Family, variables: Any) -> list[tuple[str, int]]:
     """Parts as the family's paper counts them, where the family says so."""
-    count_parts = getattr(family, "parameter_table", None)
-    return list(count_parts(variables)) if count_parts else []
+    if not isinstance(family, CountsParts):
+        return []
+    return list(family.parameter_table(variables))
 
 
 def table(run: Run, stages: tuple[Stage, ...]) -> str:

@@ -1,30 +1,60 @@
 """What the stages of one training run share, and when the run has to stop."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import ml_collections
 
 from data_pipelines.loading.mixtures import Drawn
 from handjax.distributed import processes
+from handjax.family.capabilities import Family
 from handjax.family.stage import Stage
 from handjax.geometry.skeleton import HAND, Skeleton
 from handjax.io import console
 from handjax.types import Batch
 
 
-class Data(Protocol):
-    """Batches of a run; `data.run_data.open_data` makes one from `config.data`."""
+@runtime_checkable
+class RunData(Protocol):
+    """Data of a run; `data.run_data.open_data` makes one from `config.data`."""
 
     def train(self, stage: Stage, batch_size: int, start_step: int) -> Iterator[Batch]:
-        """Endless batches of this process, from the one of update `start_step` on."""
+        """Return endless batches of this process, from update `start_step` on."""
+        ...
+
+    def evaluation(self, stage: Stage) -> Iterator[Batch]:
+        """Return the test split once, in order."""
+        ...
+
+    def train_split(self, stage: Stage) -> Iterator[Batch]:
+        """Return the training split once, in order, without images."""
         ...
 
     def drawn(self, stage: Stage, examples: int) -> list[Drawn]:
-        """How many of a stage's first examples are of each data set."""
+        """Return how many of a stage's first examples are of each data set."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Return a hash of what the data sets say of themselves."""
+        ...
+
+    def describe(self) -> str:
+        """Return one line: which data, where, how much."""
+        ...
+
+    def describe_filters(self, stages: Sequence[Stage]) -> list[str]:
+        """Return a line for each filter of the stages' records."""
+        ...
+
+    def describe_poses(self) -> str:
+        """Return where poses without images come from."""
+        ...
+
+    def describe_letters(self) -> str:
+        """Return what labelled poses are, and how they are read."""
         ...
 
 
@@ -42,7 +72,7 @@ class Run(NamedTuple):
 
     config: ml_collections.ConfigDict
     workdir: Path
-    family: Any
+    family: Family
     """Module of `handjax.models`."""
     model: Any
     hand: Any
@@ -51,7 +81,7 @@ class Run(NamedTuple):
     """Name and sha256 of the hand model, for the checkpoints."""
     example: Batch
     """A tiny batch to initialise the model with."""
-    data: Data
+    data: RunData
     mesh: jax.sharding.Mesh
     hooks: Hooks
     stop: "Stop"

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from handjax.errors import UserError
-from handjax.family.stage import Stage
+from handjax.family.stage import LossFn, Stage
 from handjax.losses import supervision
 from handjax.training import optimizers
 from handjax.types import Variables
@@ -123,7 +123,7 @@ def make_step(
     batch_norm: str = "global",
     max_skipped: int = 0,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]:
-    """The function (state, batch) -> (state, metrics) of one stage, not yet jitted.
+    """Return the function (state, batch) -> (state, metrics) of a stage, to be jitted.
 
     Metrics hold `loss`, `loss_<name>` unweighted, `lr` and `lr_<group>`, `grad_norm`,
     `update_norm`, `skipped`, what the family returns, and `GRAD_NORMS`.
@@ -135,18 +135,53 @@ def make_step(
     however often the function is called after it.
 
     Args:
-        model: of the family.
-        stage: of the family.
+        model: Of the family.
+        stage: Of the family.
         config: `config.stages.<name>`.
-        devices: that share the batch, each a run of its rows.
+        devices: Devices that share the batch, each a run of its rows.
         batch_norm: `config.train.batch_norm`; with "device", the rows of each device
             are normalised by their own statistics.
-        max_skipped: updates that may be skipped in a stage.
+        max_skipped: Updates that may be skipped in a stage.
     """
     tx = optimizers.optimizer(config)
     rates = optimizers.schedules(config)
     own = batch_norm == "device" and devices > 1
     loss_fn = _on_each_device(stage, devices) if own else stage.loss_fn
+    gradients = jax.value_and_grad(_total_loss(model, stage, loss_fn), has_aux=True)
+    if config.accumulate > 1:
+        gradients = _in_micro_batches(gradients, config.accumulate, devices)
+
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
+        trainable, rest = partition(state.params, stage)
+        weights = loss_weights(config, state.step)
+        (loss, (losses, metrics, updates)), grads = gradients(
+            trainable, rest, weights, state.collections, batch, _keys(state)
+        )
+        changes, opt_state = tx.update(grads, state.opt_state, trainable)
+        trainable = optax.apply_updates(trainable, changes)
+        metrics = {
+            **metrics,
+            **{f"loss_{name}": value for name, value in losses.items()},
+            "loss": loss,
+            **{name: rate(state.step) for name, rate in rates.items()},
+            **_norms(grads, changes),
+        }
+        updated = TrainState(
+            step=state.step + 1,
+            params=nested({**rest, **trainable}),
+            collections={**state.collections, **updates},
+            opt_state=opt_state,
+            rng=state.rng,
+            skipped=state.skipped,
+        )
+        state = _guarded(state, updated, _all_finite(metrics, config), max_skipped)
+        return state, {**metrics, "skipped": state.skipped}
+
+    return step
+
+
+def _total_loss(model: Any, stage: Stage, loss_fn: LossFn) -> Callable:
+    """Return the weighted sum of a stage's losses, as a function to differentiate."""
 
     def total(
         trainable: Any,
@@ -164,46 +199,23 @@ def make_step(
         loss = sum(weights[name] * losses[name] for name in weights)  # the one place
         return loss, (losses, metrics, updates)
 
-    gradients = jax.value_and_grad(total, has_aux=True)
-    if config.accumulate > 1:
-        gradients = _in_micro_batches(gradients, config.accumulate, devices)
+    return total
 
-    def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
-        rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-        rngs = {n: jax.random.fold_in(rng, i) for i, n in enumerate(RNG_STREAMS)}
-        trainable, rest = partition(state.params, stage)
-        (loss, (losses, metrics, updates)), grads = gradients(
-            trainable,
-            rest,
-            loss_weights(config, state.step),
-            state.collections,
-            batch,
-            rngs,
-        )
-        changes, opt_state = tx.update(grads, state.opt_state, trainable)
-        trainable = optax.apply_updates(trainable, changes)
-        norms = {path: jnp.linalg.norm(grad.ravel()) for path, grad in grads.items()}
-        metrics = {
-            **metrics,
-            **{f"loss_{name}": value for name, value in losses.items()},
-            "loss": loss,
-            **{name: rate(state.step) for name, rate in rates.items()},
-            "grad_norm": optax.tree.norm(norms),
-            "update_norm": optax.tree.norm(changes),
-            GRAD_NORMS: norms,
-        }
-        moved = TrainState(
-            step=state.step + 1,
-            params=nested({**rest, **trainable}),
-            collections={**state.collections, **updates},
-            opt_state=opt_state,
-            rng=state.rng,
-            skipped=state.skipped,
-        )
-        state = _guarded(state, moved, _all_finite(metrics, config), max_skipped)
-        return state, {**metrics, "skipped": state.skipped}
 
-    return step
+def _keys(state: TrainState) -> dict[str, Any]:
+    """Return the random keys of the update that a state is before."""
+    rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+    return {name: jax.random.fold_in(rng, i) for i, name in enumerate(RNG_STREAMS)}
+
+
+def _norms(grads: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return the norms of an update: of all gradients, of the changes, of each."""
+    norms = {path: jnp.linalg.norm(grad.ravel()) for path, grad in grads.items()}
+    return {
+        "grad_norm": optax.tree.norm(norms),
+        "update_norm": optax.tree.norm(changes),
+        GRAD_NORMS: norms,
+    }
 
 
 def _all_finite(metrics: dict[str, Any], config: ml_collections.ConfigDict) -> Any:
@@ -217,7 +229,7 @@ _FINITE = ("loss", "grad_norm", "update_norm")
 
 
 def _guarded(old: TrainState, new: TrainState, finite: Any, limit: int) -> TrainState:
-    """The state after an update; see `make_step`."""
+    """Return the state after an update, or that before it; see `make_step`."""
     given_up = old.skipped > limit
     skipped = jnp.where(given_up | finite, old.skipped, old.skipped + 1)
     make = finite & ~given_up
@@ -239,7 +251,7 @@ def loss_weights(config: ml_collections.ConfigDict, step: Any) -> dict[str, Any]
     return weights
 
 
-def _on_each_device(stage: Stage, devices: int) -> Callable:
+def _on_each_device(stage: Stage, devices: int) -> LossFn:
     """The stage's loss of each device's rows on their own, then their means.
 
     What is a mean over the batch stays what it was; only batch statistics are other

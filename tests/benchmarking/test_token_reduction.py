@@ -10,7 +10,9 @@ import tiny
 from places import CONFIGS
 
 from handjax.benchmarking import measurements, token_reduction
+from handjax.models import tore
 
+TABLE = tore.MEASURES["cost"]
 P, C, J, V = 4, 8, 21, 195
 """Places and channels of the tiny map, joints, vertices of the coarse mesh."""
 
@@ -47,7 +49,7 @@ def fastmetro(w, n):
     return C * w * P + sum(both) + narrowed + heads
 
 
-def tore(w, n, kept=None):
+def reduced(w, n, kept=None):
     """The same with both reductions; `kept` tokens, None without a pruner."""
     T = kept or P
     pruner = 9 * P * w * (w // 4) + P * (w // 4) * T + P * T * w if kept else 0
@@ -59,10 +61,10 @@ def tore(w, n, kept=None):
 
 
 def work_of(name):
-    row = next(row for row in token_reduction.ROWS if row.name == name)
+    row = next(row for row in TABLE.rows if row.name == name)
     values = config()
-    backbone = token_reduction._backbone(values, "float32")
-    head = token_reduction._head(values, row.fields, "float32", backbone)
+    backbone = token_reduction._backbone(values, TABLE, "float32")
+    head = token_reduction._head(values, TABLE, row.fields, "float32", backbone)
     maps = {"final": jax.ShapeDtypeStruct((1, 2, 2, C), jnp.float32)}
     return token_reduction.multiply_adds(head.find, head.variables, maps)
 
@@ -71,9 +73,9 @@ def work_of(name):
     "name, expected",
     [
         ("FastMETRO", fastmetro(32, 16)),
-        ("FastMETRO + GTR", tore(32, 16)),
-        ("FastMETRO + GTR + ITP@20%", tore(32, 16, 3)),
-        ("FastMETRO + GTR + ITP@50%", tore(32, 16, 2)),
+        ("FastMETRO + GTR", reduced(32, 16)),
+        ("FastMETRO + GTR + ITP@20%", reduced(32, 16, 3)),
+        ("FastMETRO + GTR + ITP@50%", reduced(32, 16, 2)),
     ],
 )
 def test_heads_multiply_what_the_formulae_say(name, expected):
@@ -81,8 +83,8 @@ def test_heads_multiply_what_the_formulae_say(name, expected):
 
 
 def test_the_table_has_work_speed_and_gain(monkeypatch, capsys):
-    rows = [row for row in token_reduction.ROWS if row.name.startswith("FastMETRO-S")]
-    monkeypatch.setattr(token_reduction, "ROWS", tuple(rows))
+    rows = [row for row in TABLE.rows if row.name.startswith("FastMETRO-S")]
+    monkeypatch.setitem(tore.MEASURES, "cost", TABLE._replace(rows=rows))
     found = measurements.run(config(), ("cost",), seconds=0.0, batch_sizes=(2,))
     values = {(x.name, x.metric): x.value for x in found}
     host, ours = (f"cost/{row.name}" for row in rows)

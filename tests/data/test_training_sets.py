@@ -19,8 +19,12 @@ from handjax.mano import model_files
 from handjax.training import launch
 
 NAMES = ("freihand", "halpe", "interhand26m")
-STAGE = Stage("mesh", None, None, "", needs_image=True)
-POSES = Stage("poses", None, None, "", needs_image=False)
+STAGE = Stage(
+    name="mesh", loss_fn=None, predict_fn=None, trainable="", needs_image=True
+)
+POSES = Stage(
+    name="poses", loss_fn=None, predict_fn=None, trainable="", needs_image=False
+)
 HAND = model_files.load()
 
 

@@ -37,7 +37,9 @@ def off_by(model, variables, batch):
     return HandOutput(batch.vertices + off, batch.joints3d, logits=None)
 
 
-STAGE = Stage("mesh", None, off_by, ".*", needs_image=True)
+STAGE = Stage(
+    name="mesh", loss_fn=None, predict_fn=off_by, trainable=".*", needs_image=True
+)
 
 
 def test_measuring_counts_hands_and_measures_both():
@@ -142,8 +144,20 @@ def workdir(monkeypatch, tmp_path):
         return off_by(model, variables / 10, batch)
 
     stages = (
-        Stage("tokenizer", None, better, ".*", needs_image=False),
-        Stage("mesh", None, off_by, ".*", needs_image=True),
+        Stage(
+            name="tokenizer",
+            loss_fn=None,
+            predict_fn=better,
+            trainable=".*",
+            needs_image=False,
+        ),
+        Stage(
+            name="mesh",
+            loss_fn=None,
+            predict_fn=off_by,
+            trainable=".*",
+            needs_image=True,
+        ),
     )
     family = types.SimpleNamespace(stages=lambda config: stages)
     monkeypatch.setattr(models, "load", lambda name: family)
@@ -203,7 +217,13 @@ def test_confidences_are_reported_and_shown(workdir, monkeypatch, capsys):
 
 
 def family(predict_fn):
-    stage = Stage("mesh", None, predict_fn, ".*", needs_image=True)
+    stage = Stage(
+        name="mesh",
+        loss_fn=None,
+        predict_fn=predict_fn,
+        trainable=".*",
+        needs_image=True,
+    )
     return types.SimpleNamespace(stages=lambda config: (stage,))
 
 

@@ -82,7 +82,9 @@ def opened(directory):
     return config, run_data.open_data(config, model_files.load())
 
 
-STAGE = Stage("mesh", None, knows, ".*", needs_image=True)
+STAGE = Stage(
+    name="mesh", loss_fn=None, predict_fn=knows, trainable=".*", needs_image=True
+)
 
 
 def collected(directory, predict):
@@ -251,8 +253,20 @@ def test_shares_add_up_to_the_errors_of_one_process(workdir, prepared, monkeypat
         return HandOutput(vertices, batch.joints3d, confidence=1 - off)
 
     stages = (
-        Stage("tokenizer", None, knows, ".*", needs_image=False),
-        Stage("mesh", None, unsure, ".*", needs_image=True),
+        Stage(
+            name="tokenizer",
+            loss_fn=None,
+            predict_fn=knows,
+            trainable=".*",
+            needs_image=False,
+        ),
+        Stage(
+            name="mesh",
+            loss_fn=None,
+            predict_fn=unsure,
+            trainable=".*",
+            needs_image=True,
+        ),
     )
     config, _ = opened(prepared[0])
     config.stages = dict(tokenizer=dict(data="images"), mesh=dict(data="images"))

@@ -136,12 +136,10 @@ def predictor(model=None, **options):
 
 def test_the_predictor_places_hypotheses_in_the_photo():
     lens = (100.0, 100.0, 39.5, 29.5)  # in the very middle: mirrored the same
-    plain = predictor()(GRAY, box_px=(10, 10, 50, 50), intrinsics=lens)
-    assert plain.hypotheses is None
-    looks = predictor(num_hypotheses=COUNT, seed=1)
-    right = looks(GRAY, box_px=(10, 10, 50, 50), intrinsics=lens)
-    np.testing.assert_array_equal(right.joints3d, plain.joints3d)
-    drawn = right.hypotheses
+    made = predictor()
+    options = dict(box_px=(10, 10, 50, 50), intrinsics=lens)
+    drawn = made.hypotheses(GRAY, COUNT, **options, seed=1)
+    assert made(GRAY, **options).hypotheses is None
     assert len(drawn.hands) == COUNT and drawn.hands[0].indices.shape == (4,)
     sure = [hand.confidence for hand in drawn.hands]
     np.testing.assert_allclose(drawn.weights, np.divide(sure, sum(sure)), rtol=1e-5)
@@ -154,11 +152,13 @@ def test_the_predictor_places_hypotheses_in_the_photo():
     )
     assert 3 < drawn.joint_uncertainty_mm.max() < 30
     # A left hand is the mirror image, hypotheses included.
-    left = looks(GRAY, box_px=(29, 10, 69, 50), is_right=False, intrinsics=lens)
-    for a, b in zip(left.hypotheses.hands, drawn.hands, strict=True):
+    options = dict(box_px=(29, 10, 69, 50), is_right=False, intrinsics=lens)
+    left = made.hypotheses(GRAY, COUNT, **options, seed=1)
+    for a, b in zip(left.hands, drawn.hands, strict=True):
         np.testing.assert_allclose(a.joints3d * [-1, 1, 1], b.joints3d, atol=1e-5)
-    again = predictor(num_hypotheses=COUNT, seed=2)(GRAY, box_px=(10, 10, 50, 50))
-    assert (again.hypotheses.hands[0].joints3d != drawn.hands[0].joints3d).any()
+        np.testing.assert_allclose(a.translation * [-1, 1, 1], b.translation, atol=1e-5)
+    again = made.hypotheses(GRAY, COUNT, box_px=(10, 10, 50, 50), seed=2)
+    assert (again.hands[0].joints3d != drawn.hands[0].joints3d).any()
 
 
 class OneAnswer(nn.Module):
@@ -166,13 +166,13 @@ class OneAnswer(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("model", "options", "match"),
+    ("model", "options", "number", "match"),
     [
-        (OneAnswer(), {"num_hypotheses": 2}, "'guesses' gives one answer to an image"),
-        (None, {"num_hypotheses": -1}, r"hypotheses=-1 must be 0 \(none\) or more"),
-        (None, {"num_hypotheses": 2, "tta_mode": "mean"}, "tta='mean' fuses 95"),
+        (OneAnswer(), {}, 2, "'guesses' gives one answer to an image"),
+        (None, {}, -1, r"hypotheses=-1 must be 1 or more"),
+        (None, {"tta": "mean"}, 2, "tta='mean' fuses 95"),
     ],
 )
-def test_hypotheses_that_cannot_be_had_are_refused(model, options, match):
+def test_hypotheses_that_cannot_be_had_are_refused(model, options, number, match):
     with pytest.raises(ValueError, match=match):
-        predictor(model, **options)
+        predictor(model, **options).hypotheses(GRAY, number)

@@ -1,4 +1,4 @@
-"""What a model looked at: brought into the crop of the photo, and drawn."""
+"""What a model attends to: brought into the crop of the photo, and drawn."""
 
 import json
 
@@ -58,7 +58,7 @@ def _batched(x, size):
 
 def predictor(model=None, **options):
     faces = {"constants": {"faces": np.asarray(FILE.faces)}}
-    return HandPredictor(CONFIG, model or Looker(), faces, explain=True, **options)
+    return HandPredictor(CONFIG, model or Looker(), faces, **options)
 
 
 def image():
@@ -71,13 +71,17 @@ BOX = (0.0, 0.0, 64.0, 64.0)
 LENS = (400.0, 400.0, 31.5, 31.5)
 
 
-def looked(is_right=True, **options):
-    return predictor(**options)(image(), box_px=BOX, is_right=is_right, intrinsics=LENS)
+def explained(is_right=True, model=None):
+    """A hand with its explanation, as `handjax.predict` makes it."""
+    options = dict(box_px=BOX, is_right=is_right, intrinsics=LENS)
+    made = predictor(model)
+    hand = made(image(), **options)
+    return hand._replace(explanation=made.explain(image(), **options))
 
 
-def test_the_hand_and_what_it_looked_at_share_the_crop():
-    hand = looked()
-    found = hand.looked_at
+def test_the_hand_and_its_explanation_share_the_crop():
+    hand = explained()
+    found = hand.explanation
     np.testing.assert_allclose(found.clusters[1][HOT], 0.65)
     assert found.attention.shape == (778, 21)
     # The mesh lands where the joints were seen: both are of the same hand.
@@ -86,7 +90,7 @@ def test_the_hand_and_what_it_looked_at_share_the_crop():
 
 
 def test_a_left_hand_is_shown_unmirrored():
-    left, right = looked(is_right=False).looked_at, looked().looked_at
+    left, right = explained(is_right=False).explanation, explained().explanation
     np.testing.assert_array_equal(left.clusters, right.clusters[..., ::-1])
     across = np.array([63, 0]) - right.joints_px * [1, -1]
     np.testing.assert_allclose(left.joints_px, across, atol=1e-3)
@@ -97,7 +101,7 @@ def test_a_left_hand_is_shown_unmirrored():
 def test_cells_that_hold_the_mesh():
     """Four columns of 16 pixels, two rows of 32; a pixel is its middle +- 1/2."""
     points = [(-0.5, 0), (15.4, 31.4), (15.6, 31.6), (63.4, 63.4), (63.6, 0), (0, -1)]
-    found = looked().looked_at._replace(vertices_px=np.array(points))
+    found = explained().explanation._replace(vertices_px=np.array(points))
     cells = explanations.covered_cells(found)
     np.testing.assert_array_equal(cells, [[1, 0, 0, 0], [0, 1, 0, 1]])
     nowhere = found._replace(vertices_px=np.full((3, 2), np.nan))
@@ -105,7 +109,7 @@ def test_cells_that_hold_the_mesh():
 
 
 def test_a_cluster_is_named_after_the_joint_at_its_hottest_cell():
-    found = looked().looked_at
+    found = explained().explanation
     joints = np.full((21, 2), 40.0)
     joints[7] = (8, 48)  # the middle of HOT, but for half a pixel
     joints[8] = np.nan
@@ -121,14 +125,14 @@ def test_heat_goes_from_blue_to_red():
 
 
 def test_joints_have_colours_of_their_own():
-    colors = explanations.joint_colors(looked())
+    colors = explanations.joint_colors(explained())
     assert len(np.unique(colors.round(6), axis=0)) == 21
     assert ((colors >= 0) & (colors <= 1)).all()
 
 
 def test_heat_is_drawn_where_the_cluster_looks():
-    hand = looked()
-    sheets = explanations.pictures(hand)
+    hand = explained()
+    sheets = explanations.sheets(hand)
     assert set(sheets) == {"clusters", "attention"}
     # The second cluster is the second picture of the second row, eight in a row.
     panel = sheets["clusters"].shape[1] / 8
@@ -140,14 +144,14 @@ def test_heat_is_drawn_where_the_cluster_looks():
 
 
 def test_only_what_there_is_is_drawn():
-    assert set(explanations.pictures(looked(model=Looker(clusters=False)))) == {
+    assert set(explanations.sheets(explained(model=Looker(clusters=False)))) == {
         "attention"
     }
-    assert set(explanations.pictures(looked(model=Looker(joints=False)))) == {
+    assert set(explanations.sheets(explained(model=Looker(joints=False)))) == {
         "clusters"
     }
     plain = HandPredictor(CONFIG, Looker(), {"constants": {"faces": FILE.faces}})
-    assert explanations.pictures(plain(image(), box_px=BOX)) == {}
+    assert explanations.sheets(plain(image(), box_px=BOX)) == {}
 
 
 class Silent:
@@ -158,7 +162,7 @@ class Silent:
 @pytest.mark.parametrize("model", [Silent(), Looker(clusters=False, joints=False)])
 def test_models_that_have_nothing_to_explain_are_refused(model):
     with pytest.raises(ValueError, match="explain: this model of 'looker' neither"):
-        predictor(model)
+        predictor(model).explain(image(), box_px=BOX)
 
 
 def test_the_command_writes_the_pictures(tmp_path, monkeypatch):

@@ -70,8 +70,6 @@ def command(monkeypatch, tmp_path):
             {"constants": {"faces": np.asarray(FILE.faces)}},
             batch_size=batch_size,
             name="fake",
-            num_hypotheses=arguments.hypotheses,
-            seed=arguments.seed,
         )
 
     monkeypatch.setattr(predict, "_load", load)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from handjax.geometry import camera, crop
+from handjax.geometry import crop
 from handjax.inference import photos, predictor
 from handjax.inference.photos import HandBox, Photo
 from handjax.mano import model_files
@@ -14,7 +14,9 @@ from handjax.types import HandOutput
 
 FACES = np.asarray(model_files.load("open").faces)
 SIZE, ROOT = 64, 9
-CONFIG = ml_collections.ConfigDict(dict(data=dict(crop_size=SIZE, box_scale=1.25)))
+CONFIG = ml_collections.ConfigDict(
+    dict(data=dict(crop_size=SIZE, box_scale=1.25, root="middle_mcp"))
+)
 VARIABLES = {"constants": {"faces": FACES}}
 INTRINSICS = np.array([[300.0, 0, 101], [0, 310, 77], [0, 0, 1]])
 GRAY = np.full((150, 200, 3), 80, np.uint8)
@@ -71,33 +73,6 @@ def exact_answer(vertices, joints3d, joints2d, is_right, box_px):
         np.float32(joints3d - root),
         np.float32(crop.warp_points(view.H_crop_image, joints2d)),
     )
-
-
-@pytest.mark.parametrize("is_right", [True, False])
-def test_a_predicted_depth_places_the_hand_whatever_its_size_seems(is_right):
-    vertices, joints3d, joints2d = hand_in_camera()
-    box_px = (*joints2d.min(0), *joints2d.max(0))
-    answer = exact_answer(vertices, joints3d, joints2d, is_right, box_px)
-    K, box = INTRINSICS, np.asarray(box_px)
-    if not is_right:
-        width = GRAY.shape[1]
-        K, box = crop.mirror_intrinsics(K, width), crop.mirror_box(box, width)
-    view = crop.view(box, K, SIZE, scale=1.25)
-    world = joints3d[ROOT] * (1 if is_right else crop.MIRROR)
-    depth = (view.R_crop_camera @ world)[2]
-    gamma = camera.gamma_from_root_depth(float(depth), np.float32(view.intrinsics))
-    # Half as large a hand would be put at half the distance by its 2-D joints.
-    answer = answer._replace(joints3d=answer.joints3d / 2, root_gamma=gamma)
-    config = ml_collections.ConfigDict(CONFIG.to_dict())
-    config.data.root = "middle_mcp"
-    hand = predictor.HandPredictor(config, Says(answer), VARIABLES)(
-        Photo(Path("x"), GRAY, None),
-        box_px=box_px,
-        is_right=is_right,
-        intrinsics=(300, 310, 101, 77),
-    )
-    assert hand.translation_source == "root_depth"
-    np.testing.assert_allclose(hand.translation, joints3d[ROOT], atol=2e-4)
 
 
 @pytest.mark.parametrize("is_right", [True, False])
@@ -165,7 +140,7 @@ def test_augmentation_fuses_3d_and_leaves_2d_alone():
     image = GRAY.copy()
     image[60:66, 110:116] = (255, 0, 0)
     plain = predictor.HandPredictor(CONFIG, PointsAtRed(), VARIABLES)(image)
-    looks = predictor.HandPredictor(CONFIG, PointsAtRed(), VARIABLES, tta_mode="mean")
+    looks = predictor.HandPredictor(CONFIG, PointsAtRed(), VARIABLES, tta="mean")
     found = looks(image)
     np.testing.assert_array_equal(found.joints2d, plain.joints2d)
     lean, once = found.vertices[0, :2], plain.vertices[0, :2]
@@ -175,7 +150,7 @@ def test_augmentation_fuses_3d_and_leaves_2d_alone():
     assert np.linalg.norm(once) > 4e-3
     assert looks.name.endswith("test-time augmentation 'mean'")
     with pytest.raises(ValueError, match="'paper' averages errors, which takes the tr"):
-        predictor.HandPredictor(CONFIG, PointsAtRed(), VARIABLES, tta_mode="paper")
+        predictor.HandPredictor(CONFIG, PointsAtRed(), VARIABLES, tta="paper")
 
 
 def test_middle_square_is_seen_whole():

@@ -155,7 +155,9 @@ def opened(directory, file, **changes):
 
 
 def test_batches_have_the_counts_of_the_body(directory, file):
-    stage = Stage("mesh", None, None, "", True)
+    stage = Stage(
+        name="mesh", loss_fn=None, predict_fn=None, trainable="", needs_image=True
+    )
     batch = next(opened(directory, file).train(stage, 8, 0))
     assert batch.vertices.shape == (8, V, 3) and batch.mano_pose.shape == (8, K, 3)
     assert batch.joints3d.shape == (8, J, 3) and batch.joints2d.shape == (8, J, 2)
@@ -246,7 +248,18 @@ def test_hamba_takes_its_counts_from_the_body(directory, file):
         jax.eval_shape(model.clone(scan_order="mano").apply, variables, example.image)
     hands = opened(directory, file)
     with pytest.raises(ValueError, match="compares with real poses"):
-        hands.train(Stage("mesh", None, None, "", True, real_poses=2), 8, 0)
+        hands.train(
+            Stage(
+                name="mesh",
+                loss_fn=None,
+                predict_fn=None,
+                trainable="",
+                needs_image=True,
+                real_poses=2,
+            ),
+            8,
+            0,
+        )
 
 
 @pytest.mark.slow

@@ -11,7 +11,9 @@ from handjax.family.stage import Stage
 from handjax.losses import hmr
 from handjax.mano.hand_model import HandModel
 from handjax.nn import mano_head
+from handjax.types import Paper
 
+PAPER = Paper(name="Body", title="A family of bodies for tests", url="", equations={})
 ROOT = 0
 
 
@@ -54,7 +56,15 @@ def loss(model, variables, batch, rngs):
 def stages(config):
     del config
     predict = Model.apply
-    return (Stage("mesh", loss, lambda m, v, b: predict(m, v, b.image), "", True),)
+    return (
+        Stage(
+            name="mesh",
+            loss_fn=loss,
+            predict_fn=lambda m, v, b: predict(m, v, b.image),
+            trainable="",
+            needs_image=True,
+        ),
+    )
 
 
 def get_config(directory):

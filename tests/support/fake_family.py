@@ -11,7 +11,9 @@ import numpy as np
 from data_pipelines.loading.mixtures import Drawn
 from handjax.config import schema as configs
 from handjax.family.stage import Stage
-from handjax.types import Batch, HandOutput
+from handjax.types import Batch, HandOutput, Paper
+
+PAPER = Paper(name="Fake", title="A family for tests", url="", equations={})
 
 
 class Tokenizer(nn.Module):
@@ -96,19 +98,19 @@ def stages(config):
     del config
     return (
         Stage(
-            "tokenizer",
-            tokenizer_loss,
-            lambda m, v, b: m.apply(
+            name="tokenizer",
+            loss_fn=tokenizer_loss,
+            predict_fn=lambda m, v, b: m.apply(
                 v, b.vertices, method="reconstruct", mutable=["codebook"]
             )[0],
-            "^tokenizer/",
+            trainable="^tokenizer/",
             needs_image=False,
         ),
         Stage(
-            "mesh",
-            mesh_loss,
-            lambda m, v, b: m.apply(v, b.image),
-            "^(?!tokenizer/)",
+            name="mesh",
+            loss_fn=mesh_loss,
+            predict_fn=lambda m, v, b: m.apply(v, b.image),
+            trainable="^(?!tokenizer/)",
             needs_image=True,
             check=refuse_narrow,
         ),

@@ -158,7 +158,13 @@ def test_activations_are_those_of_one_part():
             x = jnp.sin(x @ variables["params"]["kernel"])
         return {"size": jnp.mean(x**2)}, {}, {}
 
-    stage = Stage("wide", loss_fn, lambda *_: None, "", needs_image=False)
+    stage = Stage(
+        name="wide",
+        loss_fn=loss_fn,
+        predict_fn=lambda *_: None,
+        trainable="",
+        needs_image=False,
+    )
     kernel, batch = jnp.ones((48, 48)), fake_family.batch(4096, (0,))
 
     def temporaries(accumulate):

@@ -21,10 +21,11 @@ from handjax.models.hamba.losses import (
     predict_image,
     regressor_loss,
 )
+from handjax.models.hamba.measures import MEASURES
 from handjax.models.hamba.model import PARTS, Model, parameter_table
 from handjax.types import Paper
 
-__all__ = ["PAPER", "PARTS", "Model", "parameter_table", "stages"]
+__all__ = ["MEASURES", "PAPER", "PARTS", "Model", "parameter_table", "stages"]
 
 PAPER = Paper(
     name="Hamba",
@@ -60,6 +61,19 @@ def stages(config: Any) -> tuple[Stage, ...]:
     # Two real hands for each prediction, as released.
     real = 2 if model.get("adversarial", Model.adversarial) else 0
     return (
-        Stage("regressor", regressor_loss, predict_first, first, True),
-        Stage("mesh", mesh_loss, predict_image, second, True, real_poses=real),
+        Stage(
+            name="regressor",
+            loss_fn=regressor_loss,
+            predict_fn=predict_first,
+            trainable=first,
+            needs_image=True,
+        ),
+        Stage(
+            name="mesh",
+            loss_fn=mesh_loss,
+            predict_fn=predict_image,
+            trainable=second,
+            needs_image=True,
+            real_poses=real,
+        ),
     )

@@ -62,13 +62,25 @@ def stages(config: Any) -> tuple[Stage, ...]:
         UserError: `config.model.root` is not the root of the data.
     """
     check_root(config, Model)
-    tokenizer = Stage("tokenizer", tokenizer_loss, predict_pose, "^tokenizer/", False)
+    tokenizer = Stage(
+        name="tokenizer",
+        loss_fn=tokenizer_loss,
+        predict_fn=predict_pose,
+        trainable="^tokenizer/",
+        needs_image=False,
+    )
     if config.model.get("condition", Model.condition) == "text":
         return tokenizer, _text_stage(config)
-    rest = "^(?!tokenizer/)"
     return (
         tokenizer,
-        Stage("mesh", mesh_loss, predict_image, rest, True, check_mesh),
+        Stage(
+            name="mesh",
+            loss_fn=mesh_loss,
+            predict_fn=predict_image,
+            trainable="^(?!tokenizer/)",
+            needs_image=True,
+            check=check_mesh,
+        ),
     )
 
 
@@ -82,4 +94,11 @@ def _text_stage(config: Any) -> Stage:
         )
     learned = config.model.get("text", Model.text) == text_encoder.LABELS
     trained = "^(synthesizer|text_encoder)/" if learned else "^synthesizer/"
-    return Stage("mesh", text_loss, predict_text, trained, False, check_mesh)
+    return Stage(
+        name="mesh",
+        loss_fn=text_loss,
+        predict_fn=predict_text,
+        trainable=trained,
+        needs_image=False,
+        check=check_mesh,
+    )

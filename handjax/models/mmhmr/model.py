@@ -101,7 +101,7 @@ class Guess(NamedTuple):
 class Model(nn.Module):
     """Image or text to hand; the fields are `config.model`."""
 
-    tokenizes = "mano_pose"  # what `encode` takes (`codebook.of_model`)
+    tokenizes = "mano_pose"  # what `encode` takes (`capabilities.Tokenizes`)
 
     # Tokenizer.
     num_tokens: int = 64  # 16, 32, 64, 128

@@ -18,10 +18,11 @@ from typing import Any
 from handjax.family.hand_constants import check_root
 from handjax.family.stage import Stage
 from handjax.models.tore.losses import mesh_loss, predict_image
+from handjax.models.tore.measures import MEASURES
 from handjax.models.tore.model import PARTS, Model, parameter_table
 from handjax.types import Paper
 
-__all__ = ["PAPER", "PARTS", "Model", "parameter_table", "stages"]
+__all__ = ["MEASURES", "PAPER", "PARTS", "Model", "parameter_table", "stages"]
 
 PAPER = Paper(
     name="TORE",
@@ -44,4 +45,12 @@ PAPER = Paper(
 def stages(config: Any) -> tuple[Stage, ...]:
     """One stage that trains everything."""
     check_root(config, Model)
-    return (Stage("mesh", mesh_loss, predict_image, "", True),)
+    return (
+        Stage(
+            name="mesh",
+            loss_fn=mesh_loss,
+            predict_fn=predict_image,
+            trainable="",
+            needs_image=True,
+        ),
+    )
