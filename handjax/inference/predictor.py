@@ -102,7 +102,7 @@ class HandPredictor:
             explain: Keep what the model looked at (`HandPrediction.looked_at`).
 
         Raises:
-            FileNotFoundError: The workdir has no such checkpoint.
+            MissingFileError: The workdir has no such checkpoint.
             UserError: The stage reconstructs meshes and sees no image, or hypotheses
                 or explanations are asked of a model that has none.
         """
