@@ -1,4 +1,4 @@
-"""Measure the loader beside the bare decoding and warping of the pictures.
+"""Measure the loader beside bare decoding and warping of pictures.
 
 python -m data_pipelines.benchmark --data DIR
 

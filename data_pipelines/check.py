@@ -1,4 +1,4 @@
-"""Check a prepared data set: files, records, and whether poses make the joints.
+"""Check a prepared data set: files, records, poses against joints.
 
 python -m data_pipelines.check DIR
 python -m data_pipelines.check DIR --hand MANO_FOLDER --num 0

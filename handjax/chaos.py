@@ -1,4 +1,4 @@
-r"""Interrupt training again and again, and compare the result with an unbroken run.
+r"""Interrupt training at random and compare with an unbroken run.
 
     python -m handjax.chaos --workdir /tmp/chaos --kills 50 --terms 10 \
         --train "--config configs/tokenhand.py:smoke --config.train.checkpoint_every=5"

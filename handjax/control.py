@@ -1,4 +1,4 @@
-"""Write control images and captions of a data set, to train a ControlNet with.
+"""Write control images and captions to train a ControlNet with.
 
     python -m handjax.control --out OUT
     python -m handjax.control --out OUT --data DIR --what mesh,both --size 512

@@ -1,4 +1,4 @@
-"""Measure a trained model on a split, or score a file of predictions of anybody.
+"""Measure a trained model, or score a file of anybody's predictions.
 
     python -m handjax.evaluate --workdir W
     python -m handjax.evaluate --workdir W --procrustes proper --config.data.dir=DIR
