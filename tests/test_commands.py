@@ -128,6 +128,7 @@ def test_exit_codes_have_one_place(capsys):
         (MissingFileError("find it"), 2),
         (HandjaxError("it failed"), 1),
         (OSError(28, "No space left on device", "/full"), 1),
+        (FileNotFoundError(2, "No such file or directory", "/typo"), 2),
         (KeyboardInterrupt(), 130),
     ]:
         assert command_line.run(raising(error)) == code

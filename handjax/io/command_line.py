@@ -16,6 +16,15 @@ from handjax.errors import HandjaxError, UserError, suggest
 DONE, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
 """Exit codes: 1 for what went wrong on the way, 2 for what the user can mend."""
 
+_WRONG_PATHS = (
+    FileNotFoundError,
+    FileExistsError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
+"""What the system says of a path that was mistyped."""
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are `UserError`s of one line."""
@@ -124,7 +133,7 @@ def run(command: Callable[[], int | None], *, goes_on: bool = False) -> int:
         if error.filename is None:
             raise
         say_error(f"{error.filename}: {error.strerror}")
-        return FAILED
+        return MISUSED if isinstance(error, _WRONG_PATHS) else FAILED
     except KeyboardInterrupt:
         rest = "; the same command goes on from here." if goes_on else "."
         print(f"\nStopped{rest}", file=sys.stderr)
