@@ -9,13 +9,14 @@ DEMO ?= runs/demo
 # Tests run side by side on this many processes.
 JOBS ?= 2
 
-.PHONY: help demo test slow-tests lint clean
+.PHONY: help demo test slow-tests lint wheel clean
 
 help:
 	@echo "make demo        train both TokenHand stages on built-in data, evaluate, predict (about 15 minutes on 2 cores)"
 	@echo "make test        run the test suite"
 	@echo "make slow-tests  run the tests marked slow as well"
 	@echo "make lint        formatting, lint, types, import arrows"
+	@echo "make wheel       build the wheel and use it in an empty directory"
 
 $(VENV)/core: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 with the venv module was found. Install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; }
@@ -46,6 +47,9 @@ lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+
+wheel: $(VENV)/core
+	scripts/check_wheel.sh $(VENV)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

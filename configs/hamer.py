@@ -33,6 +33,7 @@ import ml_collections
 from data_pipelines.loading.recipes import HAMER
 from handjax.config.schema import base, stage
 from handjax.config.variants import every, short_run_pictures, train_on
+from handjax.errors import UserError
 
 VARIANTS = ("paper", "small", "demo", "smoke")
 ROWS = ("mix",)
@@ -52,7 +53,7 @@ Config = ml_collections.ConfigDict
 def get_config(variant: str = "paper") -> Config:
     """The config of one of `VARIANTS`, or of "mix": the recipe on HaMeR's data sets."""
     if variant not in (*VARIANTS, *ROWS, ""):
-        raise ValueError(
+        raise UserError(
             f"configs/hamer.py has no variant {variant!r}; it has "
             f"{', '.join((*VARIANTS, *ROWS))}."
         )

@@ -28,6 +28,7 @@ import ml_collections
 
 from handjax.config.schema import base, stage
 from handjax.config.variants import every, short_run_pictures
+from handjax.errors import UserError
 
 VARIANTS = ("paper", "small", "demo", "smoke")
 TOKENIZER_LOSSES = dict(vertices=10.0, commitment=5.0)
@@ -38,7 +39,7 @@ def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
     """The config of one of `VARIANTS`."""
     variant = variant or "paper"
     if variant not in VARIANTS:
-        raise ValueError(
+        raise UserError(
             f"configs/tokenhand.py has no variant {variant!r}; it has "
             f"{', '.join(VARIANTS)}."
         )

@@ -1,4 +1,4 @@
-"""How fast batches are made, beside the bare decoding and warping of the pictures.
+"""Measure the loader beside bare decoding and warping of pictures.
 
 python -m data_pipelines.benchmark --data DIR
 
@@ -17,16 +17,15 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from handjax.io import command_line
+from handjax.io.command_line import Parser
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_pipelines.benchmark",
-        description="Measure how many training examples a second are made from a data "
-        "set; prints JSON lines.",
-    )
+
+def _parser() -> Parser:
+    parser = Parser("data benchmark", __doc__)
     parser.add_argument("--data", required=True, help="directory of the data set")
     parser.add_argument("--split", default="train")
     parser.add_argument("--batch_size", type=int, default=64)
@@ -36,19 +35,18 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=0.5, help="of each round")
-    return parser.parse_args()
+    return parser
 
 
-def main() -> int:
-    """Run the command; returns its exit status."""
-    arguments = _arguments()
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure; return the exit code."""
+    return command_line.run(lambda: _benchmark(_parser().parse_args(argv)))
+
+
+def _benchmark(arguments: argparse.Namespace) -> None:
     from data_pipelines.storage import shards
 
-    try:
-        split = shards.open_split(arguments.data, arguments.split)
-    except (FileNotFoundError, shards.ShardError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    split = shards.open_split(arguments.data, arguments.split)
     about = {"device": _device(), "versions": _versions()}
     for result in measure(
         split,
@@ -59,7 +57,6 @@ def main() -> int:
         seconds=arguments.seconds,
     ):
         print(json.dumps(result | about), flush=True)
-    return 0
 
 
 def measure(

@@ -1,4 +1,4 @@
-"""Checks a prepared data set: files, records, and whether poses make the joints.
+"""Check a prepared data set: files, records, poses against joints.
 
 python -m data_pipelines.check DIR
 python -m data_pipelines.check DIR --hand MANO_FOLDER --num 0
@@ -24,6 +24,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from handjax.io import command_line
+from handjax.io.command_line import Parser
 
 _JOINT_GROUPS = {
     "wrist": [0],
@@ -51,12 +54,8 @@ class Finding(NamedTuple):
         return f"{self.split} {self.side:5} {self.quantity:18} {numbers}  ({hands})"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_pipelines.check",
-        description="Check a prepared data set: checksums, records, and how far the "
-        "joints are from those that its MANO poses make.",
-    )
+def _parser() -> Parser:
+    parser = Parser("data check", __doc__)
     add = parser.add_argument
     add("directory", help="of the prepared data set")
     add(
@@ -71,13 +70,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns 0, 1 if something is damaged, 2 if nothing can be said."""
-    arguments = _parser().parse_args(argv)
-    try:
-        damaged = _report(arguments)
-    except (OSError, ValueError, RuntimeError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    """Check a data set; return 0, 1 if something is damaged, 2 for a wrong command."""
+    return command_line.run(lambda: _check(_parser().parse_args(argv)))
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    damaged = _report(arguments)
     for line in damaged:
         print(f"damaged: {line}", file=sys.stderr)
     return 1 if damaged else 0

@@ -1,8 +1,11 @@
-"""Prepares a published data set for training and evaluation.
+"""Prepare a published data set for training and evaluation.
 
 python -m data_pipelines.prepare --list
 python -m data_pipelines.prepare freihand
 python -m data_pipelines.prepare freihand --source DIR --out DIR --hand MANO_FOLDER
+
+With a name alone: what the data set is, its licence, how to get it. The same command
+continues an interrupted preparation.
 """
 
 import argparse
@@ -12,15 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from handjax.errors import UserError
+from handjax.io import command_line
+from handjax.io.command_line import Parser
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_pipelines.prepare",
-        description="Prepare a published data set. With its name alone: what it is, "
-        "its licence, how to get it. The same command goes on where an interrupted one "
-        "stopped.",
-    )
+def _parser() -> Parser:
+    parser = Parser("data prepare", __doc__)
     add = parser.add_argument
     add("dataset", nargs="?", help="name of the data set; see --list")
     add("--list", action="store_true", help="print the names, one a line")
@@ -56,30 +56,24 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0, or 2 when the data set is not complete."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
+    """Prepare or describe a data set; return the exit code."""
+    return command_line.run(lambda: _prepare(_parser().parse_args(argv)), goes_on=True)
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
     from data_pipelines import datasets
 
     if arguments.list:
         print("\n".join(datasets.names()))
-        return 0
-    try:
-        if not arguments.dataset:
-            raise UserError("name a data set: " + ", ".join(datasets.names()) + ".")
-        builder = datasets.load(arguments.dataset).BUILDER
-        if not (arguments.source or arguments.out):
-            print(builder.describe(), end="")
-            return 0
-        _check(arguments)
-        print(_run(arguments))
-    except (OSError, ValueError, RuntimeError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nStopped; the same command goes on from here.", file=sys.stderr)
-        return 130
-    return 0
+        return
+    if not arguments.dataset:
+        raise UserError("name a data set: " + ", ".join(datasets.names()) + ".")
+    builder = datasets.load(arguments.dataset).BUILDER
+    if not (arguments.source or arguments.out):
+        print(builder.describe(), end="")
+        return
+    _check(arguments)
+    print(_run(arguments))
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -15,13 +15,14 @@ JSON object a line (name, metric, value, unit, method, device, versions), standa
 error a table to read.
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
 
-from absl import flags
-
-from handjax.config.flags import run
+from handjax.config import flags
 from handjax.errors import UserError
+from handjax.io import command_line
+from handjax.io.command_line import Parser, at_least, comma_separated
 
 MEASURES = {
     "compile": "seconds to trace and to compile",
@@ -45,70 +46,77 @@ ON_REQUEST = (
 )
 DEFAULT = [name for name in MEASURES if name not in ON_REQUEST]
 
-VALUES = flags.FlagValues()
-flags.DEFINE_string(
-    "config",
-    None,
-    "config file, with :variant; --config.KEY=VALUE changes a key of it",
-    flag_values=VALUES,
-)
-flags.DEFINE_list("what", DEFAULT, f"some of {', '.join(MEASURES)}", flag_values=VALUES)
-flags.DEFINE_float(
-    "seconds", 5.0, "how long to repeat each timing", lower_bound=0, flag_values=VALUES
-)
-flags.DEFINE_integer(
-    "max_batch",
-    256,
-    "largest batch that throughput tries",
-    lower_bound=1,
-    flag_values=VALUES,
-)
-flags.DEFINE_integer(
-    "devices",
-    64,
-    "simulated devices, for scaling",
-    lower_bound=2,
-    flag_values=VALUES,
-)
-flags.DEFINE_list(
-    "batch_sizes", ["1", "8"], "images at once, for cost and peer", flag_values=VALUES
-)
+
+def _parser() -> Parser:
+    parser = Parser("benchmark", __doc__)
+    flags.add_config(parser)
+    add = parser.add_argument_group("measurements").add_argument
+    add(
+        "--what",
+        type=comma_separated,
+        default=DEFAULT,
+        metavar="A,B",
+        help="some of "
+        + "; ".join(f"{name}: {text}" for name, text in MEASURES.items())
+        + f". Default: {','.join(DEFAULT)}",
+    )
+    add(
+        "--seconds",
+        type=at_least(0, float),
+        default=5.0,
+        help="how long to repeat each timing; default: 5",
+    )
+    add(
+        "--max_batch",
+        type=at_least(1),
+        default=256,
+        help="largest batch that throughput tries; default: 256",
+    )
+    add(
+        "--devices",
+        type=at_least(2),
+        default=64,
+        help="simulated devices, for scaling; default: 64",
+    )
+    add(
+        "--batch_sizes",
+        type=comma_separated,
+        default=["1", "8"],
+        metavar="N,N",
+        help="images at once, for cost and peer; default: 1,8",
+    )
+    return parser
 
 
-def main(values: flags.FlagValues) -> int:
-    """Measure what the parsed flags say; returns the exit code."""
-    from handjax.config import schema as configs
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure what the command line asks for; return the exit code."""
+    return command_line.run(lambda: _measure(flags.parse(_parser(), argv)))
 
+
+def _measure(values: argparse.Namespace) -> None:
     unknown = sorted(set(values.what) - set(MEASURES))
     if unknown or not values.what:
         raise UserError(
             f"--what={','.join(values.what)!r}: {', '.join(unknown) or 'nothing'} is "
             f"not one of {', '.join(MEASURES)}."
         )
-    try:
-        configs.check(values.config)
-    except ValueError as error:
-        raise UserError(str(error)) from error
     if not all(size.isdigit() and int(size) > 0 for size in values.batch_sizes):
         raise UserError(
             f"--batch_sizes={','.join(values.batch_sizes)!r} must be whole numbers "
             "above 0, such as 1,8,32."
         )
+    config = flags.read(values)
     if "scaling" in values.what:
         _simulate(values.what, values.devices)
     from handjax.benchmarking import measurements  # imports jax and flax
 
-    try:
-        measurements.run(
-            values.config,
-            tuple(name for name in MEASURES if name in values.what),
-            seconds=values.seconds,
-            max_batch=values.max_batch,
-            batch_sizes=tuple(int(size) for size in values.batch_sizes),
-        )
-    except (ValueError, FileNotFoundError) as error:
-        raise UserError(str(error)) from error
-    return 0
+    measurements.run(
+        config,
+        tuple(name for name in MEASURES if name in values.what),
+        seconds=values.seconds,
+        max_batch=values.max_batch,
+        batch_sizes=tuple(int(size) for size in values.batch_sizes),
+    )
 
 
 def _simulate(what: Sequence[str], devices: int) -> None:
@@ -121,10 +129,5 @@ def _simulate(what: Sequence[str], devices: int) -> None:
     jax.config.update("jax_num_cpu_devices", devices)
 
 
-def cli(argv: Sequence[str] | None = None) -> int:
-    """Entry: flags from the command line."""
-    return run(main, VALUES, __doc__ or "", argv)
-
-
 if __name__ == "__main__":
-    sys.exit(cli())
+    sys.exit(main())

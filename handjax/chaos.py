@@ -1,4 +1,4 @@
-r"""Interrupt training again and again, and compare the result with an unbroken run.
+r"""Interrupt training at random and compare with an unbroken run.
 
     python -m handjax.chaos --workdir /tmp/chaos --kills 50 --terms 10 \
         --train "--config configs/tokenhand.py:smoke --config.train.checkpoint_every=5"
@@ -11,6 +11,7 @@ one, bit for bit, and its log lines. On one CPU device that holds; on several de
 GPUs, sums may be made in another order.
 """
 
+import argparse
 import json
 import random
 import shlex
@@ -24,28 +25,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-
-from handjax.config import flags as command_line
-from handjax.errors import UserError
-from handjax.io import console
+from handjax.errors import HandjaxError, UserError
+from handjax.io import command_line, console
+from handjax.io.command_line import Parser, at_least
 
 MOMENTS = ("start", "update", "checkpoint", "stage")
 MACHINE = ("images_per_s", "share_")
 """Beginnings of metrics that are of the machine, not of the run."""
 
-VALUES = flags.FlagValues()
-flags.DEFINE_string("train", None, "arguments of handjax.train", flag_values=VALUES)
-flags.DEFINE_string("workdir", None, "directory, made if need be", flag_values=VALUES)
-flags.DEFINE_integer("kills", 50, "SIGKILLs", lower_bound=0, flag_values=VALUES)
-flags.DEFINE_integer("terms", 10, "SIGTERMs", lower_bound=0, flag_values=VALUES)
-flags.DEFINE_integer("seed", 0, "of the moments", flag_values=VALUES)
-flags.DEFINE_float(
-    "grace", 30.0, "seconds in which SIGTERM has to save and end", flag_values=VALUES
-)
 
-
-class Failure(Exception):
+class Failure(HandjaxError):
     """A run did not survive; the message says how."""
 
 
@@ -212,35 +201,41 @@ def _lines(workdir: Path) -> Iterator[dict]:
         yield {k: v for k, v in json.loads(line).items() if not k.startswith(MACHINE)}
 
 
-def main(values: flags.FlagValues) -> int:
-    """Interrupt as the flags say; 0 if every run survived."""
-    if not values.workdir or not values.train:
-        raise UserError(
-            "--workdir and --train are needed, such as --workdir /tmp/chaos --train "
-            "'--config configs/tokenhand.py:smoke'."
-        )
+def _parser() -> Parser:
+    parser = Parser("chaos", __doc__)
+    add = parser.add_argument
+    add("--train", required=True, metavar="ARGUMENTS", help="those of handjax train")
+    add("--workdir", required=True, help="new or empty directory")
+    add("--kills", type=at_least(0), default=50, help="SIGKILLs; default: 50")
+    add("--terms", type=at_least(0), default=10, help="SIGTERMs; default: 10")
+    add("--seed", type=int, default=0, help="of the moments; default: 0")
+    add(
+        "--grace",
+        type=at_least(0, float),
+        default=30.0,
+        help="seconds in which SIGTERM has to save and end; default: 30",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Interrupt training as asked; return 0 if every run survived."""
+    return command_line.run(lambda: _interrupt(_parser().parse_args(argv)))
+
+
+def _interrupt(values: argparse.Namespace) -> None:
     root = Path(values.workdir)
     if root.exists() and any(root.iterdir()):
         raise UserError(f"--workdir={str(root)!r} is not empty; name a new directory.")
     command = [sys.executable, "-m", "handjax.train", *shlex.split(values.train)]
     chaos = Chaos(command, root, values.seed, values.grace)
-    try:
-        chaos.run(values.kills, values.terms)
-    except Failure as failure:
-        console.say(f"error: {failure}", file=sys.stderr)
-        return 1
+    chaos.run(values.kills, values.terms)
     for hit, count in sorted(chaos.hits.items()):
         console.say(f"{hit:<24} {count}")
     console.say(
         f"{chaos.rounds} interrupted runs ended as the unbroken one, bit for bit"
     )
-    return 0
-
-
-def cli(argv: Sequence[str] | None = None) -> int:
-    """Entry: flags from the command line."""
-    return command_line.run(main, VALUES, __doc__ or "", argv)
 
 
 if __name__ == "__main__":
-    sys.exit(cli())
+    sys.exit(main())

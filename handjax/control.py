@@ -1,4 +1,4 @@
-"""Write control images and captions of a data set, to train a ControlNet with.
+"""Write control images and captions to train a ControlNet with.
 
     python -m handjax.control --out OUT
     python -m handjax.control --out OUT --data DIR --what mesh,both --size 512
@@ -26,6 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from handjax.errors import UserError
+from handjax.io import command_line
+from handjax.io.command_line import Parser
 
 if TYPE_CHECKING:
     from data_pipelines.storage.shards import Split
@@ -38,12 +40,8 @@ _NUM_TRAIN, _NUM_TEST = 2_000, 200
 """Of the built-in data set that is taken without --data: minutes to render."""
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m handjax.control",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> Parser:
+    parser = Parser("control", __doc__)
     add = parser.add_argument
     add("--out", required=True, help="directory that gets a folder for the split")
     add(
@@ -81,19 +79,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0, or 2 when the folder is not complete."""
-    arguments = _parser().parse_args(argv)
-    from handjax.errors import UserError
+    """Make or complete the folder; return the exit code."""
+    return command_line.run(lambda: _control(_parser().parse_args(argv)), goes_on=True)
 
-    try:
-        print(run(arguments))
-    except (OSError, ValueError, RuntimeError, UserError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nStopped; the same command goes on from here.", file=sys.stderr)
-        return 130
-    return 0
+
+def _control(arguments: argparse.Namespace) -> None:
+    print(run(arguments))
 
 
 def run(arguments: argparse.Namespace) -> str:
@@ -134,8 +125,6 @@ def run(arguments: argparse.Namespace) -> str:
 
 def _checked(arguments: argparse.Namespace) -> tuple[str, ...]:
     """The kinds, after all that can be refused at once."""
-    from handjax.errors import UserError
-
     kinds = tuple(dict.fromkeys(arguments.what.split(",")))
     unknown = [kind for kind in kinds if kind not in _KINDS]
     if unknown:
@@ -188,13 +177,9 @@ class _Meshes(NamedTuple):
 def _meshes(arguments: argparse.Namespace) -> _Meshes:
     if arguments.mesh == "truth":
         return _Meshes("truth", arguments.hand)
-    import logging
-
     from handjax.geometry.skeleton import HAND
     from handjax.inference.predictor import HandPredictor
 
-    # Orbax tells absl's log about every default it takes.
-    logging.getLogger("absl").setLevel(logging.ERROR)
     workdir = arguments.mesh.removeprefix("workdir=")
     predictor = HandPredictor.from_workdir(workdir, batch_size=8)
     if predictor.skeleton is not HAND:

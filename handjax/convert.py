@@ -15,21 +15,18 @@ used or skipped by a rule that is printed; otherwise nothing is written.
 """
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from handjax.errors import UserError
+from handjax.errors import MissingFileError, UserError
+from handjax.io import command_line
+from handjax.io.command_line import Parser
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m handjax.convert",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> Parser:
+    parser = Parser("convert", __doc__)
     add = parser.add_argument
     add(
         "source",
@@ -49,17 +46,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0, or 2 when nothing was written."""
-    arguments = _parser().parse_args(argv)
-    from handjax.errors import UserError
+    """Convert a file of weights; return the exit code."""
+    return command_line.run(lambda: _convert(_parser().parse_args(argv)))
 
-    try:
-        record = run(arguments)
-    except (OSError, ValueError, RuntimeError, UserError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    print(summary(record, arguments.to))
-    return 0
+
+def _convert(arguments: argparse.Namespace) -> None:
+    print(summary(run(arguments), arguments.to))
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -76,11 +68,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from handjax.conversion import directory
     from handjax.io import torch_files
 
-    # Orbax tells absl's log about every default it takes.
-    logging.getLogger("absl").setLevel(logging.ERROR)
     source, target = Path(arguments.source), Path(arguments.to)
     if not source.is_file():
-        raise FileNotFoundError(f"{str(source)!r}: there is no such file of weights.")
+        raise MissingFileError(f"{str(source)!r}: there is no such file of weights.")
     directory.check_free(target, arguments.overwrite)
     if hasattr(module, "read"):  # a source with a file format of its own
         saved = state_dict = module.read(source)

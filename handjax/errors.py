@@ -1,9 +1,43 @@
-"""Errors that a user can mend, apart from those that are bugs of handjax."""
+"""Errors that a user can mend, apart from those that are bugs of handjax.
+
+Entries print a `HandjaxError` as one line (`handjax.io.command_line.run`); any other
+exception is a bug and keeps its traceback.
+"""
+
+import difflib
+from collections.abc import Iterable
 
 
 class HandjaxError(Exception):
-    """Base of the errors that handjax raises with a message meant for the user."""
+    """Base of the errors whose message is meant for the user.
+
+    Raised as itself or as a subclass that is not a `UserError`, it reports a failure
+    that the command line did not cause, such as a damaged checkpoint.
+    """
 
 
 class UserError(HandjaxError, ValueError):
-    """The user gave something that cannot work; the message says what to do."""
+    """The user gave something that cannot work; the message says what to do.
+
+    It is a `ValueError`, so that code which uses handjax as a library may catch either:
+
+    >>> import handjax
+    >>> try:
+    ...     handjax.load_config("tokenhand:smoke", {"train.log_evry": 5})
+    ... except handjax.UserError as error:
+    ...     print(error)
+    config has no key 'train.log_evry'. Did you mean 'train.log_every'?
+    """
+
+
+class MissingFileError(UserError, FileNotFoundError):
+    """A file or directory that the user named is missing, or something inside it is."""
+
+
+def suggest(word: str, known: Iterable[object]) -> str:
+    """Return the end of a sentence about an unknown `word`: a near one, or the list."""
+    names = sorted(str(name) for name in known)
+    near = difflib.get_close_matches(word, names, n=1)
+    if near:
+        return f". Did you mean {near[0]!r}?"
+    return f"; allowed: {', '.join(names)}." if names else "."

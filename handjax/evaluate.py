@@ -1,4 +1,4 @@
-"""Measure a trained model on a split, or score a file of predictions of anybody.
+"""Measure a trained model, or score a file of anybody's predictions.
 
     python -m handjax.evaluate --workdir W
     python -m handjax.evaluate --workdir W --procrustes proper --config.data.dir=DIR
@@ -18,23 +18,22 @@ names; a model's predictions are written in the benchmark's format, too.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from handjax.config import flags
 from handjax.errors import UserError
 from handjax.evaluation import protocols
+from handjax.io import command_line
+from handjax.io.command_line import Parser
 
 _WAITING = "share {}/{} is done; whoever finishes last puts all together"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m handjax.evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="--config.KEY=VALUE changes a key of the config, e.g. of its data.",
-        allow_abbrev=False,
-    )
+def _parser() -> Parser:
+    parser = Parser("evaluate", __doc__)
+    flags.add_overrides(parser.add_argument_group("config"))
     add = parser.add_argument
     add("--workdir", help="directory of a trained model")
     add("--stage", help="training stage; default: the last one")
@@ -77,22 +76,64 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    arguments, rest = _parser().parse_known_args(argv)
-    try:
-        if arguments.predictions:
-            return _score_file(arguments, rest)
-        if arguments.benchmark:
-            return _submit(arguments, _overrides(rest))
-        return _report(arguments, _overrides(rest))
-    except (OSError, ValueError, UserError, RuntimeError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    """Evaluate as the command line says; return the exit code."""
+    return command_line.run(lambda: _evaluate(flags.parse(_parser(), argv)))
 
 
-def _score_file(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+def _evaluate(arguments: argparse.Namespace) -> int:
+    if arguments.predictions:
+        return _score_file(arguments)
+    if arguments.benchmark:
+        return _submit(arguments)
+    return _report(arguments)
+
+
+def evaluate(
+    workdir: str | Path,
+    *,
+    stage: str | None = None,
+    step: int | None = None,
+    split: str = "test",
+    procrustes: str = "freihand",
+    tta: str | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Measure a trained model on a split of its data.
+
+    >>> import handjax
+    >>> report = handjax.evaluate("runs/few")
+    >>> report["family"], report["step"], report["count"]
+    ('simplehand', 2, 16)
+    >>> report["metrics"]["pa_mpjpe_mm"] > 0
+    True
+
+    Args:
+        workdir: Directory of the run.
+        stage: Training stage; None for the last one.
+        step: Checkpoint; None for the newest one.
+        split: Split of the data set.
+        procrustes: Alignment of the PA metrics; see `handjax evaluate --help`.
+        tta: Test-time augmentation; see `handjax evaluate --help`.
+        changes: Other values of keys of the config, such as {"eval.num": 100}.
+
+    Returns:
+        What `workdir`/eval/<step>/<benchmark>.json holds: errors in millimetres under
+        "metrics", those of the mean hand under "baseline".
+
+    Raises:
+        UserError: There is no such checkpoint, or no such data; says what there is.
+    """
+    from handjax.evaluation import report, trained_model
+
+    found = trained_model.load(workdir, stage, step, list((changes or {}).items()))
+    made, _ = report.make(found, split=split, procrustes=procrustes, tta_mode=tta)
+    assert made is not None  # only one of several shares has none yet
+    return made
+
+
+def _score_file(arguments: argparse.Namespace) -> int:
     """Score or check `--predictions`; 1 if a check finds something."""
-    _check_scoring(arguments, rest)
+    _check_scoring(arguments)
     from handjax.evaluation import score_files
 
     benchmark = protocols.load(arguments.benchmark)
@@ -127,7 +168,7 @@ def _options(arguments: argparse.Namespace) -> dict[str, str | None]:
     return {"split": arguments.split, "setup": arguments.setup}
 
 
-def _check_scoring(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
+def _check_scoring(arguments: argparse.Namespace) -> None:
     """Refuse flags that mean nothing for a file of predictions."""
     if not arguments.benchmark:
         raise UserError(
@@ -136,8 +177,10 @@ def _check_scoring(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     for flag in ("workdir", "stage", "step", "tta", "share"):
         if getattr(arguments, flag) is not None:
             raise UserError(f"--{flag} is of models; leave it out with --predictions.")
-    if rest:
-        raise UserError(f"{rest[0]!r} is of models; leave it out with --predictions.")
+    for key, _ in arguments.overrides:
+        raise UserError(
+            f"--config.{key} is of models; leave it out with --predictions."
+        )
     if not (arguments.truth or arguments.check):
         truth = protocols.load(arguments.benchmark).truth
         raise UserError(
@@ -145,7 +188,7 @@ def _check_scoring(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
         )
 
 
-def _report(arguments: argparse.Namespace, overrides: Sequence[tuple[str, str]]) -> int:
+def _report(arguments: argparse.Namespace) -> int:
     """Measure a model on a split of its own data."""
     _check_workdir(arguments)
     for flag in ("truth", "setup", "output", "check"):
@@ -157,7 +200,7 @@ def _report(arguments: argparse.Namespace, overrides: Sequence[tuple[str, str]])
 
     share = split_shares.parse(arguments.share)
     found = trained_model.load(
-        arguments.workdir, arguments.stage, arguments.step, overrides
+        arguments.workdir, arguments.stage, arguments.step, arguments.overrides
     )
     print(found.describe(), flush=True)
     report, path = make(
@@ -175,7 +218,7 @@ def _report(arguments: argparse.Namespace, overrides: Sequence[tuple[str, str]])
     return 0
 
 
-def _submit(arguments: argparse.Namespace, overrides: Sequence[tuple[str, str]]) -> int:
+def _submit(arguments: argparse.Namespace) -> int:
     """Write a model's predictions on `--benchmark`; score them with `--truth`."""
     _check_workdir(arguments)
     from handjax.distributed import split_shares
@@ -189,7 +232,7 @@ def _submit(arguments: argparse.Namespace, overrides: Sequence[tuple[str, str]])
         options["split"] = None  # of the data set, not of the protocol
     score_files.settings(benchmark, options)
     found = trained_model.load(
-        arguments.workdir, arguments.stage, arguments.step, overrides
+        arguments.workdir, arguments.stage, arguments.step, arguments.overrides
     )
     submission.check(benchmark, found, arguments.tta)
     print(found.describe(), flush=True)
@@ -235,18 +278,8 @@ def _check_workdir(arguments: argparse.Namespace) -> None:
         )
 
 
-def _overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
-    pairs = []
-    for argument in rest:
-        name, equals, value = argument.partition("=")
-        if not name.startswith("--config.") or not equals:
-            raise UserError(
-                f"{argument!r} belongs to no flag; see --help. Keys of the config are "
-                "given as --config.KEY=VALUE."
-            )
-        pairs.append((name.removeprefix("--config."), value))
-    return pairs
-
+# `handjax.evaluate(workdir)` is `evaluate` above.
+sys.modules[__name__].__class__ = command_line.CallableEntry
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -22,6 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from handjax.errors import UserError
+from handjax.io import command_line
+from handjax.io.command_line import Parser
 from handjax.metrics.fid import (
     KID_SIZE,
     KID_SUBSETS,
@@ -30,12 +32,6 @@ from handjax.metrics.fid import (
     kid,
     statistics,
 )
-
-# --- FID ----------------------------------------------------------------------------
-
-
-# --- KID ----------------------------------------------------------------------------
-
 
 # --- files --------------------------------------------------------------------------
 
@@ -108,12 +104,8 @@ def _finite(path: Path, array: np.ndarray) -> np.ndarray:
 # --- entry --------------------------------------------------------------------------
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m handjax.fid",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> Parser:
+    parser = Parser("fid", __doc__)
     add = parser.add_argument
     add("--real", required=True, help="file of features of real pictures")
     add("--made", required=True, help="file of features of made pictures")
@@ -124,16 +116,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0, or 2 when nothing could be compared."""
-    arguments = _parser().parse_args(argv)
-    try:
-        results = run(arguments)
-    except (OSError, ValueError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    for result in results:
+    """Compare two files of features; return the exit code."""
+    return command_line.run(lambda: _compare(_parser().parse_args(argv)))
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    for result in run(arguments):
         print(json.dumps(result))
-    return 0
 
 
 def run(arguments: argparse.Namespace) -> list[dict]:

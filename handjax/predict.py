@@ -19,10 +19,14 @@ there is one, else the middle square of the photo.
 """
 
 import argparse
-import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from handjax.errors import UserError
+from handjax.io import command_line
+from handjax.io.command_line import Parser
 
 if TYPE_CHECKING:
     from handjax.inference.photos import Annotation, HandBox, Photo
@@ -46,12 +50,8 @@ class Options(NamedTuple):
     """Whether to write explanation sheets."""
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m handjax.predict",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> Parser:
+    parser = Parser("predict", __doc__)
     add = parser.add_argument
     add("photo", help="a photo, or a folder of photos")
     add("--workdir", required=True, help="directory of a trained model")
@@ -97,36 +97,31 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Reconstruct the hands of photos; return the exit code."""
     # A negative first number looks like an option to argparse; `--box=-5,...` does not.
-    arguments = _parser().parse_args(argv)
+    return command_line.run(lambda: _predict(_parser().parse_args(argv)))
+
+
+def _predict(arguments: argparse.Namespace) -> int:
     from handjax.inference import photos
 
-    try:
-        paths = photos.listed(arguments.photo)
-        options, word = _options(arguments)
-        single = not Path(arguments.photo).is_dir()
-        if single:
-            photos.read(paths[0])  # before the model is loaded: mistakes show at once
-        predictor = _load(arguments, 1 if single else 8)
-        # Before any photo: a family that has none fails at once.
-        if options.hypotheses:
-            predictor.check_hypotheses(options.hypotheses)
-        if options.explain:
-            predictor.check_explains()
-    except (OSError, ValueError, RuntimeError) as error:
-        _fail(str(error))
-        return 2
+    paths = photos.listed(arguments.photo)
+    options, word = _options(arguments)
+    single = not Path(arguments.photo).is_dir()
+    if single:
+        photos.read(paths[0])  # before the model is loaded: mistakes show at once
+    predictor = _load(arguments, 1 if single else 8)
+    # Before any photo: a family that has none fails at once.
+    if options.hypotheses:
+        predictor.check_hypotheses(options.hypotheses)
+    if options.explain:
+        predictor.check_explains()
     print(f"model: {predictor.name}{word}")
     failed = predict_paths(predictor, paths, options, arguments.output)
     if failed:
         print(f"{failed} of {len(paths)} photos were skipped.", file=sys.stderr)
     return 1 if failed else 0
-
-
-def _fail(message: str) -> None:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
 
 
 def _options(arguments: argparse.Namespace) -> tuple[Options, str]:
@@ -160,8 +155,6 @@ def _options(arguments: argparse.Namespace) -> tuple[Options, str]:
 def _load(arguments: argparse.Namespace, batch_size: int) -> "HandPredictor":
     from handjax.inference.predictor import HandPredictor
 
-    # Orbax tells absl's log about every default it takes.
-    logging.getLogger("absl").setLevel(logging.ERROR)
     return HandPredictor.from_workdir(
         arguments.workdir,
         stage=arguments.stage,
@@ -185,9 +178,9 @@ def predict_paths(
         for path in group:
             try:
                 wanted = _requests(path, options)
-            except (ValueError, OSError) as error:
+            except (UserError, OSError) as error:
                 failed += 1
-                _fail(str(error))
+                command_line.say_error(error)
                 continue
             opened.append((path, wanted))
             queue += wanted
@@ -263,7 +256,9 @@ def _write(predictor, stem: str, hands, wanted, output: str) -> int:
             root=predictor.config.data.root,
         )
     except OSError as error:
-        _fail(f"{opened.path}: results could not be written to {output}: {error}")
+        command_line.say_error(
+            f"{opened.path}: results could not be written to {output}: {error}"
+        )
         return 1
     shown = ", ".join(
         f"{output_files.named(hand)} ({hand.box.source} box"

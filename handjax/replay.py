@@ -7,48 +7,53 @@ printed, and what of the batch is not finite, or else the operation that first m
 number that is not.
 """
 
+import argparse
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from absl import flags
-
-from handjax.config.flags import run
 from handjax.errors import UserError
+from handjax.io import command_line
+from handjax.io.command_line import Parser
 
 if TYPE_CHECKING:
     from handjax.family.stage import Stage
     from handjax.training.step import TrainState
     from handjax.types import Batch
 
-VALUES = flags.FlagValues()
-flags.DEFINE_string(
-    "update",
-    None,
-    "directory of the update: WORKDIR/nonfinite/STAGE-N",
-    flag_values=VALUES,
-)
-flags.DEFINE_bool(
-    "where", True, "look for the operation that breaks it", flag_values=VALUES
-)
+
+def _parser() -> Parser:
+    parser = Parser("replay", __doc__)
+    add = parser.add_argument
+    add(
+        "--update",
+        required=True,
+        help="directory of the update: WORKDIR/nonfinite/STAGE-N",
+    )
+    add(
+        "--where",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="look for the operation that breaks it",
+    )
+    return parser
 
 
-def main(values: flags.FlagValues) -> int:
-    """Make the update; 0 if it is finite here, 1 if it is not."""
-    if not values.update:
-        raise UserError("--update is missing; pass WORKDIR/nonfinite/STAGE-N.")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Repeat the update; return 0 if it is finite here, 1 if it is not."""
+    return command_line.run(lambda: _replay(_parser().parse_args(argv)))
+
+
+def _replay(values: argparse.Namespace) -> int:
     import jax
 
     from handjax.io import console
     from handjax.training import nonfinite
     from handjax.training.step import GRAD_NORMS, first_nonfinite, make_step
 
-    try:
-        kept, batch = nonfinite.read(Path(values.update))
-    except FileNotFoundError as error:
-        raise UserError(str(error)) from error
+    kept, batch = nonfinite.read(Path(values.update))
     config, model, stage, state = _restored(Path(values.update), kept)
     options = config.stages[stage.name]
     step = make_step(model, stage, options)
@@ -138,10 +143,5 @@ def _located(error: FloatingPointError) -> str:
     return f"first made in {place}, {last.name}: {last.line}\n  {said}"
 
 
-def cli(argv: Sequence[str] | None = None) -> int:
-    """Entry: flags from the command line."""
-    return run(main, VALUES, __doc__ or "", argv)
-
-
 if __name__ == "__main__":
-    sys.exit(cli())
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Results of several runs as rows of the papers' tables.
+"""Print results of several runs as rows of the papers' tables.
 
     python -m handjax.tables runs/simplehand runs/hamba
     python -m handjax.tables --benchmark freihand METRO=metro_freihand.json runs/mine
@@ -20,9 +20,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from handjax.errors import UserError
+from handjax.errors import MissingFileError, UserError
 from handjax.evaluation import protocols
 from handjax.evaluation.protocols import Column
+from handjax.io import command_line
+from handjax.io.command_line import Parser
 
 OWN_COLUMNS = (
     Column("PA-MPJPE", "pa_mpjpe_mm", digits=2),
@@ -64,7 +66,7 @@ def reports(run: str, benchmark: str | None) -> list[tuple[str, dict[str, Any]]]
         benchmark: Only of this one; None for all.
 
     Raises:
-        FileNotFoundError: There is nothing, or nothing of that benchmark.
+        MissingFileError: There is nothing, or nothing of that benchmark.
         UserError: A file is no report.
     """
     name, path = _split(run)
@@ -73,12 +75,12 @@ def reports(run: str, benchmark: str | None) -> list[tuple[str, dict[str, Any]]]
     elif path.is_file():
         files = [path]
     else:
-        raise FileNotFoundError(f"{str(path)!r} is no report and no workdir.")
+        raise MissingFileError(f"{str(path)!r} is no report and no workdir.")
     found = [(name or _label(path), _read(file)) for file in files]
     chosen = [x for x in found if benchmark in (None, x[1]["benchmark"])]
     if not chosen:
         known = ", ".join(sorted(x[1]["benchmark"] for x in found)) or "nothing"
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{str(path)!r} has no report of {benchmark!r}; it has {known}. Make it "
             "with `python -m handjax.evaluate`."
         )
@@ -104,7 +106,7 @@ def _of_workdir(workdir: Path) -> list[Path]:
         files = sorted(step.glob("*.json"))
         if files:
             return files
-    raise FileNotFoundError(
+    raise MissingFileError(
         f"{str(workdir)!r} has no evaluation; run `python -m handjax.evaluate "
         f"--workdir {workdir}`."
     )
@@ -286,13 +288,8 @@ FORMATS = {"markdown": markdown, "latex": latex, "csv": comma_separated}
 # --- entry --------------------------------------------------------------------------
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m handjax.tables",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _parser() -> Parser:
+    parser = Parser("tables", __doc__)
     add = parser.add_argument
     add("runs", nargs="+", metavar="[NAME=]RUN", help="report or workdir")
     add("--benchmark", help="only of this one, e.g. freihand or synthetic_test")
@@ -301,23 +298,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    arguments = _parser().parse_args(argv)
-    try:
-        found = [
-            report
-            for run in arguments.runs
-            for report in reports(run, arguments.benchmark)
-        ]
-        tables = make(found)
-    except (OSError, ValueError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    """Print the tables; return the exit code."""
+    return command_line.run(lambda: _print(_parser().parse_args(argv)))
+
+
+def _print(arguments: argparse.Namespace) -> None:
+    found = [
+        report for run in arguments.runs for report in reports(run, arguments.benchmark)
+    ]
+    tables = make(found)
     print("\n\n".join(FORMATS[arguments.format](table) for table in tables))
     for table in tables:
         for text in differences(table):
             print(f"not comparable: {text}", file=sys.stderr)
-    return 0
 
 
 if __name__ == "__main__":

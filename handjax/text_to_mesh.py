@@ -11,7 +11,6 @@ was made.
 """
 
 import argparse
-import logging
 import re
 import sys
 from collections.abc import Sequence
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from handjax.errors import UserError
+from handjax.io import command_line
+from handjax.io.command_line import Parser
 
 if TYPE_CHECKING:
     import numpy as np
@@ -123,14 +124,12 @@ class TextToMesh:
             vocabulary: File of CLIP's vocabulary, if it moved since training.
 
         Raises:
-            FileNotFoundError: The workdir has no such checkpoint.
+            MissingFileError: The workdir has no such checkpoint.
             UserError: The stage makes no hands of texts.
         """
         from handjax.checkpoints.workdir import load_for_inference
         from handjax.config.schema import LABELLED_POSES
 
-        # Orbax tells absl's log about every default it takes.
-        logging.getLogger("absl").setLevel(logging.ERROR)
         changes = [("data.vocabulary", vocabulary)] if vocabulary else []
         config, model, variables, found, step = load_for_inference(
             workdir, stage, step, change=lambda config: _changed(config, changes)
@@ -252,12 +251,8 @@ def stems(texts: Sequence[str]) -> list[str]:
 # --- entry ---------------------------------------------------------------------------
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m handjax.text_to_mesh",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> Parser:
+    parser = Parser("text-to-mesh", __doc__)
     add = parser.add_argument
     add("text", nargs="+", help="what the hand is to show")
     add("--workdir", required=True, help="directory of a trained model")
@@ -271,29 +266,27 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    arguments = _parser().parse_args(argv)
-    try:
-        make = TextToMesh.from_workdir(
-            arguments.workdir,
-            stage=arguments.stage,
-            step=arguments.step,
-            num=arguments.num,
-            seed=arguments.seed,
-            vocabulary=arguments.vocabulary,
-        )
-        print(f"model: {make.name}")
-        made = make(arguments.text)
-        folder = Path(arguments.output)
-        folder.mkdir(parents=True, exist_ok=True)
-        for stem, hands in zip(stems(arguments.text), made, strict=True):
-            path = write(folder, stem, hands, make)
-            sure = ", ".join(f"{value:.2f}" for value in hands.confidence)
-            print(f"{hands.text}: {len(hands.vertices)} hands ({sure}), {path}")
-    except (OSError, ValueError, RuntimeError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    """Make the hands of texts; return the exit code."""
+    return command_line.run(lambda: _make(_parser().parse_args(argv)))
+
+
+def _make(arguments: argparse.Namespace) -> None:
+    make = TextToMesh.from_workdir(
+        arguments.workdir,
+        stage=arguments.stage,
+        step=arguments.step,
+        num=arguments.num,
+        seed=arguments.seed,
+        vocabulary=arguments.vocabulary,
+    )
+    print(f"model: {make.name}")
+    made = make(arguments.text)
+    folder = Path(arguments.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    for stem, hands in zip(stems(arguments.text), made, strict=True):
+        path = write(folder, stem, hands, make)
+        sure = ", ".join(f"{value:.2f}" for value in hands.confidence)
+        print(f"{hands.text}: {len(hands.vertices)} hands ({sure}), {path}")
 
 
 if __name__ == "__main__":

@@ -34,6 +34,10 @@ class Paper(NamedTuple):
 class Batch(NamedTuple):
     """One training or evaluation batch, as the loader makes it (see `data_pipelines`).
 
+    >>> import handjax
+    >>> handjax.Batch._fields[:3]
+    ('image', 'vertices', 'joints3d')
+
     3-D is in the axes of the crop's virtual camera, which the loader obtains by turning
     the real camera towards the box (`crop.py`); left hands are already mirrored.
     """
@@ -121,7 +125,14 @@ class TextFeatures(NamedTuple):
 
 
 class HandOutput(NamedTuple):
-    """What every family predicts; optional fields are None when a family has none."""
+    """What every family predicts; optional fields are None when a family has none.
+
+    >>> import numpy as np
+    >>> import handjax
+    >>> vertices, joints3d = np.zeros((1, 778, 3)), np.zeros((1, 21, 3))
+    >>> handjax.HandOutput(vertices, joints3d).logits is None
+    True
+    """
 
     vertices: Float[AnyArray, "batch vertex 3"]
     """Mesh, metres, crop camera axes, relative to the root joint."""

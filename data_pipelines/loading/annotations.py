@@ -12,6 +12,7 @@ import numpy as np
 from data_pipelines.loading.posing import Poser
 from data_pipelines.storage import schema
 from data_pipelines.storage.schema import Counts
+from handjax.errors import HandjaxError
 from handjax.geometry import crop
 
 _MIRROR_AXIS_ANGLE = -crop.MIRROR
@@ -43,7 +44,7 @@ FIELDS = (
 position, and `posable`, whether the `Poser` is its annotators' hand model."""
 
 
-class BadRecordError(ValueError):
+class BadRecordError(HandjaxError, ValueError):
     """One record cannot become an example; `row` is its place in the batch."""
 
     def __init__(self, row: int, reason: str):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from handjax.errors import UserError
+from handjax.errors import MissingFileError, UserError
 
 
 class PoseFile:
@@ -27,7 +27,7 @@ class PoseFile:
         bones: joints with a rotation, a hand's by default.
 
     Raises:
-        FileNotFoundError: if there is no such file.
+        MissingFileError: if there is no such file.
         UserError: if it is damaged or does not have these arrays.
     """
 
@@ -52,7 +52,7 @@ class PoseFile:
 
 def _read(path: Path, columns: dict[str, int]) -> dict[str, np.ndarray]:
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"There is no file {str(path)!r}; name an npz with hand_pose "
             f"(N, {columns['hand_pose']}) and betas (N, 10)."
         )

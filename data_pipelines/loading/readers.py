@@ -11,12 +11,13 @@ from data_pipelines.loading.annotations import FIELDS, BadRecordError
 from data_pipelines.loading.filters import counted
 from data_pipelines.loading.recipes import Filters
 from data_pipelines.storage.shards import Split
+from handjax.errors import HandjaxError
 from handjax.types import Batch
 
 _log = logging.getLogger("handjax.data")
 
 
-class CorruptDataError(RuntimeError):
+class CorruptDataError(HandjaxError, RuntimeError):
     """More records are unreadable than `max_corrupt` allows."""
 
 

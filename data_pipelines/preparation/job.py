@@ -64,7 +64,7 @@ def prepare(
     Raises:
         UserError: An unknown name, or a directory with other contents.
         SourceError: What was downloaded is not as it should be.
-        FileNotFoundError: There is no hand model at `hand`.
+        MissingFileError: There is no hand model at `hand`.
         ShardError: The disk is full or cannot be written.
     """
     root, out = (Path(path).expanduser().absolute() for path in (source, out))

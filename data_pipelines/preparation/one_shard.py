@@ -17,6 +17,7 @@ from data_pipelines.sources import conventions, index_files
 from data_pipelines.sources.description import DroppedError, Index
 from data_pipelines.sources.reading import Source
 from data_pipelines.storage import schema, shards
+from handjax.errors import UserError
 from handjax.io import atomic_files
 
 WORK = ".work"
@@ -146,7 +147,7 @@ def _open(job: Job, split: str, index_sha256: str) -> _Opened:
     module, source, _ = datasets.open_source(job.dataset, Path(job.source))
     index, found = index_files.read(index_directory(job, split))
     if found != index_sha256:
-        raise RuntimeError(
+        raise UserError(
             f"The index of {split!r} in {job.out!r} was changed while shards were "
             "made of it. Run the command again, once at a time."
         )

@@ -60,7 +60,7 @@ class Runner(NamedTuple):
         for task in tasks:
             part = one_shard.finished(job, task)
             if part is None:
-                raise RuntimeError(
+                raise UserError(
                     f"Beam's {self.beam} finished without {task.path(job)}: its "
                     "workers have to see the same directories as this process."
                 )

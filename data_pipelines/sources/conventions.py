@@ -125,7 +125,7 @@ def load_models(name: str, hand: str | Path) -> HandModels:
             where only right hands are annotated; "" for none.
 
     Raises:
-        FileNotFoundError: With the paths tried and where to get MANO.
+        MissingFileError: With the paths tried and where to get MANO.
         ValueError: It is no hand model in MANO's format.
     """
     row = ROWS[name]

@@ -20,7 +20,7 @@ from handjax.geometry.skeleton import NUM_VERTICES
 from handjax.io import safe_pickle
 
 
-class SourceError(ValueError):
+class SourceError(UserError):
     """What was downloaded is not as it should be; the message says what to do."""
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.storage import schema
-from handjax.errors import UserError
+from handjax.errors import HandjaxError, MissingFileError, UserError
 
 RECORDS_PER_SHARD = 2_500
 """Of about 20 kB: 50 MB, small enough to lose little when a job is interrupted."""
@@ -31,7 +31,7 @@ _FORMAT = "group_size:1,uncompressed"
 take four times as long as the read."""
 
 
-class ShardError(RuntimeError):
+class ShardError(HandjaxError, RuntimeError):
     """A dataset cannot be written or read; the message says what to do."""
 
 
@@ -237,12 +237,12 @@ def read_metadata(directory: Path) -> dict[str, Any]:
     """The dataset's `metadata.json`.
 
     Raises:
-        FileNotFoundError: if the folder holds no finished dataset.
+        MissingFileError: if the folder holds no finished dataset.
         ShardError: if it was made for another version of the schema.
     """
     path = Path(directory) / "metadata.json"
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{str(directory)!r} holds no finished dataset (no metadata.json). Make "
             "one with `python -m data_pipelines.synthetic --out DIR`, or of a "
             "published one with `python -m data_pipelines.prepare NAME --source DIR "
@@ -284,13 +284,13 @@ def open_split(directory: Path | str, split: str) -> "Split":
     """Random access to the records of a split.
 
     Raises:
-        FileNotFoundError: if there is no finished dataset or no such split.
+        MissingFileError: if there is no finished dataset or no such split.
         ShardError: if shards are missing or cannot be read.
     """
     directory = Path(directory)
     metadata = read_metadata(directory)
     if split not in metadata["splits"]:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{str(directory)!r} has no split {split!r}; it has "
             f"{sorted(metadata['splits'])}."
         )

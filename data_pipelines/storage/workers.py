@@ -9,6 +9,8 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import Any
 
+from handjax.errors import HandjaxError
+
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _AHEAD = 3
 """Tasks handed out for each process, so that none waits for the slowest."""
@@ -63,7 +65,7 @@ class Workers:
                     return
                 yield pending.popleft().result()
         except BrokenProcessPool as error:
-            raise RuntimeError(
+            raise HandjaxError(
                 f"One of {self.count} worker processes was killed, probably for want "
                 "of memory. The same command goes on from here; give it fewer "
                 "--workers."

@@ -1,21 +1,24 @@
-"""Makes annotated pictures of the built-in hand.
+"""Make annotated pictures of the built-in hand.
 
 python -m data_pipelines.synthetic --out DIR --num 2000 --num_test 200 --seed 0
 python -m data_pipelines.synthetic --out DIR --preset demo
+
+The same command continues an interrupted one.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
+
+from handjax.errors import UserError
+from handjax.io import command_line
+from handjax.io.command_line import Parser
 
 _PRESETS = ("smoke", "demo", "small", "paper")
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_pipelines.synthetic",
-        description="Make annotated pictures of the built-in hand. The same command "
-        "goes on where an interrupted one stopped.",
-    )
+def _parser() -> Parser:
+    parser = Parser("data synthetic", __doc__)
     parser.add_argument("--out", required=True, help="directory of the data set")
     parser.add_argument("--num", type=int, help="training examples")
     parser.add_argument("--num_test", type=int, help="test examples (default 0)")
@@ -37,40 +40,34 @@ def _arguments() -> argparse.Namespace:
         default=180.0,
         help="degrees from fingers up, palm to the camera; 180: any view",
     )
-    arguments = parser.parse_args()
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make the data set; return the exit code."""
+    return command_line.run(lambda: _make(_parser().parse_args(argv)), goes_on=True)
+
+
+def _make(arguments: argparse.Namespace) -> None:
     if (arguments.num is None) == (arguments.preset is None):
-        parser.error("give either --num (and --num_test) or --preset")
-    return arguments
-
-
-def main() -> int:
-    """Run the command; returns its exit status."""
-    arguments = _arguments()
+        raise UserError("give either --num (and --num_test) or --preset.")
     from data_pipelines.synthetic import generate
 
     num, num_test = arguments.num, arguments.num_test or 0
     if arguments.preset:
         num, preset_test = generate.PRESETS[arguments.preset]
         num_test = preset_test if arguments.num_test is None else num_test
-    try:
-        directory = generate.ensure(
-            arguments.out,
-            num,
-            num_test,
-            seed=arguments.seed,
-            workers=arguments.workers,
-            image_size=arguments.image_size,
-            left_fraction=arguments.left_fraction,
-            max_turn=arguments.max_turn,
-        )
-    except (ValueError, generate.shards.ShardError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nStopped; the same command goes on from here.", file=sys.stderr)
-        return 130
+    directory = generate.ensure(
+        arguments.out,
+        num,
+        num_test,
+        seed=arguments.seed,
+        workers=arguments.workers,
+        image_size=arguments.image_size,
+        left_fraction=arguments.left_fraction,
+        max_turn=arguments.max_turn,
+    )
     print(f"{directory}: complete. See {directory / 'contact_sheet.png'}.")
-    return 0
 
 
 if __name__ == "__main__":

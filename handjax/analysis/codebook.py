@@ -127,7 +127,7 @@ def _trained(steps: int) -> str:
     from handjax.config.files import load_config
     from handjax.training import launch
 
-    config = load_config("configs/tokenhand.py:smoke")
+    config = load_config("tokenhand:smoke")
     workdir = tempfile.mkdtemp(prefix="handjax_codebook_")
     first = next(iter(config.stages))
     with config.unlocked():

@@ -32,7 +32,7 @@ def open_model(workdir: str = "", *, steps: int = 60) -> tuple[Any, Any, Any]:
     if not workdir:
         import tempfile
 
-        config = load_config("configs/mmhmr.py:smoke")
+        config = load_config("mmhmr:smoke")
         with config.unlocked():
             for stage in config.stages.values():
                 stage.steps = steps

@@ -3,6 +3,7 @@
 import gc
 import hashlib
 import json
+import logging
 import sys
 import zlib
 from collections.abc import Iterator
@@ -13,7 +14,6 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging as absl_logging
 
 
 def sha256(flat: dict[str, Any]) -> str:
@@ -100,9 +100,10 @@ def unreadable(directory: Path) -> str:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep Orbax's pages about each unreadable file out of the terminal."""
-    hook, level = sys.unraisablehook, absl_logging.get_verbosity()
+    orbax_log = logging.getLogger("absl")
+    hook, level = sys.unraisablehook, orbax_log.level
     sys.unraisablehook = lambda *_: None
-    absl_logging.set_verbosity(absl_logging.FATAL)
+    orbax_log.setLevel(logging.CRITICAL)
     try:
         yield
     except BaseException as error:
@@ -111,7 +112,7 @@ def quiet() -> Iterator[None]:
         raise
     finally:
         sys.unraisablehook = hook
-        absl_logging.set_verbosity(level)
+        orbax_log.setLevel(level)
 
 
 def misfit(mine: Any, theirs: Any) -> str:

@@ -6,6 +6,7 @@ the metrics not yet logged). The position of the loader is the step.
 """
 
 import errno
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,10 @@ from orbax.checkpoint import checkpoint_managers
 
 from handjax.checkpoints import integrity
 from handjax.distributed import processes
-from handjax.errors import UserError
+from handjax.errors import HandjaxError, UserError
+
+# Orbax tells absl's log about every default it takes.
+logging.getLogger("absl").setLevel(logging.ERROR)
 
 _NOT_THE_FILE = (MemoryError, TypeError, NameError, jax.errors.JaxRuntimeError)
 """What may go wrong while reading without the checkpoint being at fault."""
@@ -33,7 +37,7 @@ class Restored(NamedTuple):
     meta: dict[str, Any]
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(HandjaxError, RuntimeError):
     """A checkpoint could not be written or read; the message says what to do."""
 
 

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from handjax.checkpoints.store import item_handlers
 from handjax.config import schema as configs
-from handjax.errors import UserError
+from handjax.errors import MissingFileError, UserError, suggest
 
 
 def stage_steps(workdir: Path) -> dict[str, list[int]]:
@@ -27,11 +27,11 @@ def read_config(workdir: Path | str) -> ConfigDict:
     """The config a workdir was trained with.
 
     Raises:
-        FileNotFoundError: if the directory is no workdir.
+        MissingFileError: if the directory is no workdir.
     """
     path = Path(workdir) / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{str(workdir)!r} is no workdir: it has no config.json. Pass the "
             "--workdir of a `python -m handjax.train` run."
         )
@@ -85,7 +85,7 @@ def load_for_inference(
         (config, model, variables, stage name, step).
 
     Raises:
-        FileNotFoundError: if there is no such checkpoint; lists those there are.
+        MissingFileError: if there is no such checkpoint; lists those there are.
     """
     from handjax import models
     from handjax.family import hand_constants
@@ -99,7 +99,7 @@ def load_for_inference(
     if stage is None and order:
         stage = order[-1]
     if not stage or stage not in order or (step and step not in available[stage]):
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{str(workdir)!r} has no checkpoint of stage {stage or 'any'!r}"
             f"{f' at step {step}' if step else ''}; it has "
             f"{ {k: v for k, v in available.items() if v} or 'none yet' }."
@@ -128,8 +128,7 @@ def build_model(family: Any, config: ConfigDict, **fields: Any) -> Any:
     unknown = sorted(set(config.model) - known)
     if unknown:
         raise UserError(
-            f"config.model has no key {unknown[0]!r}"
-            f"{configs.suggest(unknown[0], known)}"
+            f"config.model has no key {unknown[0]!r}{suggest(unknown[0], known)}"
         )
     plain = config.model.to_dict()
     fields = {k: v for k, v in fields.items() if k in known}

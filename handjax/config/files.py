@@ -1,96 +1,168 @@
 """Load config files and apply overrides to them."""
 
+import ast
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import ml_collections
-from absl import flags
-from ml_collections import config_flags
 
-from handjax.config import schema as configs
-from handjax.errors import UserError
+from handjax.errors import MissingFileError, UserError, suggest
+
+_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
-def load_config(spec: str) -> ml_collections.ConfigDict:
-    """The config of `FILE.py` or `FILE.py:variant`, locked against new keys.
+def load_config(
+    spec: str, changes: Mapping[str, Any] | None = None
+) -> ml_collections.ConfigDict:
+    """Load a config, locked against new keys.
 
-    A relative path is looked for in the current directory, then beside the package.
+    >>> import handjax
+    >>> config = handjax.load_config("tokenhand:smoke", {"train.log_every": 10})
+    >>> config.family, config.train.log_every
+    ('tokenhand', 10)
+
+    Args:
+        spec: A name such as "tokenhand:small", of a config that comes with handjax, or
+            a file such as "configs/tokenhand.py:small", here or beside the package.
+            What stands behind the colon is the variant.
+        changes: Other values of keys.
+
+    Raises:
+        UserError: There is no such config, variant or key, or a value is of another
+            type than the config's.
     """
-    if not spec:
-        raise UserError(
-            f"--config is missing; pass one of {_known_configs()}, with :smoke or "
-            ":small behind it for a smaller run."
-        )
     name, _, variant = spec.partition(":")
-    path = Path(name)
-    if not path.is_file():
-        path = _root() / name
-    if not path.is_file():
+    if not name:
         raise UserError(
-            f"--config={name!r}: there is no such file here or under {_root()}; the "
-            f"ones that come with handjax are {_known_configs()}."
+            f"--config is missing; pass a name ({', '.join(names())}) or a file, with "
+            "a variant behind it for a smaller run, such as tokenhand:small."
         )
-    loader = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    if loader is None or loader.loader is None:
-        raise UserError(f"--config={name!r} is no Python file.")
-    module = importlib.util.module_from_spec(loader)
-    loader.loader.exec_module(module)
+    module = _module(_path(name))
     try:
         config = module.get_config(variant) if variant else module.get_config()
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"--config={spec!r}: {error}") from error
-    return config.lock()
+    return override(config.lock(), changes or {})
 
 
-def _root() -> Path:
-    return Path(__file__).resolve().parents[2]
+def names() -> tuple[str, ...]:
+    """Return the names of the configs that come with handjax."""
+    return tuple(sorted(path.stem for path in folder().glob("[a-z]*.py")))
 
 
-def _known_configs() -> str:
-    found = sorted(p.name for p in (_root() / "configs").glob("[a-z]*.py"))
-    return ", ".join(f"configs/{name}" for name in found) or "(none found)"
+def folder() -> Path:
+    """Return the directory of the configs that come with handjax."""
+    package = Path(__file__).resolve().parents[1]
+    # A wheel holds them in the package, a checkout beside it.
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def _path(name: str) -> Path:
+    """Return the file of a name, or of a path here or beside the package."""
+    if not (name.endswith(".py") or "/" in name or "\\" in name):
+        if name not in names():
+            raise UserError(
+                f"--config={name!r} is not a config of handjax"
+                f"{suggest(name, names())} A file ends in .py."
+            )
+        return folder() / f"{name}.py"
+    for path in (Path(name), folder().parent / name):
+        if path.is_file():
+            return path
+    raise MissingFileError(
+        f"--config={name!r}: there is no such file here or in {folder().parent}; by "
+        f"name there are {', '.join(names())}."
+    )
+
+
+def _module(path: Path) -> ModuleType:
+    loader = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    if loader is None or loader.loader is None:
+        raise UserError(f"--config={str(path)!r} is not a Python file.")
+    module = importlib.util.module_from_spec(loader)
+    loader.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"--config={str(path)!r} has no function get_config(variant).")
+    return module
+
+
+# --- Other values --------------------------------------------------------------------
 
 
 def override(
-    config: ml_collections.ConfigDict, overrides: Sequence[tuple[str, str]]
+    config: ml_collections.ConfigDict,
+    changes: Mapping[str, Any] | Iterable[tuple[str, Any]],
 ) -> ml_collections.ConfigDict:
-    """The config with `--config.KEY=VALUE` applied, values parsed by the old types."""
-    known = _paths(config)
-    for key, _ in overrides:
+    """Return a copy of a config with other values.
+
+    Args:
+        config: Stays as it is.
+        changes: By key, such as "train.log_every". A text is parsed by the type of the
+            old value, as `--config.KEY=VALUE` needs it; other values must be of that
+            type.
+
+    Raises:
+        UserError: There is no such key, or the value is of another type.
+    """
+    config = config.copy_and_resolve_references()
+    known = dict(_leaves(config))
+    pairs = changes.items() if isinstance(changes, Mapping) else changes
+    for key, given in pairs:
         if key not in known:
-            raise UserError(f"config has no key {key!r}{configs.suggest(key, known)}")
-    values, argv = flags.FlagValues(), [f"--config.{k}={v}" for k, v in overrides]
-    config_flags.DEFINE_config_dict(
-        "config", config, flag_values=values, sys_argv=["", *argv]
-    )
-    try:
-        values(["", *argv])
-    except (flags.Error, TypeError, ValueError) as error:
-        raise UserError(_plain(str(error), config)) from error
-    return values.config
+            raise UserError(f"config has no key {key!r}{suggest(key, known)}")
+        config.update_from_flattened_dict({key: _typed(key, given, known[key])})
+    return config
 
 
-def _paths(config: Any, prefix: str = "") -> list[str]:
-    paths = []
+def _leaves(config: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Yield all keys with their values, groups of keys as well."""
     for key, value in config.items():
-        paths.append(prefix + key)
+        yield prefix + key, value
         if isinstance(value, ml_collections.ConfigDict):
-            paths += _paths(value, f"{prefix}{key}.")
-    return paths
+            yield from _leaves(value, f"{prefix}{key}.")
 
 
-def _plain(message: str, config: ml_collections.ConfigDict) -> str:
-    """What absl says about a value, with the type that is expected."""
-    text = " ".join(message.split()).removeprefix("flag --")
-    key = text.partition("=")[0].removeprefix("config.")
-    if key not in _paths(config):
-        return text
-    old: Any = config
-    for part in key.split("."):
-        old = old[part]
+def _typed(key: str, given: Any, old: Any) -> Any:
+    """Return a value with the type of the old one."""
     if isinstance(old, ml_collections.ConfigDict):
-        return f"config.{key} is a group of keys; set one of {sorted(old)}."
-    given = text.partition("=")[2].partition(": ")[0]
-    return f"config.{key}={given} is no {type(old).__name__} (it is {old!r} now)."
+        inside = ", ".join(sorted(old)) or "it is empty"
+        raise UserError(f"config.{key} is a group of keys; set one of them: {inside}.")
+    try:
+        return _converted(given, old)
+    except (ValueError, SyntaxError, TypeError):
+        kind = type(old).__name__
+        article = "an" if kind[0] in "aeiou" else "a"
+        parts = {type(part).__name__ for part in old} if kind == "tuple" else ()
+        of = f" of {parts.pop()}" if len(parts) == 1 else ""
+        raise UserError(
+            f"config.{key}={given!r} is not {article} {kind}{of} (current value: "
+            f"{old!r})."
+        ) from None
+
+
+def _converted(given: Any, old: Any) -> Any:
+    """Convert to the type of `old`, or raise what Python raises for it."""
+    text = isinstance(given, str)
+    match old:
+        case bool():
+            value = _BOOLEANS.get(given.lower()) if text else given
+        case int():
+            value = int(given) if text else given
+        case float():
+            whole = isinstance(given, int) and not isinstance(given, bool)
+            value = float(given) if text or whole else given
+        case tuple():
+            values = ast.literal_eval(given) if text else given
+            values = values if isinstance(values, tuple | list) else (values,)
+            alike = len({type(part) for part in old}) == 1
+            value = tuple(_converted(v, old[0]) if alike else v for v in values)
+        case _:
+            value = given
+    # `True` is an int to Python, but not to a config.
+    if old is not None and type(value) is not type(old):
+        raise TypeError(value)
+    return value

@@ -1,96 +1,98 @@
-"""Flags of the entries, and errors that fit on one line.
+"""`--config FILE[:variant]` and `--config.KEY=VALUE` of the entries.
 
-Only absl and ml_collections are imported here, so that `--help` and a misspelt key are
-answered at once.
+Nothing heavy is imported before a command line is parsed, so that `--help` and a
+misspelt flag are answered at once.
 """
 
-import logging
+import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from absl import flags
+from handjax.io.command_line import Parser
 
-from handjax.config.files import load_config, override
-from handjax.errors import UserError
+if TYPE_CHECKING:
+    import ml_collections
 
 
-def run(
-    main: Callable[[flags.FlagValues], int | None],
-    values: flags.FlagValues,
-    doc: str,
-    argv: Sequence[str] | None = None,
-) -> int:
-    """Parse the command line, call `main`, and turn expected errors into one line.
+def add_config(parser: Parser) -> None:
+    """Add a help group with `--config` to a parser; `parse` and `read` go with it."""
+    group = parser.add_argument_group("config")
+    group.add_argument(
+        "--config",
+        metavar="NAME[:VARIANT]",
+        help="a config that comes with handjax, such as tokenhand:small, or a file, "
+        "such as configs/tokenhand.py:small",
+    )
+    add_overrides(group)
+
+
+def add_overrides(group: "argparse._ActionsContainer") -> None:
+    """Describe `--config.KEY=VALUE`, which `parse` reads."""
+    group.add_argument(
+        "--config.KEY",
+        dest="overrides",
+        metavar="VALUE",
+        help="another value of a key, such as --config.train.log_every=10",
+    )
+
+
+def parse(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse a command line.
 
     Args:
-        main: gets the parsed flags, with `config` where there is one.
-        values: the flags that are defined.
-        doc: what `--help` says first.
-        argv: as `sys.argv`, which is the default.
+        parser: Of the entry.
+        argv: Arguments without the command; None takes those of this process.
 
     Returns:
-        Exit code: 0, 1 for what went wrong on the way, 2 for what was typed.
-    """
-    # Orbax tells absl's log about every default it takes.
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    argv = list(sys.argv if argv is None else argv)
-    if any(arg in ("--help", "-h", "-help", "--helpshort") for arg in argv[1:]):
-        print(f"{doc.strip()}\n\nFlags:\n{_flag_help(values)}")
-        return 0
-    try:
-        parse(argv, values)
-        return main(values) or 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
-def _flag_help(values: flags.FlagValues) -> str:
-    lines = [
-        f"  --{name}: {values[name].help} (default: {values[name].default!r})"
-        for name in sorted(values)
-    ]
-    return "\n".join(lines)
-
-
-def parse(argv: Sequence[str], values: flags.FlagValues) -> None:
-    """Parse flags; `--config FILE[:variant]` becomes the ConfigDict `values.config`.
+        The parser's values, and `overrides`: pairs of a config key and a text.
 
     Raises:
-        UserError: for an unknown flag or key, or a value of another type.
+        UserError: An argument is unknown or missing, or its value is not allowed.
     """
-    rest, spec, overrides = [argv[0]], "", []
-    for arg, value in _paired(argv[1:]):
-        name = arg.lstrip("-")
-        if arg.startswith("-") and name == "config":
-            spec = value or ""
-        elif arg.startswith("-") and name.startswith("config."):
-            # As with any absl flag, a bare boolean is set.
-            key = name.removeprefix("config.")
-            overrides.append((key, "true" if value is None else value))
+    rest, overrides = [], []
+    for argument, value in _paired(sys.argv[1:] if argv is None else argv):
+        if argument.startswith("--config."):
+            # A boolean key may stand without a value, as other switches do.
+            text = "true" if value is None else value
+            overrides.append((argument.removeprefix("--config."), text))
         else:
-            rest += [arg] if value is None else [f"{arg}={value}"]
-    try:
-        extra = values(rest)[1:]
-    except flags.Error as error:
-        raise UserError(f"{error}. See --help.") from error
-    if extra:
-        raise UserError(f"{extra[0]!r} belongs to no flag. See --help.")
-    if "config" in values:
-        values["config"].value = override(load_config(spec), overrides)
+            rest.append(argument)
+    values = parser.parse_args(rest)
+    values.overrides = overrides
+    return values
+
+
+def read(values: argparse.Namespace) -> "ml_collections.ConfigDict":
+    """Load, change and check the config that a command line asks for; it is locked.
+
+    Args:
+        values: Of `parse`.
+
+    Raises:
+        UserError: There is no such config or key, or a value that cannot work.
+    """
+    from handjax.config import files, schema
+
+    config = files.override(files.load_config(values.config or ""), values.overrides)
+    schema.check(config)
+    return config
 
 
 def _paired(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    """Flags with their values, whether written `--a=1` or `--a 1`."""
+    """Yield arguments; those of config keys with the value after `=` or a space."""
     position = 0
     while position < len(arguments):
-        name, equals, value = arguments[position].partition("=")
+        argument = arguments[position]
+        name, equals, value = argument.partition("=")
         after = arguments[position + 1 : position + 2]
-        if equals:
+        position += 1
+        if not argument.startswith("--config."):
+            yield argument, None
+        elif equals:
             yield name, value
-        elif name.lstrip("-").startswith("config") and after and after[0][:2] != "--":
+        elif after and not after[0].startswith("--"):
             yield name, after[0]
             position += 1
         else:
             yield name, None
-        position += 1

@@ -5,7 +5,6 @@ dicts of them), so that it can be saved as JSON, compared with the one of an old
 and changed from the command line (`--config.train.log_every=10`).
 """
 
-import difflib
 import json
 import math
 import re
@@ -15,7 +14,7 @@ from typing import Any
 import ml_collections
 
 from data_pipelines.loading import recipes
-from handjax.errors import UserError
+from handjax.errors import UserError, suggest
 from handjax.family.stage import LABELLED_POSES
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -242,15 +241,6 @@ def _updated(
             f"{where} has no key {unknown[0]!r}{suggest(unknown[0], defaults)}"
         )
     return {**defaults, **changes}
-
-
-def suggest(word: str, known: Any) -> str:
-    """End of a sentence about an unknown `word`: a near one, or the whole list."""
-    known = sorted(str(k) for k in known)
-    near = difflib.get_close_matches(word, known, n=1)
-    if near:
-        return f". Did you mean {near[0]!r}?"
-    return f"; allowed: {', '.join(known)}." if known else "."
 
 
 # --- Comparing and saving ----------------------------------------------------

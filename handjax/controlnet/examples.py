@@ -13,7 +13,7 @@ from data_pipelines.loading import examples
 from data_pipelines.loading.annotations import FIELDS, right_hands, tight_boxes
 from data_pipelines.storage.shards import Split
 from handjax.controlnet.images import HandInView
-from handjax.errors import UserError
+from handjax.errors import HandjaxError, UserError
 from handjax.geometry import crop
 from handjax.geometry.crop import CropConfig
 from handjax.inference import placement
@@ -25,7 +25,7 @@ _SAME_HAND_M = 0.01
 is some centimetres."""
 
 
-class LeftOutError(ValueError):
+class LeftOutError(HandjaxError, ValueError):
     """A record that gives no example; says why."""
 
 

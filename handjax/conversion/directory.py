@@ -71,7 +71,7 @@ def write(
         The content of conversion.json.
 
     Raises:
-        FileExistsError: The directory is in use.
+        UserError: The directory is in use.
     """
     check_free(directory, overwrite)
     record = record | _description(converted)
@@ -88,17 +88,17 @@ def check_free(directory: Path, overwrite: bool) -> None:
     """Refuse to write over anything but an earlier conversion.
 
     Raises:
-        FileExistsError: The directory is in use; says what to do.
+        UserError: The directory is in use; says what to do.
     """
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return
     if not is_conversion(directory):
-        raise FileExistsError(
+        raise UserError(
             f"--to={str(directory)!r} exists and is no earlier conversion; name a new "
             "directory."
         )
     if not overwrite:
-        raise FileExistsError(
+        raise UserError(
             f"--to={str(directory)!r} holds an earlier conversion; pass --overwrite to "
             "replace it, or name a new directory."
         )

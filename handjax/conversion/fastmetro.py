@@ -37,7 +37,7 @@ def convert(state_dict: _hmr.StateDict, options: Options) -> Converted:
             hand network of FastMETRO.
         OSError: The hand model or the hierarchy cannot be read.
     """
-    config = files.load_config("configs/tore.py:paper").unlock()
+    config = files.load_config("tore:paper").unlock()
     sizes = _sizes(state_dict)
     config.model.update(sizes)
     return _metro.assemble(

@@ -39,7 +39,7 @@ def convert(state_dict: _hmr.StateDict, options: Options) -> Converted:
             two heads have different mean parameters.
         OSError: The hand model cannot be read.
     """
-    config = files.load_config("configs/hamba.py:released_clip").unlock()
+    config = files.load_config("hamba:released_clip").unlock()
     config.model.update(_sizes(state_dict))
     _check_means(state_dict)
     return _hmr.assemble(

@@ -36,7 +36,7 @@ def convert(state_dict: _hmr.StateDict, options: Options) -> Converted:
         UserError: `options.hand` is not given, or it is no checkpoint of HaMeR.
         OSError: The hand model cannot be read.
     """
-    config = files.load_config("configs/hamer.py:paper").unlock()
+    config = files.load_config("hamer:paper").unlock()
     config.model.update(_sizes(state_dict))
     return _hmr.assemble(
         state_dict,

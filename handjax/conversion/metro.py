@@ -48,7 +48,7 @@ def convert(state_dict: _hmr.StateDict, options: Options) -> Converted:
             hand network of METRO.
         OSError: The hand model or the hierarchy cannot be read.
     """
-    config = files.load_config("configs/tore.py:paper").unlock()
+    config = files.load_config("tore:paper").unlock()
     sizes = _sizes(state_dict)
     config.model.update(sizes)
     return _metro.assemble(

@@ -46,7 +46,7 @@ def convert(state_dict: Mapping[str, np.ndarray], options: Options) -> Converted
         UserError: `options.hand` is not given, or the backbone is not known.
         OSError: The hand model cannot be read.
     """
-    config = files.load_config("configs/simplehand.py:paper").unlock()
+    config = files.load_config("simplehand:paper").unlock()
     file = _hand.chosen(config, options.hand, TIPS)
     hand = hand_constants.hand_constants(file)
     inside = {k: v for k, v in state_dict.items() if k.startswith(_BACKBONE)}

@@ -16,7 +16,7 @@ import ml_collections
 from data_pipelines import datasets
 from data_pipelines.storage import schema, shards
 from handjax.distributed import processes
-from handjax.errors import UserError
+from handjax.errors import MissingFileError, UserError
 from handjax.mano import model_files
 from handjax.mano.model_files import ManoFile
 
@@ -64,7 +64,7 @@ def evaluated(data: Data, hand_file: ManoFile, *, create: bool) -> Path:
 
     Raises:
         UserError: a named data set without a directory, or built-in data of a body.
-        FileNotFoundError: a directory without that data set.
+        MissingFileError: a directory without that data set.
     """
     if not is_built_in(data):
         return _named(data)
@@ -115,7 +115,7 @@ def _named(data: Data) -> Path:
         raise UserError(f"config.data.name={data.name!r} needs config.data.dir. {how}")
     if not _is_there(directory):
         given = data.dir or data.mixture.dir
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"config.data.{key}={given!r} holds no data set {data.name!r}. {how}"
         )
     return directory
@@ -192,7 +192,7 @@ def check_there(data: Data, directories: Iterable[Path]) -> None:
     """Refuse to train while data sets are missing.
 
     Raises:
-        FileNotFoundError: names all that are missing, and what makes them.
+        MissingFileError: names all that are missing, and what makes them.
     """
     missing = [path for path in directories if not _is_there(path)]
     if not missing:
@@ -211,7 +211,7 @@ def check_there(data: Data, directories: Iterable[Path]) -> None:
             "--config.data.mixture.dir=DIR looks for them elsewhere; --config.data."
             f"mixture.shares.{mixed[0]}=0 trains without one."
         )
-    raise FileNotFoundError("\n".join(lines))
+    raise MissingFileError("\n".join(lines))
 
 
 def check_counts(directory: Path, hand_file: ManoFile) -> None:

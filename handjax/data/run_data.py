@@ -31,7 +31,7 @@ from handjax.data.poses import (
 )
 from handjax.data.training_sets import TrainingSets, annotators_hand
 from handjax.distributed.split_shares import WHOLE, Share
-from handjax.errors import UserError
+from handjax.errors import UserError, suggest
 from handjax.family.stage import Stage
 from handjax.geometry.crop import CropConfig
 from handjax.mano.model_files import ManoFile, joint_regressor
@@ -54,7 +54,7 @@ def open_data(
 
     Raises:
         UserError: for a named data set without a directory.
-        FileNotFoundError: for a directory without that data set.
+        MissingFileError: for a directory without that data set.
     """
     schema.preload()
     data = config.data
@@ -62,7 +62,7 @@ def open_data(
     if data.root not in roots:
         raise UserError(
             f"config.data.root={data.root!r} is no root joint"
-            f"{configs.suggest(data.root, roots)}"
+            f"{suggest(data.root, roots)}"
         )
     if not hand_file.is_hand and data.augment.get("flip"):
         raise UserError(

@@ -63,7 +63,7 @@ class TrainingSets:
         Process 0 looks at all records first; the others find what it has kept.
 
         Raises:
-            FileNotFoundError: Data sets are missing.
+            MissingFileError: Data sets are missing.
             ValueError: The filters leave nothing of one.
         """
         there = [path for path in self.weights if not self._to_be_rendered(path)]

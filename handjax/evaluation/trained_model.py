@@ -1,6 +1,5 @@
 """A trained model with the data that it is evaluated on."""
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +28,7 @@ class Trained(NamedTuple):
     root: int
     """Joint that 3-D is relative to."""
     workdir: Path
-    changed: dict[str, str]
+    changed: dict[str, Any]
     """Keys of the config that are not the run's."""
 
     def said(self) -> dict[str, Any]:
@@ -59,7 +58,7 @@ def load(
     workdir: str | Path,
     stage: str | None,
     step: int | None,
-    overrides: Sequence[tuple[str, str]] = (),
+    overrides: Sequence[tuple[str, Any]] = (),
 ) -> Trained:
     """Read a workdir and open its data.
 
@@ -67,14 +66,12 @@ def load(
         workdir: Of a run.
         stage: None for the last one that has a checkpoint.
         step: None for the newest one.
-        overrides: Keys of the config and their values, as typed.
+        overrides: Keys of the config and their values, or texts of them.
 
     Raises:
-        FileNotFoundError: There is no such checkpoint, or no data.
+        MissingFileError: There is no such checkpoint, or no data.
         ValueError: The config or its data make no sense.
     """
-    # Orbax tells absl's log about every default it takes.
-    logging.getLogger("absl").setLevel(logging.ERROR)
     config, model, variables, name, step = load_for_inference(
         workdir,
         stage,

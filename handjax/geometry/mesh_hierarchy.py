@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from handjax.errors import UserError
 from handjax.geometry import closest_points, edge_collapse
 from handjax.io import safe_pickle
 
@@ -70,7 +71,7 @@ class MeshHierarchy(NamedTuple):
             ValueError: There is no such level, or `coarse` is the finer one.
         """
         if not 0 <= fine <= coarse < len(self.levels):
-            raise ValueError(
+            raise UserError(
                 f"There is no way up from level {coarse} to level {fine}: levels go "
                 f"from 0, the full mesh, to {len(self.levels) - 1}, the coarsest."
             )
@@ -114,12 +115,12 @@ def build(
     """
     points, triangles = np.asarray(vertices, "<f4"), np.asarray(faces, "<i4")
     if num_levels < 1 or factor < 2:
-        raise ValueError(
+        raise UserError(
             f"num_levels={num_levels} must be 1 or more and factor={factor} 2 or more."
         )
     if not np.isfinite(points).all():
         wrong = int(np.argmin(np.isfinite(points).all(axis=1)))
-        raise ValueError(f"vertex {wrong} is {points[wrong].tolist()}: not finite.")
+        raise UserError(f"vertex {wrong} is {points[wrong].tolist()}: not finite.")
     return _built(points.tobytes(), triangles.tobytes(), num_levels, factor)
 
 
@@ -177,7 +178,7 @@ def from_files(path: str | os.PathLike) -> MeshHierarchy:
     name = os.fspath(path)
     data = safe_pickle.load_npz(path, _allowed())
     if missing := sorted({"F", "D", "U"} - set(data)):
-        raise ValueError(
+        raise UserError(
             f"{name}: no arrays {', '.join(missing)} among {', '.join(sorted(data))}; "
             "expected METRO's mano_downsampling.npz with F, D and U."
         )
@@ -185,7 +186,7 @@ def from_files(path: str | os.PathLike) -> MeshHierarchy:
     down = [_matrix(value, f"{name}: D[{k}]") for k, value in enumerate(data["D"])]
     up = [_matrix(value, f"{name}: U[{k}]") for k, value in enumerate(data["U"])]
     if not len(faces) - 1 == len(down) == len(up) > 0:
-        raise ValueError(
+        raise UserError(
             f"{name}: {len(faces)} meshes (F), {len(down)} ways down (D) and {len(up)} "
             "up (U) do not fit: between two meshes there is one of each."
         )
@@ -195,12 +196,12 @@ def from_files(path: str | os.PathLike) -> MeshHierarchy:
         count = len(D)
         one = (D != 0).sum(axis=1) == 1
         if not (one.all() and np.all(D[D != 0] == 1) and D.shape[1] == len(kept)):
-            raise ValueError(
+            raise UserError(
                 f"{name}: D[{k}] has shape {D.shape}; expected one 1 a row, at a kept "
                 f"vertex of {len(kept)}, and 0 elsewhere."
             )
         if U.shape != (len(kept), count):
-            raise ValueError(
+            raise UserError(
                 f"{name}: U[{k}] has shape {U.shape}; D[{k}] asks for "
                 f"{(len(kept), count)}."
             )
@@ -243,9 +244,9 @@ def _matrix(value: Any, name: str) -> np.ndarray:
             matrix.check_format(full_check=True)  # toarray trusts the indices
             dense = matrix.toarray()
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise ValueError(f"{name} is no matrix ({kind}): {error!r}.") from error
+        raise UserError(f"{name} is no matrix ({kind}): {error!r}.") from error
     if dense.ndim != 2 or dense.dtype.kind not in "fiu" or not np.isfinite(dense).all():
-        raise ValueError(f"{name} is no matrix of finite numbers ({kind}).")
+        raise UserError(f"{name} is no matrix of finite numbers ({kind}).")
     return dense.astype(np.float64)
 
 
@@ -259,9 +260,9 @@ def _rows(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _checked(faces: np.ndarray, count: int, name: str) -> np.ndarray:
     """Faces that are triangles of `count` vertices."""
     if faces.dtype.kind not in "iu" or faces.ndim != 2 or faces.shape[1] != 3:
-        raise ValueError(f"{name} has shape {faces.shape}: no triangles.")
+        raise UserError(f"{name} has shape {faces.shape}: no triangles.")
     if faces.size and not 0 <= faces.min() <= faces.max() < count:
-        raise ValueError(
+        raise UserError(
             f"{name} refers to vertices {faces.min()} to {faces.max()}; there are "
             f"{count}."
         )

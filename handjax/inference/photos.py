@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from handjax.errors import UserError
 from handjax.geometry.crop import assumed_intrinsics
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -25,7 +26,7 @@ FULL_FRAME_DIAGONAL_MM = 43.2666
 _MIN_BOX_PX = 4.0
 
 
-class PhotoError(ValueError):
+class PhotoError(UserError):
     """Something about one photo that its owner can put right."""
 
 

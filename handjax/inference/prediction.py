@@ -25,7 +25,12 @@ class ExplanationView(NamedTuple):
 
 
 class HandPrediction(NamedTuple):
-    """One reconstructed hand; OpenCV axes (x right, y down, z forward) of the photo."""
+    """One reconstructed hand; OpenCV axes (x right, y down, z forward) of the photo.
+
+    >>> import handjax
+    >>> "translation" in handjax.HandPrediction._fields
+    True
+    """
 
     box: HandBox
     vertices: Float[np.ndarray, "vertex 3"]

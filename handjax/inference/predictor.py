@@ -107,7 +107,7 @@ class HandPredictor:
             **options: `batch_size` and `tta` of the class.
 
         Raises:
-            FileNotFoundError: The workdir has no such checkpoint.
+            MissingFileError: The workdir has no such checkpoint.
             UserError: The stage reconstructs meshes and reads no image.
         """
         config, model, variables, found, step = load_for_inference(workdir, stage, step)

@@ -30,7 +30,7 @@ _MOVED = (
 of the table, and none is imported (which would warn)."""
 
 
-class RefusedPickleError(ValueError):
+class RefusedPickleError(UserError):
     """A pickle names a global that its format does not need."""
 
 

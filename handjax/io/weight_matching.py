@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from handjax.errors import UserError
+
 Shape = tuple[int, ...]
 
 _SHOWN = 8
 
 
-class ConversionError(ValueError):
+class ConversionError(UserError):
     """Weights do not fit; the message has four lists, as has the object.
 
     Shapes are those of handjax's layout (kernels end in their outputs).

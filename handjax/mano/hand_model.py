@@ -39,7 +39,14 @@ _FORMS = {"axis_angle": (3,), "matrix": (3, 3), "rotation_6d": (6,)}
 
 
 class HandModel(NamedTuple):
-    """A hand (or body) model on the device; a pytree of arrays."""
+    """A hand (or body) model on the device; a pytree of arrays.
+
+    >>> import numpy as np
+    >>> import handjax
+    >>> hand = handjax.HandModel.load("open").with_shape(np.zeros(10))
+    >>> hand.with_pose(np.zeros(3), np.zeros((15, 3))).vertices.shape
+    (778, 3)
+    """
 
     v_template: Float[Array, "vertex 3"]
     """Flat rest mesh, metres."""

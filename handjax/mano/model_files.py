@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from handjax.errors import UserError
+from handjax.errors import MissingFileError, UserError
 from handjax.geometry import skeleton
 from handjax.geometry.skeleton import Skeleton
 from handjax.mano.arrays import is_body, read
@@ -108,7 +108,7 @@ def load(
         left_shapedirs: Cure for MANO_LEFT, see above; other hands ignore it.
 
     Raises:
-        FileNotFoundError: With the paths tried and what to do.
+        MissingFileError: With the paths tried and what to do.
         UserError: Wrong option, damaged file, wrong shapes or the other side's hand.
     """
     if side not in ("right", "left"):
@@ -137,7 +137,7 @@ def find(source: str | os.PathLike, side: str) -> Path:
     """Return the model file that `source` (a file or a folder) means for `side`.
 
     Raises:
-        FileNotFoundError: With the paths tried and what to do.
+        MissingFileError: With the paths tried and what to do.
     """
     source = Path(source).expanduser()
     if source.is_file():
@@ -148,7 +148,7 @@ def find(source: str | os.PathLike, side: str) -> Path:
         if path.is_file():
             return path
     looked = "\n  ".join(str(path) for path in (tried if source.is_dir() else [source]))
-    raise FileNotFoundError(
+    raise MissingFileError(
         f"No hand model at {str(source)!r}. Looked at:\n  {looked}\n"
         f"MANO is licensed: register at https://mano.is.tue.mpg.de, download "
         f"mano_v1_2.zip and give its folder or file with --config.hand.source=PATH. "

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from handjax.errors import UserError
+
 KID_SUBSETS = 100
 
 
@@ -42,7 +44,7 @@ def statistics(features: Matrix) -> Statistics:
     """
     features = np.asarray(features, np.float64)
     if len(features) < 2:
-        raise ValueError(
+        raise UserError(
             f"{len(features)} row of features has no covariance; FID needs two or "
             "more, and some thousands to mean much."
         )
@@ -63,7 +65,7 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
         ValueError: The dimensions differ.
     """
     if a.mean.shape != b.mean.shape:
-        raise ValueError(
+        raise UserError(
             f"features have {a.mean.size} and {b.mean.size} dimensions; both must come "
             "from the same network."
         )
@@ -106,12 +108,12 @@ def squared_mmd(x: Matrix, y: Matrix) -> float:
 
 def _check_pairs(x: np.ndarray, y: np.ndarray) -> None:
     if x.shape[1] != y.shape[1]:
-        raise ValueError(
+        raise UserError(
             f"features have {x.shape[1]} and {y.shape[1]} dimensions; both must come "
             "from the same network."
         )
     if min(len(x), len(y)) < 2:
-        raise ValueError(
+        raise UserError(
             f"sets of {len(x)} and {len(y)} rows; KID compares pairs, so each needs "
             "two or more."
         )
@@ -148,7 +150,7 @@ def kid(
         ValueError: As `squared_mmd`, or a number that is not positive.
     """
     if subsets < 1 or size < 2:
-        raise ValueError(
+        raise UserError(
             f"{subsets} subsets of {size} rows; KID needs one or more of two or more."
         )
     _check_pairs(real, made)

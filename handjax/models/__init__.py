@@ -11,7 +11,12 @@ from handjax.types import Variables
 
 
 def names() -> tuple[str, ...]:
-    """Names of all families."""
+    """Return the names of the families of models, one for each published system.
+
+    >>> import handjax
+    >>> handjax.families()
+    ('hamba', 'hamer', 'mmhmr', 'simplehand', 'tokenhand', 'tore')
+    """
     found = (module.name for module in pkgutil.iter_modules(__path__))
     return tuple(sorted(name for name in found if not name.startswith("_")))
 

@@ -1,9 +1,6 @@
 """From a config to a finished workdir: everything around the training loop."""
 
 import hashlib
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -16,7 +13,7 @@ from handjax.config import schema as configs
 from handjax.distributed import processes, sharding
 from handjax.errors import UserError
 from handjax.family import hand_constants
-from handjax.io import atomic_files, console
+from handjax.io import atomic_files
 from handjax.training import init_from, loop, parameter_table
 from handjax.training.environment import _commit, _write_environment, versions
 from handjax.training.nonfinite import NonFiniteError
@@ -43,7 +40,9 @@ def train(
         profile: write a trace of some updates of each stage.
 
     Raises:
-        UsageError: for what the user can put right; the message says how.
+        UserError: for what the user can put right; the message says how.
+        CheckpointError: if a checkpoint is damaged or cannot be written.
+        NonFiniteError: if an update is not finite.
     """
     stop = Stop(stop_after)
     stop.listen()
@@ -52,14 +51,9 @@ def train(
         stop.listen()  # joining takes SIGTERM for itself
     _use_compile_cache(config.train.compile_cache)
     try:
-        with _explained():
-            run = prepare(config, workdir, force_config=force_config, stop=stop)
-            finished = loop.fit(run._replace(profile=profile))
-    except (store.CheckpointError, NonFiniteError) as error:
-        processes.leave_if_alone(error, _last_checkpoint(workdir))
-        console.say(f"error: {error}", file=sys.stderr)
-        return 1
-    except jax.errors.JaxRuntimeError as error:
+        run = prepare(config, workdir, force_config=force_config, stop=stop)
+        finished = loop.fit(run._replace(profile=profile))
+    except (store.CheckpointError, NonFiniteError, jax.errors.JaxRuntimeError) as error:
         processes.leave_if_alone(error, _last_checkpoint(workdir))
         raise
     if finished is None:
@@ -79,24 +73,12 @@ def dry_run(
     """Say what a run would do, on the devices that are here; nothing is written.
 
     Raises:
-        UsageError: for what the user can put right; the message says how.
+        UserError: for what the user can put right; the message says how.
     """
     from handjax.training import memory_plan
 
-    with _explained():
-        run = prepare(config, workdir, force_config=force_config, create=False)
-        run.say(memory_plan.describe(run, run.family.stages(config), num_processes))
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Turn errors with a message of ours into a `UsageError`."""
-    try:
-        yield
-    except (ValueError, FileNotFoundError) as error:
-        if _is_ours(error):
-            raise UserError(str(error)) from error
-        raise
+    run = prepare(config, workdir, force_config=force_config, create=False)
+    run.say(memory_plan.describe(run, run.family.stages(config), num_processes))
 
 
 def _last_checkpoint(workdir: str) -> str:
@@ -104,16 +86,6 @@ def _last_checkpoint(workdir: str) -> str:
     steps = stage_steps(Path(workdir))
     saved = [f"{stage} {max(found)}" for stage, found in steps.items() if found]
     return f"The last checkpoint: {saved[-1] if saved else 'none yet'}."
-
-
-def _is_ours(error: BaseException) -> bool:
-    """Whether our own code raised it, with a message meant for the user."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    roots = [Path(__file__).parents[1], Path(__file__).parents[2] / "data_pipelines"]
-    raised_in = Path(trace.tb_frame.f_code.co_filename) if trace else Path()
-    return any(root in raised_in.parents for root in roots)
 
 
 def _use_compile_cache(where: str) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 
 from handjax.checkpoints.store import CheckpointError, Checkpoints, first_line
 from handjax.config import schema as configs
+from handjax.errors import HandjaxError, MissingFileError
 from handjax.family.stage import Stage
 from handjax.io import atomic_files
 from handjax.losses import supervision
@@ -27,7 +28,7 @@ from handjax.training.step import TrainState
 from handjax.types import Batch
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(HandjaxError, RuntimeError):
     """A loss or gradient became inf or nan."""
 
     def __init__(self, stage: str, step: int, what: str):
@@ -123,10 +124,10 @@ def read(directory: Path) -> tuple[Kept, Batch]:
     """What `keep` wrote, the parts of all processes one after the other.
 
     Raises:
-        FileNotFoundError: The directory holds no update.
+        MissingFileError: The directory holds no update.
     """
     if not (directory / "update.json").is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{str(directory)!r} holds no update: it has no update.json. Pass a "
             "directory WORKDIR/nonfinite/STAGE-STEP that training has named."
         )
@@ -135,7 +136,7 @@ def read(directory: Path) -> tuple[Kept, Batch]:
     for process in range(kept.processes):
         path = directory / f"batch-{process}.npz"
         if not path.is_file():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{path} is missing; copy the files of all {kept.processes} processes "
                 "here."
             )

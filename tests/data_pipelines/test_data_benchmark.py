@@ -32,5 +32,5 @@ def test_every_line_is_json_with_the_agreed_keys(tmp_path, monkeypatch, capsys):
 
 def test_a_missing_data_set_is_one_line(tmp_path, monkeypatch, capsys):
     status, captured = _run(monkeypatch, capsys, f"--data={tmp_path}")
-    assert status == 1 and captured.err.count("\n") == 1
+    assert status == 2 and captured.err.count("\n") == 1
     assert "holds no finished dataset" in captured.err

@@ -139,7 +139,7 @@ def test_the_command_writes_the_model_and_says_what_is_wrong(
 
     assert run() == 0
     assert model_files.load(tmp_path / pictures.MODEL).name == "body"
-    assert run("--num", "4", "--source", str(tmp_path / "smpl.pkl")) == 1
+    assert run("--num", "4", "--source", str(tmp_path / "smpl.pkl")) == 2
     assert (
         "A body model in SMPL's format is given by its file" in capsys.readouterr().err
     )

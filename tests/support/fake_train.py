@@ -40,4 +40,4 @@ loop._compiled = compiled_late
 
 if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")
-    sys.exit(train.cli())
+    sys.exit(train.main())

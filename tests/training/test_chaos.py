@@ -71,7 +71,7 @@ def test_a_command_that_fails_is_shown(tmp_path):
 def test_a_directory_with_something_in_it_is_left_alone(tmp_path, capsys):
     (tmp_path / "thesis.txt").write_text("years of work")
     arguments = ["--workdir", str(tmp_path), "--train=--config=x"]
-    assert chaos.cli(["chaos", *arguments]) == 2
+    assert chaos.main(arguments) == 2
     assert "is not empty" in capsys.readouterr().err
 
 

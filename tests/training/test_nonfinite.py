@@ -62,7 +62,7 @@ def _replayed(workdir, monkeypatch, capsys):
         hand_constants, "skeleton_of", lambda variables: types.SimpleNamespace(bones=())
     )
     update = str(workdir / "nonfinite" / "tokenizer-3")
-    assert replay.cli(["replay", "--update", update]) == 1
+    assert replay.main(["--update", update]) == 1
     return capsys.readouterr().out
 
 
@@ -82,7 +82,7 @@ def test_it_is_made_again_and_the_operation_is_named(tmp_path, monkeypatch, caps
 
 
 def test_without_an_update_it_says_what_to_pass(tmp_path, capsys):
-    assert replay.cli(["replay", "--update", str(tmp_path)]) == 2
+    assert replay.main(["--update", str(tmp_path)]) == 2
     assert "no update.json" in capsys.readouterr().err
 
 

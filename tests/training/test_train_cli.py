@@ -175,10 +175,13 @@ def test_help_imports_nothing_heavy():
     ("overrides", "message"),
     [
         ([("train.log_evry", "3")], "Did you mean 'train.log_every'"),
-        ([("train.log_every", "abc")], "log_every=abc is no int"),
-        ([("train.log_every", "1e3")], "log_every=1e3 is no int"),
+        (
+            [("train.log_every", "abc")],
+            "log_every='abc' is not an int .current",
+        ),
+        ([("train.log_every", "1e3")], "log_every='1e3' is not an int"),
         ([("mesh", "3")], "is a group of keys; set one of"),
-        ([("stages.mesh.optimizer.lr", "fast")], "lr=fast is no float"),
+        ([("stages.mesh.optimizer.lr", "fast")], "lr='fast' is not a float"),
     ],
 )
 def test_wrong_overrides_are_explained(overrides, message):

@@ -3,8 +3,6 @@
 from collections.abc import ItemsView, Iterator, KeysView
 from typing import Any
 
-from ml_collections import config_flags as config_flags
-
 class ConfigDict:
     def __init__(self, initial_dictionary: Any = ..., **options: Any) -> None: ...
     def __getattr__(self, name: str) -> Any: ...

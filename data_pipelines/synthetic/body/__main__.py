@@ -1,4 +1,4 @@
-"""Writes the synthetic body, and annotated pictures of it or of another body model.
+"""Write the synthetic body, and annotated pictures of it or of another body model.
 
 python -m data_pipelines.synthetic.body --out DIR                       DIR/body.npz
 python -m data_pipelines.synthetic.body --out DIR --num 2000 --num_test 200
@@ -7,14 +7,17 @@ python -m data_pipelines.synthetic.body --out DIR --num 2000 --source SMPL_NEUTR
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from handjax.io import command_line
+from handjax.io.command_line import Parser
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_pipelines.synthetic.body",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+
+def _parser() -> Parser:
+    parser = Parser(
+        "data synthetic body",
+        __doc__,
         epilog="Train on it with --config.hand.source=DIR/body.npz "
         "--config.data.name=synthetic_body --config.data.dir=DIR "
         "--config.data.root=pelvis.",
@@ -26,37 +29,31 @@ def _arguments() -> argparse.Namespace:
     add("--source", default="", help="body model in SMPL's format; default: built in")
     add("--seed", type=int, default=0)
     add("--image_size", type=int, default=128, help="pixels")
-    return parser.parse_args()
+    return parser
 
 
-def main() -> int:
-    """Run the command; returns its exit status."""
-    arguments = _arguments()
-    from data_pipelines.storage.shards import ShardError
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the body or its pictures; return the exit code."""
+    return command_line.run(lambda: _write(_parser().parse_args(argv)), goes_on=True)
+
+
+def _write(arguments: argparse.Namespace) -> None:
     from data_pipelines.synthetic.body import pictures
 
     directory = Path(arguments.out).expanduser()
-    try:
-        if not arguments.num:
-            directory.mkdir(parents=True, exist_ok=True)
-            print(f"The body model is {pictures.built_in(directory)}.")
-            return 0
-        pictures.ensure(
-            directory,
-            arguments.num,
-            arguments.num_test,
-            source=arguments.source,
-            seed=arguments.seed,
-            image_size=arguments.image_size,
-        )
-    except (OSError, ValueError, ShardError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nStopped; the same command goes on from here.", file=sys.stderr)
-        return 130
+    if not arguments.num:
+        directory.mkdir(parents=True, exist_ok=True)
+        print(f"The body model is {pictures.built_in(directory)}.")
+        return
+    pictures.ensure(
+        directory,
+        arguments.num,
+        arguments.num_test,
+        source=arguments.source,
+        seed=arguments.seed,
+        image_size=arguments.image_size,
+    )
     print(f"{directory}: complete. See {directory / 'contact_sheet.png'}.")
-    return 0
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ class Benchmark(abc.ABC):
 
         Raises:
             UserError: Something in it is damaged, or not what the layout says.
-            FileNotFoundError: A file is missing; says which, and where it comes from.
+            MissingFileError: A file is missing; says which, and where it comes from.
         """
 
     @abc.abstractmethod

@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 from jaxtyping import Float, Int
 
-from handjax.errors import UserError
+from handjax.errors import MissingFileError, UserError
 from handjax.evaluation.protocols import (
     Benchmark,
     Column,
@@ -234,7 +234,7 @@ def label_files(source: Path, setup: str, split: str) -> list[Path]:
     """Label files of a split; a frame's number is its place in the list.
 
     Raises:
-        FileNotFoundError: A subject or a meta.yml is missing.
+        MissingFileError: A subject or a meta.yml is missing.
         UserError: A subject has another number of sequences, which would number
             frames differently.
     """
@@ -263,7 +263,7 @@ def _subject(source: Path, number: int) -> Path:
     name = f"*-subject-{number:02d}"
     found = [path for path in sorted(source.glob(name)) if path.is_dir()]
     if len(found) != 1:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{str(source)!r} has {len(found)} folders {name}, not one. {DexYcb.truth}"
         )
     return found[0]
@@ -273,8 +273,8 @@ def _num_frames(path: Path) -> int:
     try:
         meta: Any = yaml.safe_load(path.read_text())
         return int(meta["num_frames"])
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} is missing. {DexYcb.truth}") from None
+    except MissingFileError:
+        raise MissingFileError(f"{path} is missing. {DexYcb.truth}") from None
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path}: no num_frames in it ({error}). Unpack it again."
@@ -287,8 +287,8 @@ def _labelled(path: Path) -> np.ndarray | None:
         # numpy would leave a damaged file open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as label:
             joints = label["joint_3d"].reshape(NUM_JOINTS, 3)
-    except FileNotFoundError:
-        raise FileNotFoundError(
+    except MissingFileError:
+        raise MissingFileError(
             f"{path} is missing; unpack its subject again."
         ) from None
     except Exception as error:  # a damaged archive raises what it likes

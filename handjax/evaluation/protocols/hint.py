@@ -22,7 +22,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from handjax.errors import UserError
+from handjax.errors import MissingFileError, UserError
 from handjax.evaluation.protocols import (
     Benchmark,
     Column,
@@ -94,7 +94,7 @@ class HInt(Benchmark):
         found = _evaluation_files(source, split.upper())
         found = found or _folders(source, split.upper())
         if not found:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{str(source)!r} has no folder {split.upper()}_*_img. {self.truth}"
             )
         return found

@@ -26,7 +26,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from handjax.errors import UserError
+from handjax.errors import MissingFileError, UserError
 from handjax.evaluation.protocols import (
     Benchmark,
     Column,
@@ -325,11 +325,11 @@ def _folder(source: Path, split: str) -> Path:
         if (folder / names[0]).is_file():
             missing = [name for name in names if not (folder / name).is_file()]
             if missing:
-                raise FileNotFoundError(
+                raise MissingFileError(
                     f"{str(folder)!r} has no {missing[0]}. {InterHand.truth}"
                 )
             return folder
-    raise FileNotFoundError(f"{str(source)!r} has no {names[0]}. {InterHand.truth}")
+    raise MissingFileError(f"{str(source)!r} has no {names[0]}. {InterHand.truth}")
 
 
 def _truth(data: Any, cameras: Any, world: Any) -> Truth:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from handjax.errors import UserError
+from handjax.errors import MissingFileError, UserError
 from handjax.evaluation.protocols.mesh_scores import Meshes
 from handjax.geometry.skeleton import NUM_JOINTS, NUM_VERTICES
 from handjax.io.atomic_files import write_bytes
@@ -66,7 +66,7 @@ def read_truth(folder: Path, where_from: str, split: str = "evaluation") -> Mesh
     """`<split>_xyz.json` and `<split>_verts.json` of a folder, or of `ref` in it.
 
     Raises:
-        FileNotFoundError: One of them is missing.
+        MissingFileError: One of them is missing.
         UserError: They are damaged, or do not belong together.
     """
     found = []
@@ -91,12 +91,12 @@ def truth_file(folder: Path, name: str, where_from: str) -> Path:
     """A file of the ground truth, in the folder or in `ref` as the scripts want it.
 
     Raises:
-        FileNotFoundError: It is in neither.
+        MissingFileError: It is in neither.
     """
     for path in (folder / name, folder / "ref" / name):
         if path.is_file():
             return path
-    raise FileNotFoundError(f"{str(folder)!r} has no {name}. {where_from}")
+    raise MissingFileError(f"{str(folder)!r} has no {name}. {where_from}")
 
 
 def _check_joints(joints: Any, path: Path) -> None:

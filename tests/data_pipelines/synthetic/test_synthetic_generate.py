@@ -87,7 +87,7 @@ def test_command_line_says_what_is_wrong(made):
         )
 
     refused = run("--num", "6", "--seed", "9")
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert refused.stderr.startswith("error: ") and "seed" in refused.stderr
     assert refused.stderr.count("\n") == 1
     assert run().returncode == 2

@@ -1,0 +1,170 @@
+"""`handjax COMMAND`: what it lists, and what it says about mistakes and bugs."""
+
+import ast
+import re
+import subprocess
+import sys
+
+import pytest
+from places import ROOT
+
+from handjax import __main__ as program
+from handjax.errors import HandjaxError, MissingFileError, UserError
+from handjax.io import command_line
+from handjax.io.command_line import Parser, at_least, comma_separated
+
+COMMANDS = [*program.commands(), *(f"data {c}" for c in program.commands("data"))]
+
+MISTAKES = {
+    "train": ("--config=tokenhnd:smoke --workdir=W", "Did you mean 'tokenhand'"),
+    "evaluate": ("--workdir=/nowhere", "is no workdir"),
+    "predict": ("/nowhere.jpg --workdir=W --output=O", "nowhere.jpg"),
+    "benchmark": ("--config=tokenhand --what=speed", "speed is not one of compile"),
+    "convert": ("/nowhere --from=timm --to=T", "no such file of weights"),
+    "tables": ("/nowhere", "is no report and no workdir"),
+    "control": ("--out=O --size=100", "divisible by 8"),
+    "fid": ("--real=a.txt --made=b.npy", "allowed are .npy"),
+    "text-to-mesh": ("a --workdir=/nowhere --output=O", "is no workdir"),
+    "replay": ("--update=/nowhere", "no update.json"),
+    "chaos": ("--workdir=tests --train=x", "is not empty"),
+    "equations": ("TokenHnd", "Did you mean"),
+    "data prepare": ("freihnd", "freihand"),
+    "data check": ("/nowhere", "/nowhere"),
+    "data benchmark": ("--data=/nowhere", "/nowhere"),
+    "data synthetic": ("--out=O", "give either --num"),
+}
+"""Command -> arguments that cannot work, and a part of what is said."""
+
+
+def _heavy_after(code):
+    """Run code in a new process; returns (its output, heavy modules it imported)."""
+    heavy = "{'jax', 'flax', 'orbax', 'grain', 'ml_collections', 'numpy', 'cv2'}"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c"),
+            f"import atexit, sys\natexit.register(lambda: print(sorted({heavy} & "
+            f"set(sys.modules)), file=sys.stderr))\n{code}",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout, ast.literal_eval(done.stderr.splitlines()[-1])
+
+
+def test_help_lists_every_command_without_importing_one():
+    code = "from handjax.__main__ import main; main(['--help'])"
+    out, heavy = _heavy_after(code)
+    assert heavy == []
+    for name in COMMANDS:
+        (line,) = (x for x in out.splitlines() if x.strip().startswith(f"{name} "))
+        assert line.strip().endswith("."), line
+        assert len(line) <= 88, line
+
+
+def test_the_commands_are_these():
+    assert set(COMMANDS) == set(MISTAKES)
+
+
+def test_help_of_a_command_needs_no_jax():
+    for command in ("train", "predict", "data prepare"):
+        code = f"from handjax.__main__ import main; main({command.split()}+['--help'])"
+        out, heavy = _heavy_after(code)
+        assert out.startswith(f"usage: handjax {command} ") and "jax" not in heavy
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_mistake_is_one_line(command, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    arguments, words = MISTAKES[command]
+    assert program.main([*command.split(), *arguments.split()]) == 2
+    found = capsys.readouterr()
+    assert found.err.startswith("error: ") and words in found.err
+    assert len(found.err.splitlines()) == 1 and not found.out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_unknown_flag_is_one_line(command, capsys):
+    assert program.main([*command.split(), "--hlep"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trian"], "'trian' is not a command. Did you mean 'train'? See"),
+        (["data", "prepar"], "'data prepar' is not a command. Did you mean 'prepare'?"),
+    ],
+)
+def test_an_unknown_command_is_compared_with_the_known(arguments, words, capsys):
+    assert program.main(arguments) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_bug_of_ours_keeps_its_traceback(monkeypatch):
+    """Even one of the types that users' errors have."""
+    from handjax.conversion import timm
+    from handjax.io import torch_files
+
+    def broken(path):
+        first, second = (1, 2, 3)  # a ValueError inside our folders
+        return first, second
+
+    monkeypatch.setattr(torch_files, "read", broken)
+    with pytest.raises(ValueError, match="too many values to unpack"):
+        program.main(["convert", timm.__file__, "--from=timm", "--to=T"])
+
+
+def test_exit_codes_have_one_place(capsys):
+    def raising(error):
+        def command():
+            raise error
+
+        return command
+
+    for error, code in [
+        (UserError("mend it"), 2),
+        (MissingFileError("find it"), 2),
+        (HandjaxError("it failed"), 1),
+        (OSError(28, "No space left on device", "/full"), 1),
+        (FileNotFoundError(2, "No such file or directory", "/typo"), 2),
+        (KeyboardInterrupt(), 130),
+    ]:
+        assert command_line.run(raising(error)) == code
+    said = capsys.readouterr().err.splitlines()
+    assert said[:2] == ["error: mend it", "error: find it"]
+    assert said[3] == "error: /full: No space left on device"
+    for bug in (ValueError("x"), KeyError("x"), OSError("without a file")):
+        with pytest.raises(type(bug)):
+            command_line.run(raising(bug))
+    assert command_line.run(lambda: None) == 0 and command_line.run(lambda: 1) == 1
+
+
+def test_values_of_arguments():
+    parser = Parser("x", "Do x.")
+    parser.add_argument("--n", type=at_least(2))
+    parser.add_argument("--s", type=at_least(0, float))
+    parser.add_argument("--names", type=comma_separated)
+    found = parser.parse_args(["--n=2", "--s", "0.5", "--names=a, b,"])
+    assert (found.n, found.s, found.names) == (2, 0.5, ["a", "b"])
+    for wrong, words in [
+        ("--n=1", "argument --n: '1' is not a whole number >= 2. See --help."),
+        ("--s=nan", "'nan' is not a number >= 0"),
+        ("--nams=a", "'--nams=a' is not an argument. Did you mean '--names'?"),
+        ("--na=a", "is not an argument"),
+    ]:
+        with pytest.raises(UserError, match=re.escape(words)):
+            parser.parse_args([wrong])
+
+
+def test_equations_are_found_where_they_are(capsys):
+    assert program.main(["equations", "tokenhand"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = (line for line in lines if line.startswith("L1 "))
+    place = line.split()[1]
+    path, _, number = place.partition(":")
+    found = (ROOT / path).read_text().splitlines()[int(number) - 1]
+    assert "(TokenHand Eq. L1)" in found
+    assert program.main(["equations"]) == 0
+    assert "TokenHand" in capsys.readouterr().out
