@@ -121,6 +121,9 @@ MESH_LOSSES = dict(
 """The paper's weights (supplement B); the detector's is ours, and moves nothing but the
 maps that it shares."""
 
+LETTERS = tuple("abcdefhiklouwxy")
+"""Those of the manual alphabet that the built-in data have, for models of texts."""
+
 Config = ml_collections.ConfigDict
 
 
@@ -156,11 +159,15 @@ def _paper(config: Config) -> Config:
         commitment="mean",
         codec_reduction="mean",
         turned=True,
+        condition="image",
+        text="labels",
+        labels=LETTERS,
         backbone="vit_h",
         backbone_drop_path=0.55,
         remat=True,
         levels=("1x", "4x"),
         width=256,
+        keep_ratio=1.0,
         shape_head="attention",
         shape_layers=2,
         head_init="torch",
@@ -350,8 +357,6 @@ def _text(config: Config) -> None:
     _no_pose(config)
     config.model.update(
         condition="text",
-        text="labels",
-        labels=tuple("abcdefhiklouwxy"),
         top_k=0.05,
         # In short runs, too, where a model of images is better with one.
         steps=5,

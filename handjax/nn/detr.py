@@ -32,8 +32,8 @@ Mask = Bool[Array, "query query"]
 class MultiheadAttention(nn.Module):
     """PyTorch's layer of this name: one packed projection, heads, one projection."""
 
-    heads: int = 8
-    dropout: float = 0.0
+    heads: int
+    dropout: float
     """Of the probabilities."""
     dtype: Any = jnp.float32
 
@@ -95,10 +95,10 @@ class MultiheadAttention(nn.Module):
 class EncoderLayer(nn.Module):
     """Self-attention, then two linear layers, each on what is normalised."""
 
-    heads: int = 8
-    ratio: int = 4
+    heads: int
+    ratio: int
     """How many times wider the tokens are between the linear layers."""
-    dropout: float = 0.1
+    dropout: float
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -128,9 +128,9 @@ class Decoded(NamedTuple):
 class DecoderLayer(nn.Module):
     """Self-attention, attention to encoded tokens, two linear layers."""
 
-    heads: int = 8
-    ratio: int = 4
-    dropout: float = 0.1
+    heads: int
+    ratio: int
+    dropout: float
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -172,10 +172,10 @@ def _feed_forward(x: Array, ratio: int, drop: Any, dtype: Any) -> Array:
 class Encoder(nn.Module):
     """Layers on tokens, and a norm."""
 
-    layers: int = 3
-    heads: int = 8
-    ratio: int = 4
-    dropout: float = 0.1
+    layers: int
+    heads: int
+    ratio: int
+    dropout: float
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -192,10 +192,10 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Layers on queries, and a norm."""
 
-    layers: int = 3
-    heads: int = 8
-    ratio: int = 4
-    dropout: float = 0.1
+    layers: int
+    heads: int
+    ratio: int
+    dropout: float
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -237,11 +237,11 @@ class Transformer(nn.Module):
     The camera token has no position, and the decoder does not see it.
     """
 
-    layers: int = 3
+    layers: int
     """Of the encoder, and as many of the decoder."""
-    heads: int = 8
-    ratio: int = 4
-    dropout: float = 0.1
+    heads: int
+    ratio: int
+    dropout: float
     dtype: Any = jnp.float32
 
     @nn.compact

@@ -212,10 +212,10 @@ class MeshRegressor(nn.Module):
     MetaFormer block".
     """
 
-    tokens: tuple[int, ...] = (48, 97, 194, 389)
+    tokens: tuple[int, ...]
     """Tokens that enter each layer; the last one leaves `num_vertices`."""
-    widths: tuple[int, ...] = (256, 128, 64, 32)
-    blocks: tuple[int, ...] = (1, 1, 1, 1)
+    widths: tuple[int, ...]
+    blocks: tuple[int, ...]
     """MetaFormer blocks of each layer."""
     mixer: str = "attention"
     position_codes: bool = True

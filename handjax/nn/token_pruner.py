@@ -70,7 +70,7 @@ class TokenPruner(nn.Module):
     paper says "LayerNorm".
     """
 
-    keep_ratio: float | int = 0.8
+    keep_ratio: float | int
     kind: str = "itp"
     """One of `KINDS`."""
     dtype: Any = jnp.float32

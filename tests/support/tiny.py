@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from handjax.config.files import load_config
 from handjax.family import hand_constants
 from handjax.mano import model_files
 from handjax.nn import backbones
@@ -27,6 +28,12 @@ class Backbone(nn.Module):
         x = jnp.mean(coarse, axis=(4, 6)).reshape(b, h // 32, w // 32, -1)
         x = nn.Dense(self.dim)(x)
         return {"final": nn.BatchNorm(use_running_average=not train)(x)}
+
+
+def fields(family, variant="paper", **changes):
+    """The fields of a config's model, with changes."""
+    config = load_config(f"configs/{family}.py:{variant}")
+    return config.model.to_dict() | changes
 
 
 def patch_backbone(monkeypatch):

@@ -61,9 +61,9 @@ def stages(config: Any) -> tuple[Stage, ...]:
     Raises:
         UserError: `config.model.root` is not the root of the data.
     """
-    check_root(config, Model)
+    check_root(config)
     tokenizer = Stage("tokenizer", tokenizer_loss, predict_pose, "^tokenizer/", False)
-    if config.model.get("condition", Model.condition) == "text":
+    if config.model.condition == "text":
         return tokenizer, _text_stage(config)
     rest = "^(?!tokenizer/)"
     return (
@@ -80,6 +80,6 @@ def _text_stage(config: Any) -> Stage:
             f"config.stages.mesh.data={data!r} has no texts, which config.model."
             f"condition='text' reads; use {LABELLED_POSES!r} (configs/mmhmr.py:text)."
         )
-    learned = config.model.get("text", Model.text) == text_encoder.LABELS
+    learned = config.model.text == text_encoder.LABELS
     trained = "^(synthesizer|text_encoder)/" if learned else "^synthesizer/"
     return Stage("mesh", text_loss, predict_text, trained, False, check_mesh)

@@ -40,9 +40,9 @@ class BertLayer(nn.Module):
     With edges, vertices are convolved along them between the two (MeshGraphormer).
     """
 
-    heads: int = 4
-    ratio: int = 4
-    dropout: float = 0.1
+    heads: int
+    ratio: int
+    dropout: float
     """Of the probabilities and of both branches."""
     dtype: Any = jnp.float32
 
@@ -100,10 +100,10 @@ class ProgressiveBlock(nn.Module):
 
     hidden: int
     outputs: int
-    layers: int = 4
-    heads: int = 4
-    ratio: int = 4
-    dropout: float = 0.1
+    layers: int
+    heads: int
+    ratio: int
+    dropout: float
     dtype: Any = jnp.float32
     output_dtype: Any = None
     """Of `outputs`; `dtype` unless given."""
