@@ -102,11 +102,11 @@ def _gathered(
 class DeformableAttention(nn.Module):
     """Attention to places near a reference point, chosen by each query.
 
-    Sum over maps l and points k of A_lk W x_l(p + dp_lk), in each head (MMHMR Eq.
-    deformable attention). Offsets dp from the reference p and the weights A of places
-    are linear in the query; each place is weighed against all others of its head on all
-    maps. At the start the weights are equal and head m of M looks in direction
-    2 pi m / M, its k-th point k pixels away, in the maximum norm.
+    Sum over maps l and points k of A_lk W x_l(p + dp_lk), in each head
+    (MMHMR Eq. deformable attention). Offsets dp from the reference p and the weights A
+    of places are linear in the query; each place is weighed against all others of its
+    head on all maps. At the start the weights are equal and head m of M looks in
+    direction 2 pi m / M, its k-th point k pixels away, in the maximum norm.
     """
 
     heads: int = 8
