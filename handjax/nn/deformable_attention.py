@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
 Values = Sequence[Float[Array, "batch _ _ head dim"]]
@@ -151,7 +152,8 @@ class DeformableAttention(nn.Module):
                 jnp.where(nothing[..., None], 0, x)
                 for x, nothing in zip(values, padding, strict=True)
             ]
-        values = [x.reshape(*x.shape[:3], self.heads, -1) for x in values]
+        split = "b row col (head d) -> b row col head d"
+        values = [rearrange(x, split, head=self.heads) for x in values]
         sizes = [x.shape[1:3] for x in maps]
         found = deformable_sample(
             values,

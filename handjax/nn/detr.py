@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
 from handjax.errors import UserError
@@ -75,7 +76,7 @@ class MultiheadAttention(nn.Module):
             own = slice(part * dim, (part + 1) * dim)
             y = jnp.dot(x.astype(self.dtype), kernel[:, own].astype(self.dtype))
             y = y + bias[own].astype(self.dtype)[None, None]
-            return y.reshape(*y.shape[:2], self.heads, -1)
+            return rearrange(y, "b token (head d) -> b token head d", head=self.heads)
 
         q, k, v = projected(query, 0), projected(key, 1), projected(value, 2)
         batch = max(len(q), len(k))
@@ -89,7 +90,7 @@ class MultiheadAttention(nn.Module):
         kept = nn.Dropout(self.dropout, deterministic=not train)(probs)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", kept.astype(self.dtype), v)
         out = nn.Dense(dim, dtype=self.dtype, kernel_init=xavier, name="out_proj")
-        return out(mixed.reshape(batch, -1, dim)), probs
+        return out(rearrange(mixed, "b query head d -> b query (head d)")), probs
 
 
 class EncoderLayer(nn.Module):
