@@ -71,9 +71,16 @@ import ml_collections
 
 from data_pipelines.loading.recipes import HAMER
 from handjax.config.schema import base, stage
-from handjax.config.variants import every, parse, short_run_pictures, train_on
+from handjax.config.variants import (
+    demo,
+    every,
+    parse,
+    short_run_pictures,
+    small,
+    smoke,
+    train_on,
+)
 
-VARIANTS = ("paper", "small", "demo", "smoke")
 LOSSES = dict(
     joints2d=0.01, joints3d=0.05, global_orient=0.001, hand_pose=0.001, betas=0.0005
 )
@@ -83,8 +90,8 @@ Config = ml_collections.ConfigDict
 
 
 def get_config(variant: str = "paper") -> Config:
-    """The config of one of `VARIANTS`, of one of `ROWS`, or of both: "demo,ROW"."""
-    size, row = parse("configs/hamba.py", variant, VARIANTS, ROWS)
+    """Return the config of a variant, of one of `ROWS`, or of both: "demo,ROW"."""
+    size, row = parse("configs/hamba.py", variant, ROWS)
     config = base()
     config.family = "hamba"
     config = globals()[f"_{size}"](config)
@@ -115,6 +122,7 @@ def _paper(config: Config) -> Config:
         frozen_backbone=False,
         remat=True,
         width=512,
+        keep_ratio=1.0,
         regressor_depths=(2, 2, 2, 2),
         decoder_depths=(2, 2, 2, 2),
         state=1,
@@ -125,6 +133,7 @@ def _paper(config: Config) -> Config:
         scan_order="openpose",
         graph="per_joint",
         mixer="scan",
+        heads=8,
         fusion=("gss", "joints2d", "mean", "sampled"),
         root="middle_mcp",
         joints="skeleton",
@@ -168,32 +177,26 @@ JUDGE = {"discriminator": dict(pattern="^discriminator/")}
 
 def _small(config: Config) -> Config:
     """The same code at a size that two CPU cores train in under two hours."""
-    config = _narrow(_paper(config))
-    config.data.num_train, config.data.num_test = 20_000, 1_000
+    config = small(_narrow(_paper(config)))
     _from_scratch(config, 1_500, 2_500, 32)
-    return every(config, log=50, evaluate=1_000)
+    return config
 
 
 def _demo(config: Config) -> Config:
     """A few minutes, well enough to beat the mean hand."""
-    config = _narrow(_paper(config))
-    config.data.num_train, config.data.num_test = 2_000, 200
-    # 2,000 pictures are too few to learn hands seen from everywhere.
-    config.data.max_turn = 60.0
+    config = demo(_narrow(_paper(config)))
     _from_scratch(config, 400, 600, 32)
-    return every(config, log=20, evaluate=0)
+    return config
 
 
 def _smoke(config: Config) -> Config:
     """Every line of code in a minute or two; the numbers mean nothing."""
-    config = _narrow(_paper(config))
-    config.data.num_train, config.data.num_test = 64, 16
+    config = smoke(_narrow(_paper(config)), log=1)
     config.model.update(
         backbone="vit_test", width=32, regressor_depths=(1,), decoder_depths=(1,)
     )
     _from_scratch(config, 5, 5, 8)
-    config.eval.batch_size = 8
-    return every(config, log=1, evaluate=5)
+    return config
 
 
 def _narrow(config: Config) -> Config:

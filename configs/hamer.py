@@ -32,10 +32,15 @@ import ml_collections
 
 from data_pipelines.loading.recipes import HAMER
 from handjax.config.schema import base, stage
-from handjax.config.variants import every, short_run_pictures, train_on
-from handjax.errors import UserError
+from handjax.config.variants import (
+    demo,
+    parse,
+    short_run_pictures,
+    small,
+    smoke,
+    train_on,
+)
 
-VARIANTS = ("paper", "small", "demo", "smoke")
 ROWS = ("mix",)
 LOSSES = dict(
     joints2d=0.01,
@@ -51,15 +56,14 @@ Config = ml_collections.ConfigDict
 
 
 def get_config(variant: str = "paper") -> Config:
-    """The config of one of `VARIANTS`, or of "mix": the recipe on HaMeR's data sets."""
-    if variant not in (*VARIANTS, *ROWS, ""):
-        raise UserError(
-            f"configs/hamer.py has no variant {variant!r}; it has "
-            f"{', '.join((*VARIANTS, *ROWS))}."
-        )
+    """Return the config of a variant, of "mix", or of both: "small,mix"."""
+    size, row = parse("configs/hamer.py", variant, ROWS)
     config = base()
     config.family = "hamer"
-    return globals()[f"_{variant or 'paper'}"](config)
+    config = globals()[f"_{size}"](config)
+    if row:
+        train_on(config, HAMER)
+    return config
 
 
 def _paper(config: Config) -> Config:
@@ -96,35 +100,23 @@ def _paper(config: Config) -> Config:
     return config
 
 
-def _mix(config: Config) -> Config:
-    """The released recipe on the released mix of data sets."""
-    config = _paper(config)
-    train_on(config, HAMER)
-    return config
-
-
 def _small(config: Config) -> Config:
     """The same code at a size that two CPU cores train in under two hours."""
-    config = _narrow(_paper(config))
-    config.data.num_train, config.data.num_test = 20_000, 1_000
+    config = small(_narrow(_paper(config)))
     config.stages.mesh = _from_scratch(4_000, 32)
-    return every(config, log=50, evaluate=1_000)
+    return config
 
 
 def _demo(config: Config) -> Config:
     """A few minutes, well enough to beat the mean hand."""
-    config = _narrow(_paper(config))
-    config.data.num_train, config.data.num_test = 2_000, 200
-    # 2,000 pictures are too few to learn hands seen from everywhere.
-    config.data.max_turn = 60.0
+    config = demo(_narrow(_paper(config)))
     config.stages.mesh = _from_scratch(1_000, 32)
-    return every(config, log=20, evaluate=0)
+    return config
 
 
 def _smoke(config: Config) -> Config:
     """Every line of code in a minute or two; the numbers mean nothing."""
-    config = _narrow(_paper(config))
-    config.data.num_train, config.data.num_test = 64, 16
+    config = smoke(_narrow(_paper(config)), log=2)
     config.model.update(
         backbone="vit_test",
         decoder_dim=32,
@@ -134,8 +126,7 @@ def _smoke(config: Config) -> Config:
         decoder_mlp=32,
     )
     config.stages.mesh = _from_scratch(10, 8)
-    config.eval.batch_size = 8
-    return every(config, log=2, evaluate=10)
+    return config
 
 
 def _narrow(config: Config) -> Config:

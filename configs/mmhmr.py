@@ -105,9 +105,16 @@ import ml_collections
 
 from data_pipelines.loading.recipes import HAMER
 from handjax.config.schema import base, stage
-from handjax.config.variants import every, parse, short_run_pictures, train_on
+from handjax.config.variants import (
+    demo,
+    every,
+    parse,
+    short_run_pictures,
+    small,
+    smoke,
+    train_on,
+)
 
-VARIANTS = ("paper", "small", "demo", "smoke")
 TOKENIZER_LOSSES = dict(rotations=1.0, vertices=0.5, joints3d=0.3, commitment=0.02)
 MESH_LOSSES = dict(
     tokens=1.0,
@@ -121,12 +128,15 @@ MESH_LOSSES = dict(
 """The paper's weights (supplement B); the detector's is ours, and moves nothing but the
 maps that it shares."""
 
+LETTERS = tuple("abcdefhiklouwxy")
+"""Those of the manual alphabet that the built-in data have, for models of texts."""
+
 Config = ml_collections.ConfigDict
 
 
 def get_config(variant: str = "paper") -> Config:
-    """The config of one of `VARIANTS`, of one of `ROWS`, or of both: "demo,ROW"."""
-    size, row = parse("configs/mmhmr.py", variant, VARIANTS, ROWS)
+    """Return the config of a variant, of one of `ROWS`, or of both: "demo,ROW"."""
+    size, row = parse("configs/mmhmr.py", variant, ROWS)
     config = base()
     config.family = "mmhmr"
     config = globals()[f"_{size}"](config)
@@ -156,11 +166,15 @@ def _paper(config: Config) -> Config:
         commitment="mean",
         codec_reduction="mean",
         turned=True,
+        condition="image",
+        text="labels",
+        labels=LETTERS,
         backbone="vit_h",
         backbone_drop_path=0.55,
         remat=True,
         levels=("1x", "4x"),
         width=256,
+        keep_ratio=1.0,
         shape_head="attention",
         shape_layers=2,
         head_init="torch",
@@ -222,26 +236,22 @@ def _paper(config: Config) -> Config:
 
 def _small(config: Config) -> Config:
     """The same code at a size that two CPU cores train in under two hours."""
-    config = _narrow(_paper(config))
-    config.data.num_train, config.data.num_test = 20_000, 1_000
+    config = small(_narrow(_paper(config)))
     _from_scratch(config, (4_500, 64), (4_000, 32))
-    return every(config, log=50, evaluate=1_000)
+    return config
 
 
 def _demo(config: Config) -> Config:
     """A few minutes, well enough to see hands."""
-    config = _narrow(_paper(config))
-    config.data.num_train, config.data.num_test = 2_000, 200
-    config.data.max_turn = 60.0
+    config = demo(_narrow(_paper(config)))
     _few_codes(config)
     _from_scratch(config, (600, 32), (600, 32))
-    return every(config, log=20, evaluate=0)
+    return config
 
 
 def _smoke(config: Config) -> Config:
     """Every line of code in a minute or two; the numbers mean nothing."""
-    config = _narrow(_paper(config))
-    config.data.num_train, config.data.num_test = 64, 16
+    config = smoke(_narrow(_paper(config)), log=2)
     # The prior's poses are turned already; unturned, one batch can be learned by heart.
     config.model.update(num_tokens=16, codec_width=32, codec_depth=1, turned=False)
     config.model.update(
@@ -250,8 +260,7 @@ def _smoke(config: Config) -> Config:
     config.model.steps = 5
     _few_codes(config)
     _from_scratch(config, (20, 16), (5, 8))
-    config.eval.batch_size = 8
-    return every(config, log=2, evaluate=10)
+    return config
 
 
 def _narrow(config: Config) -> Config:
@@ -350,8 +359,6 @@ def _text(config: Config) -> None:
     _no_pose(config)
     config.model.update(
         condition="text",
-        text="labels",
-        labels=tuple("abcdefhiklouwxy"),
         top_k=0.05,
         # In short runs, too, where a model of images is better with one.
         steps=5,

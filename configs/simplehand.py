@@ -64,9 +64,8 @@ from collections.abc import Callable
 import ml_collections
 
 from handjax.config.schema import base, stage
-from handjax.config.variants import every, parse, short_run_pictures
+from handjax.config.variants import demo, parse, short_run_pictures, small, smoke
 
-VARIANTS = ("paper", "small", "demo", "smoke")
 LOSSES = dict(joints2d=1.0, joints3d=10.0, vertices=10.0)
 EPOCH = 256 * 256
 """Examples in what the released code calls an epoch: 256 updates of 8 x 32. Its 200 are
@@ -76,8 +75,8 @@ Config = ml_collections.ConfigDict
 
 
 def get_config(variant: str = "paper") -> Config:
-    """The config of one of `VARIANTS`, of one of `ROWS`, or of both: "demo,ROW"."""
-    size, row = parse("configs/simplehand.py", variant, VARIANTS, ROWS)
+    """Return the config of a variant, of one of `ROWS`, or of both: "demo,ROW"."""
+    size, row = parse("configs/simplehand.py", variant, ROWS)
     config = base()
     config.family = "simplehand"
     config = globals()[f"_{size}"](config)
@@ -122,34 +121,28 @@ def _paper(config: Config) -> Config:
 
 def _small(config: Config) -> Config:
     """The same code at a size that two CPU cores train in under two hours."""
-    config = _narrow(_paper(config))
-    config.data.num_train, config.data.num_test = 20_000, 1_000
+    config = small(_narrow(_paper(config)))
     config.stages.mesh = _from_scratch(4_000, 32)
-    return every(config, log=50, evaluate=1_000)
+    return config
 
 
 def _demo(config: Config) -> Config:
     """A few minutes, well enough to beat the mean hand."""
-    config = _narrow(_paper(config))
-    config.data.num_train, config.data.num_test = 2_000, 200
-    # 2,000 pictures are too few to learn hands seen from everywhere.
-    config.data.max_turn = 60.0
+    config = demo(_narrow(_paper(config)))
     config.data.crop_size = 64
     config.stages.mesh = _from_scratch(1_400, 32)
-    return every(config, log=20, evaluate=0)
+    return config
 
 
 def _smoke(config: Config) -> Config:
     """Every line of code in a minute or two; the numbers mean nothing."""
-    config = _narrow(_paper(config))
-    config.data.num_train, config.data.num_test = 64, 16
+    config = smoke(_narrow(_paper(config)), log=2)
     config.data.crop_size = 64
     config.model.update(
         regressor_tokens=(21, 84), regressor_widths=(32, 16), regressor_blocks=(1, 1)
     )
     config.stages.mesh = _from_scratch(10, 8)
-    config.eval.batch_size = 8
-    return every(config, log=2, evaluate=10)
+    return config
 
 
 def _narrow(config: Config) -> Config:

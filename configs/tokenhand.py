@@ -15,7 +15,7 @@
 The paper reports PA-MPJPE 5.7 mm on FreiHAND, which is another data set:
 `--config.data.name=freihand --config.data.dir=DIR` trains on that.
 
-The paper's ablations are values of the config:
+The paper's ablations are values:
 
     --config.model.token_generator=A                     # A, B, C or D
     --config.model.num_codes=384                         # or 640
@@ -27,25 +27,18 @@ The paper's ablations are values of the config:
 import ml_collections
 
 from handjax.config.schema import base, stage
-from handjax.config.variants import every, short_run_pictures
-from handjax.errors import UserError
+from handjax.config.variants import demo, parse, short_run_pictures, small, smoke
 
-VARIANTS = ("paper", "small", "demo", "smoke")
 TOKENIZER_LOSSES = dict(vertices=10.0, commitment=5.0)
 MESH_LOSSES = dict(tokens=1.0, joints3d=10.0, joints2d=1.0, vertices=10.0)
 
 
 def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
-    """The config of one of `VARIANTS`."""
-    variant = variant or "paper"
-    if variant not in VARIANTS:
-        raise UserError(
-            f"configs/tokenhand.py has no variant {variant!r}; it has "
-            f"{', '.join(VARIANTS)}."
-        )
+    """Return the config of one of `variants.VARIANTS`."""
+    size, _ = parse("configs/tokenhand.py", variant)
     config = base()
     config.family = "tokenhand"
-    return globals()[f"_{variant}"](config)
+    return globals()[f"_{size}"](config)
 
 
 def _paper(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -88,34 +81,28 @@ def _paper(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 def _small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """The same code at a size that two CPU cores train in under two hours."""
-    config = _narrow(_paper(config))
-    config.data.num_train, config.data.num_test = 20_000, 1_000
+    config = small(_narrow(_paper(config)))
     config.stages.tokenizer = _tokenizer(4_500, 32, lr=3e-3, warmup_steps=100)
     config.stages.mesh = _from_scratch(4_000, 32)
-    return every(config, log=50, evaluate=1_000)
+    return config
 
 
 def _demo(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Both stages in a few minutes, well enough to beat the mean hand."""
-    config = _two_layers(_narrow(_paper(config)))
-    config.data.num_train, config.data.num_test = 2_000, 200
-    # 2,000 pictures are too few to learn hands seen from everywhere.
-    config.data.max_turn = 60.0
+    config = demo(_two_layers(_narrow(_paper(config))))
     config.data.crop_size = 64
     config.stages.tokenizer = _tokenizer(600, 32, lr=3e-3, warmup_steps=50)
     config.stages.mesh = _from_scratch(1_400, 32)
-    return every(config, log=20, evaluate=0)
+    return config
 
 
 def _smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Every line of code in a minute or two; the numbers mean nothing."""
-    config = _two_layers(_narrow(_paper(config)))
-    config.data.num_train, config.data.num_test = 64, 16
+    config = smoke(_two_layers(_narrow(_paper(config))), log=2)
     config.data.crop_size = 64
     config.stages.tokenizer = _tokenizer(20, 16, lr=3e-3, warmup_steps=2)
     config.stages.mesh = _from_scratch(10, 8)
-    config.eval.batch_size = 8
-    return every(config, log=2, evaluate=10)
+    return config
 
 
 def _narrow(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

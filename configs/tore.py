@@ -90,9 +90,8 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from handjax.config.schema import base, stage
-from handjax.config.variants import every, parse, short_run_pictures
+from handjax.config.variants import demo, every, parse, short_run_pictures, small, smoke
 
-VARIANTS = ("paper", "small", "demo", "smoke")
 EPOCH = 130_240
 """Pictures of FreiHAND, by which the released recipes count epochs."""
 EPOCHS = 200
@@ -126,8 +125,8 @@ Config = ml_collections.ConfigDict
 
 
 def get_config(variant: str = "paper") -> Config:
-    """The config of one of `VARIANTS`, of one of `ROWS`, or of both: "demo,ROW"."""
-    size, name = parse("configs/tore.py", variant, VARIANTS, ROWS)
+    """Return the config of a variant, of one of `ROWS`, or of both: "demo,ROW"."""
+    size, name = parse("configs/tore.py", variant, ROWS)
     config = base()
     config.family = "tore"
     globals()[f"_{size}"](config)
@@ -235,8 +234,7 @@ def _stage(
 def _small(config: Config) -> None:
     """The same code at a size that two CPU cores train in under two hours."""
     _narrow(config)
-    config.data.num_train, config.data.num_test = 20_000, 1_000
-    every(config, log=50, evaluate=1_000)
+    small(config)
 
 
 def _small_stage(config: Config) -> dict[str, Any]:
@@ -246,10 +244,7 @@ def _small_stage(config: Config) -> dict[str, Any]:
 def _demo(config: Config) -> None:
     """Half an hour, well enough for meshes with the shape of a hand."""
     _narrow(config)
-    config.data.num_train, config.data.num_test = 2_000, 200
-    # 2,000 pictures are too few to learn hands seen from everywhere.
-    config.data.max_turn = 60.0
-    every(config, log=20, evaluate=0)
+    demo(config)
 
 
 def _demo_stage(config: Config) -> dict[str, Any]:
@@ -259,7 +254,7 @@ def _demo_stage(config: Config) -> dict[str, Any]:
 def _smoke(config: Config) -> None:
     """Every line of code in a minute or two; the numbers mean nothing."""
     _narrow(config)
-    config.data.num_train, config.data.num_test = 64, 16
+    smoke(config, log=1)
     config.data.crop_size = 64
     config.model.update(
         width=32,
@@ -271,8 +266,6 @@ def _smoke(config: Config) -> None:
         metro_layers=1,
         metro_heads=2,
     )
-    config.eval.batch_size = 8
-    every(config, log=1, evaluate=5)
 
 
 def _smoke_stage(config: Config) -> dict[str, Any]:

@@ -94,8 +94,8 @@ class TextToMesh:
         self.skeleton = hand_constants.skeleton_of(variables)
         self._variables, self._key = variables, jax.random.key(seed)
         self._encode = text_encoder.tokenizer(
-            config.model.get("text", text_encoder.LABELS),
-            labels=config.model.get("labels", text_encoder.ASL_LETTERS),
+            config.model.text,
+            labels=config.model.labels,
             vocabulary=config.data.vocabulary,
         )
         self._draw = jax.jit(

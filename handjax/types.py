@@ -21,7 +21,7 @@ class Paper(NamedTuple):
     """Where a family comes from, and which of its equations live in which file."""
 
     name: str
-    """Short name used in equation tags: `(TokenHand Eq. 2)`."""
+    """Short name that equation tags begin with, such as "TokenHand"."""
     title: str
     url: str
     equations: dict[int | str, str]

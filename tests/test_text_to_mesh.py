@@ -40,7 +40,7 @@ def loaded(monkeypatch):
     """A workdir whose model knows two labels; returns its config."""
     config = base()
     config.family = "mmhmr"
-    config.model = dict(condition="text", labels=("fist", "point"))
+    config.model = dict(condition="text", text="labels", labels=("fist", "point"))
     data = dict(tokenizer="poses", mesh="labelled_poses")
     for name, kind in data.items():
         config.stages[name] = stage(steps=1, batch_size=1, losses={}, data=kind)

@@ -1,5 +1,6 @@
 """Read a workdir: its config, its checkpoints, its model."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -122,14 +123,30 @@ def build_model(family: Any, config: ConfigDict, **fields: Any) -> Any:
             the computation, `edges` between joints.
 
     Raises:
-        UserError: if `config.model` has a key that is no field of the model.
+        UserError: if `config.model` has a key that is not a field of the model, or
+            lacks a field that has no default: what a recipe fixes is in the config
+            alone.
     """
-    known = set(family.Model.__dataclass_fields__) - {"parent", "name"}
+    declared = family.Model.__dataclass_fields__
+    known = set(declared) - {"parent", "name"}
     unknown = sorted(set(config.model) - known)
     if unknown:
         raise UserError(
             f"config.model has no key {unknown[0]!r}{suggest(unknown[0], known)}"
         )
     plain = config.model.to_dict()
-    fields = {k: v for k, v in fields.items() if k in known}
-    return family.Model(**{**fields, **plain})
+    given = {**{k: v for k, v in fields.items() if k in known}, **plain}
+    missing = [
+        name
+        for name in declared
+        if name in known
+        and name not in given
+        and declared[name].default is dataclasses.MISSING
+    ]
+    if missing:
+        raise UserError(
+            f"config.model lacks {', '.join(missing)}, which {config.family} needs; "
+            f"configs/{config.family}.py has a value for every field. (Keys that older "
+            "workdirs lack stand in handjax.config.schema.LATER_MODEL_KEYS.)"
+        )
+    return family.Model(**given)

@@ -43,6 +43,21 @@ NEUTRAL_KEYS = (
 """Keys that may change between two runs of one workdir: they do not enter the numbers
 that training computes."""
 
+LATER_MODEL_KEYS: dict[str, dict[str, Any]] = {
+    "hamba": dict(tap="final", keep_ratio=1.0, heads=8),
+    "mmhmr": dict(
+        condition="image",
+        text="labels",
+        labels=tuple("abcdefhiklouwxy"),
+        keep_ratio=1.0,
+    ),
+    "tokenhand": dict(sampler_gradient=True),
+    "tore": dict(output_unit="metres", token_init="normal"),
+}
+"""Keys of `config.model` that families got after their first workdirs were written,
+each with the value that says what was done before: `from_json` completes old configs
+with them. A field that is added to a `Model` is added here, too."""
+
 STOPPING_KEYS = ("eval.num", "train.eval_every")
 """Those of them that decide where a stage with patience ends."""
 
@@ -271,8 +286,9 @@ def to_json(config: ml_collections.ConfigDict) -> str:
 def from_json(text: str) -> ml_collections.ConfigDict:
     """Inverse of `to_json` (tuples come back as tuples).
 
-    Keys that the config of an earlier version lacks get their defaults. So the default
-    of a new key has to be what was done before there was one.
+    Keys that the config of an earlier version lacks get their defaults, and those of
+    `config.model` the values of `LATER_MODEL_KEYS`. So the default of a new key has to
+    be what was done before there was one.
     """
 
     def tuples(value: Any) -> Any:
@@ -286,9 +302,15 @@ def from_json(text: str) -> ml_collections.ConfigDict:
     # Workdirs of earlier versions have this key under "train".
     if "init_from" in config.get("train", {}):
         config.setdefault("init_from", config["train"].pop("init_from"))
-    known = {name: stage(steps=1, batch_size=1, losses={}) for name in config["stages"]}
+    model = config.get("model", {})
+    if config.get("family") == "tore" and "outputs" in model:
+        model.setdefault("output_unit", model.pop("outputs"))
+    stages = {
+        name: stage(steps=1, batch_size=1, losses={}) for name in config["stages"]
+    }
+    later = LATER_MODEL_KEYS.get(config.get("family", ""), {})
     return ml_collections.ConfigDict(
-        _completed(config, {**base().to_dict(), "stages": known})
+        _completed(config, {**base().to_dict(), "model": later, "stages": stages})
     )
 
 

@@ -14,16 +14,17 @@ from handjax.errors import UserError
 Config = ml_collections.ConfigDict
 
 
-def parse(
-    file: str, variant: str, variants: Collection[str], rows: Collection[str]
-) -> tuple[str, str]:
-    """Variant and row of "VARIANT", "ROW" or "VARIANT,ROW".
+VARIANTS = ("paper", "small", "demo", "smoke")
+"""Sizes that every family has."""
+
+
+def parse(file: str, variant: str, rows: Collection[str] = ()) -> tuple[str, str]:
+    """Return variant and row of "VARIANT", "ROW" or "VARIANT,ROW".
 
     Args:
-        file: Of the config, for messages.
-        variant: What stands behind the colon; empty for the paper's.
-        variants: Those there are.
-        rows: Those there are.
+        file: Path of the config, for messages.
+        variant: The text behind the colon; empty for the paper's.
+        rows: Rows that the file has beside `VARIANTS`.
 
     Returns:
         The variant, "paper" where none is named, and the row or "".
@@ -34,14 +35,43 @@ def parse(
     size, _, row = (variant or "paper").partition(",")
     if size in rows:
         size, row = "paper", size
-    if size not in variants:
+    if size not in VARIANTS:
+        more = f", each with or without one of {', '.join(rows)} behind a comma"
         raise UserError(
-            f"{file} has no variant {variant!r}; it has {', '.join(variants)}, each "
-            f"with or without one of {', '.join(rows)} behind a comma."
+            f"{file} has no variant {variant!r}; it has {', '.join(VARIANTS)}"
+            f"{more if rows else ''}."
         )
     if row and row not in rows:
-        raise UserError(f"{file} has no row {row!r}; it has {', '.join(rows)}.")
+        raise UserError(
+            f"{file} has no row {row!r}; it has {', '.join(rows) or 'none'}."
+        )
     return size, row
+
+
+def small(config: Config) -> Config:
+    """Set the data and intervals of what two CPU cores train in under two hours."""
+    config.data.num_train, config.data.num_test = 20_000, 1_000
+    return every(config, log=50, evaluate=1_000)
+
+
+def demo(config: Config) -> Config:
+    """Set the data and intervals of runs of minutes, which are evaluated at the end."""
+    config.data.num_train, config.data.num_test = 2_000, 200
+    # 2,000 pictures are too few to learn hands seen from everywhere.
+    config.data.max_turn = 60.0
+    return every(config, log=20, evaluate=0)
+
+
+def smoke(config: Config, *, log: int) -> Config:
+    """Set the data and intervals of runs of every line of code in a minute or two.
+
+    Args:
+        config: Changed in place.
+        log: Updates between two lines of the log; every fifth line is an evaluation.
+    """
+    config.data.num_train, config.data.num_test = 64, 16
+    config.eval.batch_size = 8
+    return every(config, log=log, evaluate=5 * log)
 
 
 def every(config: Config, *, log: int, evaluate: int) -> Config:

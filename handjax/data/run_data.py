@@ -278,7 +278,7 @@ class OpenData:
 
     def describe_letters(self) -> str:
         """What labelled poses are, and how they are read."""
-        how = self.config.model.get("text", text_encoder.LABELS)
+        how = self.config.model.text
         return (
             f"hands that show {' '.join(letters.names())}, within "
             f"{self.data.label_turn:g} degrees of palm to camera, read by {how}"
@@ -341,10 +341,10 @@ def example_batch(
 
 def _letter_ids(config: ml_collections.ConfigDict) -> np.ndarray:
     """Token ids of the letters, by the encoder of texts of `config.model`."""
-    name = config.model.get("text", text_encoder.LABELS)
-    labels = config.model.get("labels", text_encoder.ASL_LETTERS)
     encode = text_encoder.tokenizer(
-        name, labels=labels, vocabulary=config.data.vocabulary
+        config.model.text,
+        labels=config.model.labels,
+        vocabulary=config.data.vocabulary,
     )
     return encode(letters.names())
 

@@ -84,17 +84,16 @@ def skeleton_of(variables: Variables) -> Skeleton:
     return of_body(parents, [(f"end{i}", bone) for i, bone in enumerate(bones)])
 
 
-def check_root(config: Any, model: Any) -> None:
+def check_root(config: Any) -> None:
     """Refuse predictions and annotations that are relative to different joints.
 
     Args:
-        config: Of the run.
-        model: The family's Model, with a field `root`.
+        config: Of the run; `config.model.root` is the joint of its predictions.
 
     Raises:
         UserError: `config.model.root` is not the root of the data.
     """
-    root = config.model.get("root", model.root)
+    root = config.model.root
     if root != config.data.root:
         raise UserError(
             f"config.model.root={root!r} is not config.data.root="

@@ -3,8 +3,8 @@
 One stage, "mesh". A vision transformer looks at the middle three quarters of the
 columns of a square crop; a transformer decoder with a single query token reads its
 patches; three linear layers turn the token into MANO parameters and a camera, added to
-mean parameters. The defaults are the released network. Its code is MIT-licensed, its
-weights are not for commercial use, and MANO has a licence of its own.
+mean parameters. `configs/hamer.py:paper` is the released network. Its code is
+MIT-licensed, its weights are not for commercial use, and MANO has a licence of its own.
 
 Parameters (`parameter_table`): backbone 630,912,000; decoder and heads 39,497,837;
 discriminator 1,545,211, which only training needs.
@@ -56,22 +56,22 @@ class Prediction(NamedTuple):
 class Model(nn.Module):
     """Image to hand; the fields are `config.model`."""
 
-    backbone: str = "vit_h"
-    backbone_drop_path: float = 0.55
+    backbone: str
+    backbone_drop_path: float
+    # Decoder.
+    decoder_dim: int
+    decoder_depth: int
+    decoder_heads: int
+    decoder_head_dim: int
+    decoder_mlp: int
+    query: str  # what the query token is made of: QUERIES
+    # Hand.
+    head_init: str  # mano_head.INITS
+    joints: str  # mano_head.JOINTS
+    root: str  # that outputs are relative to: config.data.root
+    reduction: str  # hmr_losses.REDUCTIONS
     remat: bool = False  # a vision transformer stores less and computes more
     remat_policy: str = "nothing"  # what it stores all the same: nn.remat.POLICIES
-    # Decoder.
-    decoder_dim: int = 1024
-    decoder_depth: int = 6
-    decoder_heads: int = 8
-    decoder_head_dim: int = 64
-    decoder_mlp: int = 1024
-    query: str = "zero"  # what the query token is made of: QUERIES
-    # Hand.
-    head_init: str = "torch"  # mano_head.INITS
-    joints: str = "skeleton"  # mano_head.JOINTS
-    root: str = "middle_mcp"  # that outputs are relative to: config.data.root
-    reduction: str = "sum"  # hmr_losses.REDUCTIONS
     dtype: str = "float32"  # of the computation; parameters are float32
 
     def setup(self):
@@ -239,7 +239,7 @@ def stages(config: Any) -> tuple[Stage, ...]:
     Raises:
         UserError: `config.model.root` is not the root of the data.
     """
-    check_root(config, Model)
+    check_root(config)
     return (
         Stage(
             name="mesh",

@@ -2,8 +2,9 @@
 
 One stage, "mesh". A backbone's global feature gives the 2-D joints; features sampled
 there become tokens; a cascade of narrow MetaFormer layers multiplies them into the 778
-vertices. The defaults are the released network (FastViT-MA36), which differs from the
-paper's text in small ways that `MeshRegressor` and the fields below name.
+vertices. `configs/simplehand.py:paper` is the released network (FastViT-MA36), which
+differs from the paper's text in small ways that `MeshRegressor` and the fields below
+name.
 
 Parameters (`parameter_table`): backbone 42,851,004; deconvolution with its BatchNorm
 4,981,248; regressor with position codes 1,507,637; 2-D joints head 51,114. The paper's
@@ -65,37 +66,37 @@ class Prediction(NamedTuple):
 class Model(nn.Module):
     """Image to hand; the fields are `config.model`."""
 
-    backbone: str = "fastvit_ma36"
-    backbone_drop_path: float = 0.2
+    backbone: str
+    backbone_drop_path: float
     # Token generator.
-    token_generator: str = "D"  # token_sampler.GENERATORS
-    token_map: str = "final"  # of the backbone; HRNet's is "stride8", with "C"
-    upsample: tuple[int, ...] = (4,)  # factors of D, E and F
-    token_dim: int = 256
-    sine_code: bool = True
-    sampler_gradient: bool = True  # mesh losses move the 2-D joints, as released
+    token_generator: str  # token_sampler.GENERATORS
+    token_map: str  # of the backbone; HRNet's is "stride8", with "C"
+    upsample: tuple[int, ...]  # factors of D, E and F
+    token_dim: int
+    sine_code: bool
+    sampler_gradient: bool  # mesh losses move the 2-D joints, as released
     # Vertices at which "F" samples besides the joints, farthest points of the flat
     # hand; 195 is the size of FastMETRO's coarse mesh.
-    coarse_points: int = 195
+    coarse_points: int
     # Mesh regressor.
-    regressor_tokens: tuple[int, ...] = (21, 84, 336)
-    regressor_widths: tuple[int, ...] = (256, 128, 64)
-    regressor_blocks: tuple[int, ...] = (1, 1, 1)
-    mixer: str = "attention"  # metaformer.MIXERS
-    position_codes: bool = True
-    dropout: float = 0.1  # of the attention probabilities
-    drop_path: float = 0.1
+    regressor_tokens: tuple[int, ...]
+    regressor_widths: tuple[int, ...]
+    regressor_blocks: tuple[int, ...]
+    mixer: str  # metaformer.MIXERS
+    position_codes: bool
+    dropout: float  # of the attention probabilities
+    drop_path: float
     # Heads. The release configures a head for the root's depth and comments it out.
-    root_depth: bool = False
+    root_depth: bool
     # "torch": the release's; "centre": all joints begin in the middle of the crop,
     # for outside of it the sampler has no gradient (short runs gain from it).
-    joints2d_init: str = "torch"
+    joints2d_init: str
     # Input as released: OpenCV's channel order and pixels from -0.5 to 0.5.
-    image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    image_std: tuple[float, ...] = (1.0, 1.0, 1.0)
-    channel_order: str = "bgr"
-    dtype: str = "float32"  # of the computation; parameters are float32
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
+    channel_order: str
     fused: bool = False  # inference form of the backbone: `models.for_inference`
+    dtype: str = "float32"  # of the computation; parameters are float32
 
     def setup(self):
         """Build backbone, heads, token generator and regressor."""

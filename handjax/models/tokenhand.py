@@ -37,7 +37,7 @@ from handjax.nn.metaformer import (
     layer_norm,
     linear,
 )
-from handjax.nn.ops.image import IMAGENET_MEAN, IMAGENET_STD, normalised
+from handjax.nn.ops.image import normalised
 from handjax.nn.point_transformer import PointTransformer, level_sizes
 from handjax.nn.token_sampler import TokenGenerator
 from handjax.nn.vq import Quantized, VectorQuantizer, nearest_code, soft_lookup
@@ -143,9 +143,9 @@ class Classifier(nn.Module):
 
     num_tokens: int
     num_codes: int
-    blocks: int = 1
-    dropout: float = 0.0
-    drop_path: float = 0.0
+    blocks: int
+    dropout: float
+    drop_path: float
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -176,36 +176,36 @@ class Model(nn.Module):
     """Image to hand; the fields are `config.model`."""
 
     # Tokenizer. Level sizes halve: 778, 389, 194, 97, 48 points.
-    encoder_widths: tuple[int, ...] = (32, 64, 128, 256, 512)
-    encoder_strides: tuple[int, ...] = (1, 2, 2, 2, 2)
-    encoder_k: tuple[int, ...] = (8, 16, 16, 16, 16)
-    encoder_blocks: tuple[int, ...] = (1, 1, 1, 1, 1)
-    encoder_neighbours: str = "posed"  # or "template": much cheaper on a CPU
-    num_codes: int = 512
-    code_dim: int = 512
-    decay: float = 0.99
-    reset_below: float = 1.0
-    smoothing: float = 0.0
-    commitment: str = "mean"  # or "sum", the paper's formula to the letter
-    decoder_tokens: tuple[int, ...] = (48, 97, 194, 389)
-    decoder_widths: tuple[int, ...] = (256, 128, 64, 32)
-    decoder_blocks: int = 1
+    encoder_widths: tuple[int, ...]
+    encoder_strides: tuple[int, ...]
+    encoder_k: tuple[int, ...]
+    encoder_blocks: tuple[int, ...]
+    encoder_neighbours: str  # or "template": much cheaper on a CPU
+    num_codes: int
+    code_dim: int
+    decay: float
+    reset_below: float
+    smoothing: float
+    commitment: str  # or "sum", the paper's formula to the letter
+    decoder_tokens: tuple[int, ...]
+    decoder_widths: tuple[int, ...]
+    decoder_blocks: int
     # Image to tokens.
-    backbone: str = "fastvit_ma36"
-    backbone_drop_path: float = 0.2
-    token_generator: str = "D"  # token_sampler.GENERATORS but F
-    sampler_gradient: bool = True  # mesh losses move the 2-D joints (SimpleHand's do)
-    token_dim: int = 256
-    classifier_blocks: int = 1
-    dropout: float = 0.1  # of the classifier's attention
-    drop_path: float = 0.1  # of the classifier
-    inference: str = "soft"  # or "hard": the best code of each token
+    backbone: str
+    backbone_drop_path: float
+    token_generator: str  # token_sampler.GENERATORS but F
+    sampler_gradient: bool  # mesh losses move the 2-D joints (SimpleHand's do)
+    token_dim: int
+    classifier_blocks: int
+    dropout: float  # of the classifier's attention
+    drop_path: float  # of the classifier
+    inference: str  # or "hard": the best code of each token
     # Input. ImageNet's, for which public backbone weights are made.
-    image_mean: tuple[float, ...] = IMAGENET_MEAN
-    image_std: tuple[float, ...] = IMAGENET_STD
-    channel_order: str = "rgb"  # or "bgr"
-    dtype: str = "float32"  # of the computation; parameters are float32
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
+    channel_order: str  # or "bgr"
     fused: bool = False  # inference form of the backbone: `models.for_inference`
+    dtype: str = "float32"  # of the computation; parameters are float32
 
     tokenizes = "vertices"  # what `encode` takes (`capabilities.Tokenizes`)
 

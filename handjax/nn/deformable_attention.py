@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
 Values = Sequence[Float[Array, "batch _ _ head dim"]]
@@ -102,11 +103,11 @@ def _gathered(
 class DeformableAttention(nn.Module):
     """Attention to places near a reference point, chosen by each query.
 
-    Sum over maps l and points k of A_lk W x_l(p + dp_lk), in each head (MMHMR Eq.
-    deformable attention). Offsets dp from the reference p and the weights A of places
-    are linear in the query; each place is weighed against all others of its head on all
-    maps. At the start the weights are equal and head m of M looks in direction
-    2 pi m / M, its k-th point k pixels away, in the maximum norm.
+    Sum over maps l and points k of A_lk W x_l(p + dp_lk), in each head
+    (MMHMR Eq. deformable attention). Offsets dp from the reference p and the weights A
+    of places are linear in the query; each place is weighed against all others of its
+    head on all maps. At the start the weights are equal and head m of M looks in
+    direction 2 pi m / M, its k-th point k pixels away, in the maximum norm.
     """
 
     heads: int = 8
@@ -151,7 +152,8 @@ class DeformableAttention(nn.Module):
                 jnp.where(nothing[..., None], 0, x)
                 for x, nothing in zip(values, padding, strict=True)
             ]
-        values = [x.reshape(*x.shape[:3], self.heads, -1) for x in values]
+        split = "b row col (head d) -> b row col head d"
+        values = [rearrange(x, split, head=self.heads) for x in values]
         sizes = [x.shape[1:3] for x in maps]
         found = deformable_sample(
             values,

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
 from handjax.errors import UserError
@@ -32,8 +33,8 @@ Mask = Bool[Array, "query query"]
 class MultiheadAttention(nn.Module):
     """PyTorch's layer of this name: one packed projection, heads, one projection."""
 
-    heads: int = 8
-    dropout: float = 0.0
+    heads: int
+    dropout: float
     """Of the probabilities."""
     dtype: Any = jnp.float32
 
@@ -75,7 +76,7 @@ class MultiheadAttention(nn.Module):
             own = slice(part * dim, (part + 1) * dim)
             y = jnp.dot(x.astype(self.dtype), kernel[:, own].astype(self.dtype))
             y = y + bias[own].astype(self.dtype)[None, None]
-            return y.reshape(*y.shape[:2], self.heads, -1)
+            return rearrange(y, "b token (head d) -> b token head d", head=self.heads)
 
         q, k, v = projected(query, 0), projected(key, 1), projected(value, 2)
         batch = max(len(q), len(k))
@@ -89,16 +90,16 @@ class MultiheadAttention(nn.Module):
         kept = nn.Dropout(self.dropout, deterministic=not train)(probs)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", kept.astype(self.dtype), v)
         out = nn.Dense(dim, dtype=self.dtype, kernel_init=xavier, name="out_proj")
-        return out(mixed.reshape(batch, -1, dim)), probs
+        return out(rearrange(mixed, "b query head d -> b query (head d)")), probs
 
 
 class EncoderLayer(nn.Module):
     """Self-attention, then two linear layers, each on what is normalised."""
 
-    heads: int = 8
-    ratio: int = 4
+    heads: int
+    ratio: int
     """How many times wider the tokens are between the linear layers."""
-    dropout: float = 0.1
+    dropout: float
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -128,9 +129,9 @@ class Decoded(NamedTuple):
 class DecoderLayer(nn.Module):
     """Self-attention, attention to encoded tokens, two linear layers."""
 
-    heads: int = 8
-    ratio: int = 4
-    dropout: float = 0.1
+    heads: int
+    ratio: int
+    dropout: float
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -172,10 +173,10 @@ def _feed_forward(x: Array, ratio: int, drop: Any, dtype: Any) -> Array:
 class Encoder(nn.Module):
     """Layers on tokens, and a norm."""
 
-    layers: int = 3
-    heads: int = 8
-    ratio: int = 4
-    dropout: float = 0.1
+    layers: int
+    heads: int
+    ratio: int
+    dropout: float
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -192,10 +193,10 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Layers on queries, and a norm."""
 
-    layers: int = 3
-    heads: int = 8
-    ratio: int = 4
-    dropout: float = 0.1
+    layers: int
+    heads: int
+    ratio: int
+    dropout: float
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -237,11 +238,11 @@ class Transformer(nn.Module):
     The camera token has no position, and the decoder does not see it.
     """
 
-    layers: int = 3
+    layers: int
     """Of the encoder, and as many of the decoder."""
-    heads: int = 8
-    ratio: int = 4
-    dropout: float = 0.1
+    heads: int
+    ratio: int
+    dropout: float
     dtype: Any = jnp.float32
 
     @nn.compact

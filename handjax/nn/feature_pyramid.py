@@ -33,8 +33,8 @@ class FeaturePyramid(nn.Module):
     with 640 and 320 channels on the way.
     """
 
-    width: int = 256
-    levels: Sequence[str] = ("1x", "4x")
+    width: int
+    levels: Sequence[str]
     """Of `LEVELS`, in the order in which they are returned."""
     dtype: Any = jnp.float32
 

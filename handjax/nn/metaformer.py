@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
 from handjax.errors import UserError
@@ -55,11 +56,14 @@ class SelfAttention(nn.Module):
         bias: Float[Array, "head token token"] | None = None,
     ) -> Float[Array, "batch token dim"]:
         """Softmax(q k / sqrt(d) + bias) v in each head, then a linear map."""
-        batch, token, dim = x.shape
+        dim = x.shape[-1]
         qkv_init = nn.initializers.xavier_uniform()
         qkv = nn.Dense(3 * dim, dtype=self.dtype, kernel_init=qkv_init, name="qkv")(x)
-        q, k, v = jnp.moveaxis(
-            qkv.reshape(batch, token, 3, self.num_heads, dim // self.num_heads), 2, 0
+        q, k, v = rearrange(
+            qkv,
+            "b token (qkv head d) -> qkv b token head d",
+            qkv=3,
+            head=self.num_heads,
         )
         scores = jnp.einsum("bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k)
         scores = scores.astype(jnp.float32)
@@ -67,7 +71,8 @@ class SelfAttention(nn.Module):
             scores = scores + bias.astype(jnp.float32)[None]
         probs = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
         probs = nn.Dropout(self.dropout, deterministic=not train)(probs)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", probs, v).reshape(batch, token, dim)
+        mixed = jnp.einsum("bhqk,bkhd->bqhd", probs, v)
+        mixed = rearrange(mixed, "b token head d -> b token (head d)")
         return nn.Dense(
             dim, dtype=self.dtype, kernel_init=torch_linear_init, name="out"
         )(mixed)
@@ -97,22 +102,25 @@ class CrossAttention(nn.Module):
             valid: False for tokens that are not looked at; None for no such tokens.
             train: Drop probabilities.
         """
-        (batch, query, dim), tokens = x.shape, context.shape[1]
+        dim = x.shape[-1]
         init = nn.initializers.xavier_uniform()
         options: dict[str, Any] = dict(dtype=self.dtype, kernel_init=init)
         q = nn.Dense(dim, **options, name="q")(x)
-        q = q.reshape(batch, query, self.num_heads, -1)
+        q = rearrange(q, "b query (head d) -> b query head d", head=self.num_heads)
         kv = nn.Dense(2 * dim, **options, name="kv")(context)
-        kv = kv.reshape(batch, tokens, 2, self.num_heads, -1)
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, kv[:, :, 0])
+        k, v = rearrange(
+            kv, "b token (kv head d) -> kv b token head d", kv=2, head=self.num_heads
+        )
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k)
         scores = scores.astype(jnp.float32)
         if valid is not None:
             # Not infinite: an example may have nothing to look at.
             scores = jnp.where(valid[:, None, None], scores, -1e9)
         probs = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
         probs = nn.Dropout(self.dropout, deterministic=not train)(probs)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", probs, kv[:, :, 1])
-        return linear(dim, self.dtype, "out")(mixed.reshape(x.shape))
+        mixed = jnp.einsum("bhqk,bkhd->bqhd", probs, v)
+        mixed = rearrange(mixed, "b query head d -> b query (head d)")
+        return linear(dim, self.dtype, "out")(mixed)
 
 
 class SeparableConv(nn.Module):
@@ -212,10 +220,10 @@ class MeshRegressor(nn.Module):
     MetaFormer block".
     """
 
-    tokens: tuple[int, ...] = (48, 97, 194, 389)
+    tokens: tuple[int, ...]
     """Tokens that enter each layer; the last one leaves `num_vertices`."""
-    widths: tuple[int, ...] = (256, 128, 64, 32)
-    blocks: tuple[int, ...] = (1, 1, 1, 1)
+    widths: tuple[int, ...]
+    blocks: tuple[int, ...]
     """MetaFormer blocks of each layer."""
     mixer: str = "attention"
     position_codes: bool = True

@@ -160,13 +160,13 @@ class TransitionDown(nn.Module):
 class PointTransformer(nn.Module):
     """Encoder: a point cloud to as many features as the last level has points."""
 
-    widths: tuple[int, ...] = (32, 64, 128, 256, 512)
-    strides: tuple[int, ...] = (1, 2, 2, 2, 2)
-    neighbours_k: tuple[int, ...] = (8, 16, 16, 16, 16)
+    widths: tuple[int, ...]
+    strides: tuple[int, ...]
+    neighbours_k: tuple[int, ...]
     """Neighbours in each level's attention and in the transition to it."""
-    blocks: tuple[int, ...] = (1, 1, 1, 1, 1)
+    blocks: tuple[int, ...]
     """Attention blocks after each transition."""
-    neighbours: str = "posed"
+    neighbours: str
     """"posed": nearest in the given points; "template": nearest in the template."""
     dtype: Any = jnp.float32
 

@@ -22,6 +22,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -104,13 +105,12 @@ def cross_scan(
 
     Without `backward`, the last two are read from the start, too.
     """
-    batch, height, width, _, dim = maps.shape
+    by_rows = "batch row column dim -> batch (row column) dim"
+    by_columns = "batch row column dim -> batch (column row) dim"
 
     def read(i):
-        by_columns = i % 2 == 1 and width > 1
-        rows = maps[..., i, :].swapaxes(1, 2) if by_columns else maps[..., i, :]
-        step = -1 if backward and i >= 2 else 1
-        return rows.reshape(batch, height * width, dim)[:, ::step]
+        sequence = rearrange(maps[..., i, :], by_columns if i % 2 else by_rows)
+        return sequence[:, :: -1 if backward and i >= 2 else 1]
 
     return jnp.stack([read(i) for i in range(4)])
 
@@ -123,12 +123,13 @@ def cross_merge(
     backward: bool = True,
 ) -> Float[Array, "batch {height} {width} dim"]:
     """Sum, at each place of the map, what the four orders of `cross_scan` hold."""
-    _, batch, _, dim = sequences.shape
+    sides = dict(row=height, column=width)
     rows, columns = sequences[:2] + sequences[2:, :, :: -1 if backward else 1]
-    if width > 1:
-        columns = columns.reshape(batch, width, height, dim).swapaxes(1, 2)
-    shape = (batch, height, width, dim)
-    return rows.reshape(shape) + columns.reshape(shape)
+    rows = rearrange(rows, "batch (row column) dim -> batch row column dim", **sides)
+    columns = rearrange(
+        columns, "batch (column row) dim -> batch row column dim", **sides
+    )
+    return rows + columns
 
 
 # --- Layers -------------------------------------------------------------------
@@ -229,8 +230,9 @@ class SS2D(nn.Module):
         skip = self.param("Ds", nn.initializers.ones, (4 * dim,))
 
         # From the map, one product for all directions; only its result is reordered.
-        mixed = jnp.dot(u, x_proj.astype(self.dtype).reshape(-1, dim).T)
-        mixed = mixed.reshape(*u.shape[:-1], 4, -1)
+        weights = rearrange(x_proj, "scan row dim -> dim (scan row)")
+        mixed = jnp.dot(u, weights.astype(self.dtype))
+        mixed = rearrange(mixed, "... (scan number) -> ... scan number", scan=4)
         mixed = cross_scan(mixed, backward=self.backward)
         low_rank, B, C = jnp.split(mixed, np.cumsum(sizes)[:2], axis=-1)
         dt = jnp.einsum(
@@ -244,10 +246,10 @@ class SS2D(nn.Module):
         y = selective_scan(
             cross_scan(four, backward=self.backward),
             dt,
-            -jnp.exp(a_logs).reshape(4, 1, dim, self.state),
+            -rearrange(jnp.exp(a_logs), "(scan dim) n -> scan 1 dim n", scan=4),
             B,
             C,
-            skip.reshape(4, 1, dim),
+            rearrange(skip, "(scan dim) -> scan 1 dim", scan=4),
             path=self.path,
             discretisation=self.discretisation,
         )

@@ -64,13 +64,13 @@ def num_tokens(keep_ratio: float | int, places: int) -> int:
 class TokenPruner(nn.Module):
     """A map to clustered tokens, `num_tokens` of its places.
 
-    Z = M^T F with M = softmax over places of Linear(GELU(Conv F)) (TORE Eq.
-    clustering). The convolution, 3 x 3, narrows to a quarter of the channels. The
-    LayerNorm after it is over tokens and channels at once, as TORE's code has it; the
-    paper says "LayerNorm".
+    Z = M^T F with M = softmax over places of Linear(GELU(Conv F))
+    (TORE Eq. clustering). The convolution, 3 x 3, narrows to a quarter of the channels.
+    The LayerNorm after it is over tokens and channels at once, as TORE's code has it;
+    the paper says "LayerNorm".
     """
 
-    keep_ratio: float | int = 0.8
+    keep_ratio: float | int
     kind: str = "itp"
     """One of `KINDS`."""
     dtype: Any = jnp.float32

@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jaxtyping import Array, Float
 
 from handjax.errors import UserError
@@ -96,7 +97,7 @@ class Upsample(nn.Module):
         self, x: Float[Array, "batch height width dim"], *, train: bool
     ) -> Float[Array, "batch new_height new_width features"]:
         """Map of `factor` times the height and width."""
-        (batch, height, width, _), n = x.shape, self.factor
+        n = self.factor
         y = nn.Dense(
             n * n * self.features,
             use_bias=False,
@@ -105,8 +106,8 @@ class Upsample(nn.Module):
             kernel_init=_uniform(1 / math.sqrt(n * n * self.features)),
             name="deconvolution",
         )(x)
-        y = y.reshape(batch, height, width, n, n, self.features).swapaxes(2, 3)
-        y = y.reshape(batch, n * height, n * width, self.features)
+        spread = "b row col (down across dim) -> b (row down) (col across) dim"
+        y = rearrange(y, spread, down=n, across=n)
         return nn.relu(BatchNorm(self.features, name="norm")(y, train=train))
 
 

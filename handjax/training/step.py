@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
+from einops import rearrange
 
 from handjax.errors import UserError
 from handjax.family.stage import LossFn, Stage
@@ -259,7 +260,8 @@ def _on_each_device(stage: Stage, devices: int) -> LossFn:
     """
 
     def loss_fn(model: Any, variables: Variables, batch: Any, rngs: Any) -> Any:
-        parts = jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), batch)
+        each = "(device row) ... -> device row ..."
+        parts = jax.tree.map(lambda x: rearrange(x, each, device=devices), batch)
         keys = {name: jax.random.split(key, devices) for name, key in rngs.items()}
         alone = functools.partial(stage.loss_fn, model)
         found = jax.vmap(alone, in_axes=(None, 0, 0))(variables, parts, keys)
@@ -284,8 +286,8 @@ def _in_micro_batches(gradients: Callable, number: int, devices: int) -> Callabl
 
     def cut(x: Any) -> Any:
         # Every device cuts its own rows, so that none has to be sent to another.
-        x = x.reshape(devices, number, -1, *x.shape[1:])
-        return jnp.swapaxes(x, 0, 1).reshape(number, -1, *x.shape[3:])
+        rows = "(device part row) ... -> part (device row) ..."
+        return rearrange(x, rows, device=devices, part=number)
 
     def mean_gradients(
         trainable: Any,

@@ -1,5 +1,6 @@
 """Every file of configs/ loads in all its variants and names what exists."""
 
+import dataclasses
 import importlib.util
 
 import pytest
@@ -8,6 +9,8 @@ from places import CONFIGS
 from handjax import models
 from handjax.checkpoints import workdir
 from handjax.config import schema as configs
+from handjax.config.variants import VARIANTS
+from handjax.errors import UserError
 
 FILES = sorted((CONFIGS).glob("*.py"))
 
@@ -22,7 +25,7 @@ def load(path):
 CASES = [
     (path, variant)
     for path in FILES
-    for variant in (*load(path).VARIANTS, *getattr(load(path), "ROWS", ()))
+    for variant in (*VARIANTS, *getattr(load(path), "ROWS", ()))
 ]
 """Variants, and rows of the papers' tables where a file has them by name."""
 
@@ -47,6 +50,67 @@ def test_config_is_accepted_and_builds_its_model(case):
         assert stage.needs_image == (config.stages[stage.name].data == "images")
 
 
+NO_RECIPE = {"dtype", "fused", "remat", "remat_policy", "scan_path", "edges"}
+"""Fields that change how a model is computed, or that the data fix: these have
+defaults."""
+
+
+def fields_of(family):
+    """Names of the fields of a family's Model -> whether they have a default."""
+    fields = dataclasses.fields(models.load(family).Model)
+    return {
+        field.name: field.default is not dataclasses.MISSING
+        for field in fields
+        if field.name not in ("parent", "name")
+    }
+
+
+@pytest.mark.parametrize("family", models.names())
+def test_no_field_of_a_recipe_has_a_default(family):
+    assert {name for name, has in fields_of(family).items() if has} <= NO_RECIPE
+
+
+@pytest.mark.parametrize("case", CASES, ids=named)
+def test_every_field_of_a_recipe_is_in_the_config(case):
+    path, variant = case
+    config = load(path).get_config(variant)
+    assert {n for n, has in fields_of(config.family).items() if not has} <= {
+        *config.model
+    }
+
+
+def test_a_missing_or_misspelt_key_of_the_model_is_named():
+    family = models.load("tokenhand")
+    config = load(CONFIGS / "tokenhand.py").get_config("smoke")
+    del config.model.code_dim
+    with pytest.raises(
+        UserError, match=r"config\.model lacks code_dim, which tokenhand"
+    ):
+        workdir.build_model(family, config)
+    config.model.codedim = 64
+    with pytest.raises(UserError, match=r"no key 'codedim'\. Did you mean 'code_dim'"):
+        workdir.build_model(family, config)
+
+
+@pytest.mark.parametrize("family", configs.LATER_MODEL_KEYS)
+def test_an_old_workdir_builds_its_model_as_before_there_were_more_keys(family):
+    later = configs.LATER_MODEL_KEYS[family]
+    old = load(CONFIGS / f"{family}.py").get_config("paper")
+    for key in later:
+        del old.model[key]
+    config = configs.from_json(configs.to_json(old))
+    assert {key: config.model[key] for key in later} == later
+    workdir.build_model(models.load(family), config)
+
+
+def test_tores_old_name_of_the_output_unit_is_read():
+    old = load(CONFIGS / "tore.py").get_config("smoke")
+    old.model.outputs = old.model.output_unit
+    del old.model.output_unit
+    config = configs.from_json(configs.to_json(old))
+    assert config.model.output_unit == "hands" and "outputs" not in config.model
+
+
 @pytest.mark.parametrize("case", CASES, ids=named)
 def test_config_survives_json(case):
     path, variant = case
@@ -59,7 +123,6 @@ def test_config_survives_json(case):
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_variants_are_the_shared_ones_and_others_are_refused(path):
     module = load(path)
-    assert {"paper", "small", "demo", "smoke"} <= set(module.VARIANTS)
     assert module.get_config("").to_dict() == module.get_config("paper").to_dict()
     with pytest.raises(ValueError, match="no variant 'huge'; it has paper"):
         module.get_config("huge")
@@ -68,7 +131,7 @@ def test_variants_are_the_shared_ones_and_others_are_refused(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_docstring_says_how_to_run_every_variant(path):
     text = load(path).__doc__
-    for variant in load(path).VARIANTS:
+    for variant in VARIANTS:
         suffix = "" if variant == "paper" else f":{variant}"
         assert f"--config configs/{path.name}{suffix} " in text
     for row in getattr(load(path), "ROWS", ()):

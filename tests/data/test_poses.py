@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.loading.pose_files import PoseFile
-from data_pipelines.synthetic.letters import LetterSource
+from data_pipelines.synthetic import letters
 from data_pipelines.synthetic.poses import PosePriorSource
 from handjax.config import schema as configs
 from handjax.data import run_data
@@ -189,7 +189,7 @@ def test_letters_come_with_their_ids_and_resume_exactly():
     whole, late = _letters(0, 3), _letters(2, 1)
     for a, b in zip(whole[2], late[0], strict=True):
         np.testing.assert_array_equal(a, b)
-    source = LetterSource(4, max_turn=20.0)
+    source = letters.LetterSource(4, max_turn=20.0)
     drawn = [source[i] for i in range(6, 9)]
     np.testing.assert_array_equal(whole[2].text, [IDS[row["label"]] for row in drawn])
     poses = [row["mano_pose"] for row in drawn]
@@ -215,6 +215,7 @@ def test_letters_are_evaluated_in_order_on_others_than_are_trained_on():
 def test_a_stage_on_labelled_poses_is_fed_evaluated_and_begun_with_texts():
     config = fake_family.get_config()
     config.stages.mesh.data = "labelled_poses"
+    config.model.update(text="labels", labels=tuple(letters.names()))
     config.eval.batch_size, config.eval.num = 4, 6
     opened = run_data.OpenData(config, {}, model_files.load())
     tokenizer, mesh = fake_family.stages(config)
@@ -228,7 +229,7 @@ def test_a_stage_on_labelled_poses_is_fed_evaluated_and_begun_with_texts():
     assert next(opened.train(tokenizer, 8, 0)).text is None
     example = run_data.example_batch(config, model_files.load())
     np.testing.assert_array_equal(example.text, [[0], [0]])
-    config.model = dict(labels=("a", "b"))
+    config.model.labels = ("a", "b")
     with pytest.raises(ValueError, match=r"'c' is not one of the labels .*: a, b"):
         _ = run_data.OpenData(config, {}, model_files.load()).letters
     assert configs.evaluated_on(config, "mesh") == "asl_letters"

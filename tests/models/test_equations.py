@@ -35,6 +35,16 @@ def test_every_equation_has_one_home(family):
     assert all(len(where) == 1 for where in homes.values()), homes
 
 
+def test_grep_finds_every_tag_on_one_line():
+    found = [
+        (paper, key)
+        for path in sorted(Path(handjax.__file__).parent.rglob("*.py"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+        for paper, key in TAG.findall(line)
+    ]
+    assert sorted(found) == sorted((paper, key) for paper, key, _ in tags())
+
+
 def test_every_tag_belongs_to_a_family():
     papers = {models.load(family).PAPER.name for family in models.names()}
     assert {name for name, _, _ in tags()} <= papers

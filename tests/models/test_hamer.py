@@ -17,7 +17,9 @@ from handjax.nn import mano_head
 DECODER = hamer.Decoder(16, 2, 2, 4, 24, jnp.float32)
 RNG = np.random.default_rng(0)
 PATCHES = RNG.normal(size=(2, 5, 12)).astype(np.float32)
-FIELDS = dict(decoder_dim=8, decoder_depth=1, decoder_heads=1, decoder_head_dim=8)
+FIELDS = tiny.fields(
+    "hamer", decoder_dim=8, decoder_depth=1, decoder_heads=1, decoder_head_dim=8
+)
 
 
 def filled(shapes):
@@ -38,7 +40,9 @@ def built():
     """A model on the tiny backbone, its variables and a compiled `predict`."""
     with pytest.MonkeyPatch.context() as patch:
         tiny.patch_backbone(patch)
-        model = hamer.Model(**FIELDS, root="wrist", joints="mesh", head_init="xavier")
+        model = hamer.Model(
+            **FIELDS | dict(root="wrist", joints="mesh", head_init="xavier")
+        )
         batch = tiny.batch(2, crop=128)
         hand = tiny.hand()
         init = functools.partial(model.init, batch=batch, hand=hand, method="init_all")
@@ -114,7 +118,7 @@ def test_parameters_are_counted_by_part(built):
 def test_the_query_can_be_the_mean_parameters():
     with pytest.MonkeyPatch.context() as patch:
         tiny.patch_backbone(patch)
-        model = hamer.Model(**FIELDS, query="mean")
+        model = hamer.Model(**FIELDS | dict(query="mean"))
         batch, hand = tiny.batch(1, crop=128), tiny.hand()
         init = functools.partial(model.init, batch=batch, hand=hand, method="init_all")
         shapes = jax.eval_shape(init, jax.random.key(0))

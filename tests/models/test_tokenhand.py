@@ -12,7 +12,8 @@ from handjax.models import tokenhand
 from handjax.models.tokenhand import Model
 from handjax.training.step import create, make_step
 
-TINY = dict(
+TINY = tiny.fields(
+    "tokenhand",
     encoder_widths=(16,),
     encoder_strides=(16,),
     encoder_k=(4,),
@@ -47,7 +48,7 @@ def tiny_model():
 
 
 def shapes(**fields):
-    model = Model(**fields)
+    model = Model(**tiny.fields("tokenhand", **fields))
     init = functools.partial(model.init, jax.random.key(0), method="init_all")
     return jax.eval_shape(lambda: init(tiny.batch(2), tiny.hand()))
 
@@ -99,7 +100,8 @@ def test_parameters_by_part_are_those_of_the_design(monkeypatch):
     ids=str,
 )
 def test_ablations_of_the_paper_are_config_values(fields):
-    model, batch = Model(**fields), tiny.batch(2, crop=96)
+    model = Model(**tiny.fields("tokenhand", **fields))
+    batch = tiny.batch(2, crop=96)
     variables = shapes(**fields)
     if fields.get("token_generator") == "B":  # as many tokens as the map has pixels
         init = functools.partial(model.init, jax.random.key(0), method="init_all")
@@ -147,7 +149,7 @@ def test_decoding_the_indices_of_a_mesh_is_its_reconstruction():
 def test_hard_inference_decodes_the_best_codes():
     batch = tiny.batch()
     soft, variables = tiny_model()
-    hard = Model(**TINY, inference="hard")
+    hard = Model(**TINY | dict(inference="hard"))
     output = hard.apply(variables, batch.image)
     decoded = soft.apply(variables, output.indices, method="decode")
     np.testing.assert_allclose(output.vertices, decoded.vertices, atol=1e-6)
@@ -164,7 +166,7 @@ def test_joints2d_are_pixels_and_begin_in_the_middle():
 def test_channel_order_turns_the_channels_before_they_are_normalised():
     image = tiny.batch().image
     model, variables = tiny_model()
-    bgr = Model(**TINY, channel_order="bgr")
+    bgr = Model(**TINY | dict(channel_order="bgr"))
     a, b, c = (
         np.asarray(m.apply(variables, x).logits)
         for m, x in ((model, image), (bgr, image[..., ::-1]), (bgr, image))
@@ -176,7 +178,7 @@ def test_channel_order_turns_the_channels_before_they_are_normalised():
 def test_image_is_normalised_inside():
     batch = tiny.batch()
     model, variables = tiny_model()
-    plain = Model(**TINY, image_mean=(0.0, 0.0, 0.0), image_std=(1 / 255,) * 3)
+    plain = Model(**TINY | dict(image_mean=(0.0, 0.0, 0.0), image_std=(1 / 255,) * 3))
     mean, std = np.float32(model.image_mean), np.float32(model.image_std)
     normalised = (np.float32(batch.image) / 255 - mean) / std
     np.testing.assert_allclose(
@@ -190,7 +192,7 @@ def test_image_is_normalised_inside():
 def test_bfloat16_changes_the_computation_and_not_the_variables():
     batch = tiny.batch()
     model, variables = tiny_model()
-    half = Model(**TINY, dtype="bfloat16")
+    half = Model(**TINY | dict(dtype="bfloat16"))
     init = functools.partial(half.init, jax.random.key(0), method="init_all")
     for leaf in jax.tree.leaves(jax.eval_shape(lambda: init(batch, tiny.hand()))):
         assert leaf.dtype != jnp.bfloat16
@@ -251,7 +253,7 @@ def test_joints2d_loss_is_in_units_of_the_crop():
 def test_mesh_losses_move_the_joints2d_only_with_sampler_gradient(flows):
     batch = tiny.batch()
     _, variables = tiny_model()
-    model = Model(**TINY, sampler_gradient=flows)
+    model = Model(**TINY | dict(sampler_gradient=flows))
 
     def vertices(head):
         params = {**variables["params"], "joints2d_head": head}

@@ -50,7 +50,7 @@ def test_attention_equals_loops_in_numpy():
     query, key, value = (normal(BATCH, n, DIM, seed=n) for n in (QUERIES, 7, 7))
     blocked = np.random.default_rng(0).random((QUERIES, 7)) < 0.4
     blocked[:, 0] = False
-    module = MultiheadAttention(HEADS)
+    module = MultiheadAttention(HEADS, dropout=0.0)
     variables = filled(module, query, key, value)
     found, probs = run(module, variables, query, key, value, jnp.asarray(blocked))
     p = jax.tree.map(np.float64, variables["params"])
@@ -136,8 +136,11 @@ def test_the_camera_has_no_position_and_the_queries_do_not_see_it():
 def test_widths_that_heads_do_not_divide_and_no_layers_are_refused():
     camera, tokens, queries, positions, _ = inputs()
     for module, message in (
-        (Transformer(1, heads=3), "8 channels cannot be cut into config.model.heads=3"),
-        (Transformer(0), "config.model.layers=0 must be at least 1"),
+        (
+            Transformer(1, **OPTIONS | dict(heads=3)),
+            "8 channels cannot be cut into config.model.heads=3",
+        ),
+        (Transformer(0, **OPTIONS), "config.model.layers=0 must be at least 1"),
     ):
         with pytest.raises(ValueError, match=message):
             filled(module, camera, tokens, queries, positions)

@@ -49,7 +49,7 @@ def test_maps_come_in_the_order_of_their_names_and_do_not_depend_on_each_other()
 
 
 def test_maps_may_be_bfloat16():
-    module = FeaturePyramid(4, dtype=jnp.bfloat16)
+    module = FeaturePyramid(4, ("1x", "4x"), dtype=jnp.bfloat16)
     maps, variables = shapes(module, (1, 3, 2, 8))
     assert {m.dtype for m in maps} == {jnp.dtype("bfloat16")}
     assert {v.dtype for v in jax.tree.leaves(variables)} == {jnp.dtype("float32")}

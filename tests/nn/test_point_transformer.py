@@ -113,7 +113,13 @@ class Encoder(nn.Module):
 
 
 def encoder(template, **options):
-    small = dict(widths=(8, 16), strides=(1, 2), neighbours_k=(4, 4), blocks=(1, 1))
+    small = dict(
+        widths=(8, 16),
+        strides=(1, 2),
+        neighbours_k=(4, 4),
+        blocks=(1, 1),
+        neighbours="posed",
+    )
     model = Encoder(small | options)
     return model, model.init(jax.random.key(0), template, method="init_all")
 
@@ -178,7 +184,14 @@ def test_posed_neighbours_of_the_template_are_the_templates(rng):
     "blocks, expected", [(0, 179_040), (1, 1_989_530), (2, 3_800_020)]
 )
 def test_parameter_number_of_the_full_encoder(blocks, expected, rng):
-    model = Encoder(dict(blocks=(blocks,) * 5))
+    full = dict(
+        widths=(32, 64, 128, 256, 512),
+        strides=(1, 2, 2, 2, 2),
+        neighbours_k=(8, 16, 16, 16, 16),
+        blocks=(blocks,) * 5,
+        neighbours="posed",
+    )
+    model = Encoder(full)
     template = rng.normal(size=(778, 3))
     shapes = jax.eval_shape(
         lambda: model.init(jax.random.key(0), template, method="init_all")

@@ -3,7 +3,9 @@
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
+from handjax.config.files import load_config
 from handjax.family import hand_constants
 from handjax.mano import model_files
 from handjax.nn import backbones
@@ -19,14 +21,18 @@ class Backbone(nn.Module):
 
     @nn.compact
     def __call__(self, image, *, train=False):
-        b, h, w, _ = image.shape
-        patches = image.reshape(b, h // 32, 32, w // 32, 32, 3).transpose(
-            0, 1, 3, 2, 4, 5
-        )
-        coarse = patches.reshape(b, h // 32, w // 32, 16, 2, 16, 2, 3)
-        x = jnp.mean(coarse, axis=(4, 6)).reshape(b, h // 32, w // 32, -1)
+        # Means over 2 x 2 pixels, and of those patches of 16 x 16.
+        pixels = rearrange(image, "b (h y) (w x) c -> b h w y x c", y=2, x=2)
+        x = jnp.mean(pixels, axis=(3, 4))
+        x = rearrange(x, "b (h y) (w x) c -> b h w (y x c)", y=16, x=16)
         x = nn.Dense(self.dim)(x)
         return {"final": nn.BatchNorm(use_running_average=not train)(x)}
+
+
+def fields(family, variant="paper", **changes):
+    """The fields of a config's model, with changes."""
+    config = load_config(f"configs/{family}.py:{variant}")
+    return config.model.to_dict() | changes
 
 
 def patch_backbone(monkeypatch):

@@ -5,10 +5,11 @@ and gives a first hand. "mesh": features sampled at that hand's joints, and thei
 over the map, are 22 tokens; stages of graph convolution along the bones and scans along
 the joints mix them; a linear layer on what they and the first hand say gives the hand.
 
-The defaults are the released network (ViT-H), from its published description; it
-differs from the paper in ways that fields and docstrings name. Parameters
-(`parameter_table`): backbone 630,912,000; downsampling 919,552; joints regressor
-27,613,805; token sampler 526,336; decoder 71,776,579; discriminator 1,545,211.
+`configs/hamba.py:paper` is the released network (ViT-H), from its published
+description; it differs from the paper in ways that fields and docstrings name.
+Parameters (`parameter_table`): backbone 630,912,000; downsampling 919,552; joints
+regressor 27,613,805; token sampler 526,336; decoder 71,776,579; discriminator
+1,545,211.
 """
 
 from typing import Any
@@ -54,12 +55,12 @@ def stages(config: Any) -> tuple[Stage, ...]:
     The backbone learns in both, unless `config.model.frozen_backbone`.
     """
     model = config.model
-    check_root(config, Model)
+    check_root(config)
     first, second = "^(image_encoder/|downsample/|regressor)", ""
-    if model.get("frozen_backbone", Model.frozen_backbone):
+    if model.frozen_backbone:
         first, second = "^(downsample/|regressor)", "^(?!image_encoder/)"
     # Two real hands for each prediction, as released.
-    real = 2 if model.get("adversarial", Model.adversarial) else 0
+    real = 2 if model.adversarial else 0
     return (
         Stage(
             name="regressor",

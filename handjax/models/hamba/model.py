@@ -18,7 +18,7 @@ from handjax.nn.joint_graph import JointGraphBlock
 from handjax.nn.mano_head import ManoHead, ManoParameters, MeanParameters, Posed
 from handjax.nn.metaformer import MetaFormerBlock, layer_norm, linear
 from handjax.nn.ops.batch_norm import BatchNorm
-from handjax.nn.ops.image import IMAGENET_MEAN, IMAGENET_STD, middle_columns, normalised
+from handjax.nn.ops.image import middle_columns, normalised
 from handjax.nn.ops.remat import again
 from handjax.nn.pose_discriminator import PoseDiscriminator
 from handjax.nn.ssm import VSSBlock
@@ -70,45 +70,45 @@ class Prediction(NamedTuple):
 class Model(nn.Module):
     """Image to hand; the fields are `config.model`."""
 
-    backbone: str = "vit_h"
-    tap: str = "final"  # which of its maps; a vision transformer has but one
-    backbone_drop_path: float = 0.55
-    frozen_backbone: bool = False
+    backbone: str
+    tap: str  # which of its maps; a vision transformer has but one
+    backbone_drop_path: float
+    frozen_backbone: bool
+    width: int  # of the narrowed map and the tokens
+    # Share of the narrowed map's tokens that the regressor scans, clustered by TORE's
+    # pruner; 1, the paper's: all of them, where they are.
+    keep_ratio: float | int
+    regressor_depths: tuple[int, ...]  # VSS blocks of each stage
+    decoder_depths: tuple[int, ...]
+    # Of the scans, see `nn.ssm`. The paper prints "zoh".
+    state: int
+    ratio: float
+    discretisation: str
+    drop_path: float  # of the last block of each trunk; not known of the release
+    # Tokens.
+    sampling: str  # GEOMETRIES; which of its two the release has is unknown
+    scan_order: str  # SCAN_ORDERS
+    graph: str  # joint_graph.KINDS, or "none"
+    mixer: str  # MIXERS
+    heads: int  # of mixer="attention"
+    fusion: tuple[str, ...]
+    # Hands.
+    root: str  # that HandOutput is relative to; config.data.root
+    joints: str  # mano_head.JOINTS
+    head_init: str  # mano_head.INITS
+    # Losses.
+    adversarial: bool  # whether there is a discriminator
+    reduction: str  # hmr_losses.REDUCTIONS
+    per_device: int  # examples that "sum" sums over; the paper's 56 on two GPUs
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
+    channel_order: str
     # Compute blocks again in the backward pass instead of storing them.
     remat: bool = False
     remat_policy: str = "nothing"  # what is stored all the same: nn.remat.POLICIES
-    width: int = 512  # of the narrowed map and the tokens
-    # Share of the narrowed map's tokens that the regressor scans, clustered by TORE's
-    # pruner; 1, the paper's: all of them, where they are.
-    keep_ratio: float | int = 1.0
-    regressor_depths: tuple[int, ...] = (2, 2, 2, 2)  # VSS blocks of each stage
-    decoder_depths: tuple[int, ...] = (2, 2, 2, 2)
-    # Of the scans, see `nn.ssm`. The paper prints "zoh".
-    state: int = 1
-    ratio: float = 2.0
-    discretisation: str = "euler"
-    scan_path: str = "auto"
-    drop_path: float = 0.2  # of the last block of each trunk; not known of the release
-    # Tokens.
-    sampling: str = "exact"  # GEOMETRIES; which of its two the release has is unknown
-    scan_order: str = "openpose"  # SCAN_ORDERS
-    graph: str = "per_joint"  # joint_graph.KINDS, or "none"
+    scan_path: str = "auto"  # ssm.PATHS: the same numbers at other speeds
     # Of the graph: the bones of config.hand's skeleton, unless the config has others.
     edges: Sequence[tuple[int, int]] = skeleton.BONES
-    mixer: str = "scan"  # MIXERS
-    heads: int = 8  # of mixer="attention"
-    fusion: tuple[str, ...] = FUSED
-    # Hands.
-    root: str = "middle_mcp"  # that HandOutput is relative to; config.data.root
-    joints: str = "skeleton"  # mano_head.JOINTS
-    head_init: str = "torch"  # mano_head.INITS
-    # Losses.
-    adversarial: bool = True  # whether there is a discriminator
-    reduction: str = "sum"  # hmr_losses.REDUCTIONS
-    per_device: int = 28  # examples that "sum" sums over; the paper's 56 on two GPUs
-    image_mean: tuple[float, ...] = IMAGENET_MEAN
-    image_std: tuple[float, ...] = IMAGENET_STD
-    channel_order: str = "rgb"
     dtype: str = "float32"  # of the computation; parameters are float32
 
     def setup(self):
@@ -304,6 +304,9 @@ class Trunk(nn.Module):
 
     depths: tuple[int, ...]
     """Blocks of each stage."""
+    state: int
+    ratio: float
+    discretisation: str
     mixer: str = "scan"
     """One of `MIXERS`."""
     heads: int = 8
@@ -312,9 +315,6 @@ class Trunk(nn.Module):
     """One of `joint_graph.KINDS`, or "none"."""
     edges: Sequence[tuple[int, int]] = ()
     """Of the graph, between places in the list of tokens."""
-    state: int = 1
-    ratio: float = 2.0
-    discretisation: str = "euler"
     path: str = "auto"
     drop_path: float = 0.0
     """Rate of the last block; earlier blocks grow linearly from zero."""

@@ -61,7 +61,7 @@ def stages(config: Any) -> tuple[Stage, ...]:
     Raises:
         UserError: `config.model.root` is not the root of the data.
     """
-    check_root(config, Model)
+    check_root(config)
     tokenizer = Stage(
         name="tokenizer",
         loss_fn=tokenizer_loss,
@@ -69,7 +69,7 @@ def stages(config: Any) -> tuple[Stage, ...]:
         trainable="^tokenizer/",
         needs_image=False,
     )
-    if config.model.get("condition", Model.condition) == "text":
+    if config.model.condition == "text":
         return tokenizer, _text_stage(config)
     return (
         tokenizer,
@@ -92,7 +92,7 @@ def _text_stage(config: Any) -> Stage:
             f"config.stages.mesh.data={data!r} has no texts, which config.model."
             f"condition='text' reads; use {LABELLED_POSES!r} (configs/mmhmr.py:text)."
         )
-    learned = config.model.get("text", Model.text) == text_encoder.LABELS
+    learned = config.model.text == text_encoder.LABELS
     trained = "^(synthesizer|text_encoder)/" if learned else "^synthesizer/"
     return Stage(
         name="mesh",

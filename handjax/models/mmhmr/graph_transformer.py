@@ -21,7 +21,7 @@ ADJACENCIES = {
     "graph_conv": "a graph convolution of its own, before both branches",
     "none": "nowhere",
 }
-"""Where the learned adjacency enters; the paper does not say. "bias" is the default: it
+"""Where the learned adjacency enters; the paper does not say. "bias" is taken: it
 leaves the block the sum that the paper prints, and starts as plain attention.
 "graph_conv" is what the figure of the paper's later version (MaskHand) shows."""
 
@@ -35,14 +35,14 @@ class GraphTransformerBlock(nn.Module):
     SE(Norm(Q')) (MMHMR Eq. 2).
     """
 
-    heads: int = 8
-    adjacency: str = "bias"
+    heads: int
+    adjacency: str
     """One of `ADJACENCIES`."""
-    residual: bool = False
+    residual: bool
     """Whether the block's input is added to its output, as MaskHand's figure has it."""
-    reduction: int = 4
+    reduction: int
     """How many times narrower the gate is inside; not in the paper."""
-    dropout: float = 0.0
+    dropout: float
     """Of the attention probabilities."""
     dtype: Any = jnp.float32
 
@@ -105,7 +105,7 @@ class Gate(nn.Module):
     The numbers are an MLP's of the mean over the tokens.
     """
 
-    reduction: int = 4
+    reduction: int
     dtype: Any = jnp.float32
 
     @nn.compact

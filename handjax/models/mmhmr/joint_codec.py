@@ -29,13 +29,13 @@ Output = Float[Array, "batch place_out dim_out"]
 class JointEncoder(nn.Module):
     """Lengthen the list of joints, halve it once, and let residual blocks mix it."""
 
-    num_tokens: int = 64
-    code_dim: int = 256
-    joints: int = 16
-    width: int = 512
-    depth: int = 2
-    dilation_growth: int = 3
-    dilation_order: str = "falling"
+    num_tokens: int
+    code_dim: int
+    joints: int
+    width: int
+    depth: int
+    dilation_growth: int
+    dilation_order: str
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -75,12 +75,12 @@ class JointDecoder(nn.Module):
 
     numbers: int
     """Of each joint's rotation."""
-    num_tokens: int = 64
-    joints: int = 16
-    width: int = 512
-    depth: int = 2
-    dilation_growth: int = 3
-    dilation_order: str = "falling"
+    num_tokens: int
+    joints: int
+    width: int
+    depth: int
+    dilation_growth: int
+    dilation_order: str
     dtype: Any = jnp.float32
 
     @nn.compact

@@ -35,8 +35,8 @@ REFERENCES = {
     "learned": "a learned point for each query, the same in every image",
 }
 """Where queries begin to look. The paper's text says that reference points are learned,
-its figures show them at the 2-D joints: the default, for what tells of a joint is seen
-there from the first update on, and offsets are learned anyway."""
+its figures show them at the 2-D joints, as the config has it, for what tells of a joint
+is seen there from the first update on, and offsets are learned anyway."""
 
 SHAPE_HEADS = {
     "attention": "one query reads the map",
@@ -50,27 +50,27 @@ Tokens = Float[Array, "batch token dim"]
 class MaskedSynthesizer(nn.Module):
     """Scores of the codes of all pose tokens, from those that are not masked."""
 
-    num_tokens: int = 64
-    num_codes: int = 2048
-    width: int = 256
+    num_tokens: int
+    num_codes: int
+    width: int
     """Of all tokens; not in the paper, here as wide as a code."""
-    layers: int = 4
-    heads: int = 8
+    layers: int
+    heads: int
     """Of every attention; as in Deformable DETR, as are the points."""
-    points: int = 4
-    mlp_ratio: int = 4
-    dropout: float = 0.0
+    points: int
+    mlp_ratio: int
+    dropout: float
     """Of attention probabilities and residual branches."""
-    ggpm_blocks: int = 2
+    ggpm_blocks: int
     """Blocks of `graph_transformer` before the layers; 0 for none of them."""
-    adjacency: str = "bias"
+    adjacency: str
     """Of the blocks, one of `graph_transformer.ADJACENCIES`."""
-    ggpm_residual: bool = False
-    reduction: int = 4
+    ggpm_residual: bool
+    reduction: int
     """Of the blocks' gates."""
-    pose: str = "linear"
+    pose: str
     """One of `pose_tokens.POSES`."""
-    reference: str = "joints2d"
+    reference: str
     """One of `REFERENCES`."""
     edges: Sequence[tuple[int, int]] = skeleton.BONES
     """Bones of the 2-D joints; they also say how many joints there are."""
@@ -220,10 +220,10 @@ class MaskedSynthesizer(nn.Module):
 class SynthesizerLayer(nn.Module):
     """Self-attention, attention to the image or text, MLP, each added to its input."""
 
-    heads: int = 8
-    points: int = 4
-    mlp_ratio: int = 4
-    dropout: float = 0.0
+    heads: int
+    points: int
+    mlp_ratio: int
+    dropout: float
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -270,12 +270,12 @@ class CameraShapeHead(nn.Module):
     looked again, knowing what it saw.
     """
 
-    kind: str = "attention"
+    kind: str
     """One of `SHAPE_HEADS`."""
-    width: int = 256
-    layers: int = 2
-    heads: int = 8
-    mlp_ratio: int = 4
+    width: int
+    layers: int
+    heads: int
+    mlp_ratio: int
     dtype: Any = jnp.float32
 
     @nn.compact

@@ -25,7 +25,7 @@ from handjax.nn import backbones, mano_head, masked_tokens, token_pruner
 from handjax.nn.feature_pyramid import FeaturePyramid
 from handjax.nn.mano_head import ManoParameters, MeanParameters, Posed
 from handjax.nn.masked_tokens import Sampling
-from handjax.nn.ops.image import IMAGENET_MEAN, IMAGENET_STD, middle_columns, normalised
+from handjax.nn.ops.image import middle_columns, normalised
 from handjax.nn.text import text_encoder
 from handjax.nn.vq import Quantized, soft_lookup
 from handjax.types import AnyArray, Batch, HandOutput, Variables
@@ -48,7 +48,7 @@ JOINTS2D_TEST = {
 }
 """The same at inference. The paper takes a detector's, and has none of its own; a
 library that is given a photo and a box should not need one, so a light one is part of
-the model, and is the default."""
+the model, and is what the config takes."""
 DECODED = {
     "codes": "the codes that were drawn",
     "expectation": "the mean code of each token by the last step's probabilities",
@@ -104,78 +104,78 @@ class Model(nn.Module):
     tokenizes = "mano_pose"  # what `encode` takes (`capabilities.Tokenizes`)
 
     # Tokenizer.
-    num_tokens: int = 64  # 16, 32, 64, 128
-    num_codes: int = 2048
-    code_dim: int = 256
-    rotation: str = "rotation_6d"  # REPRESENTATIONS
-    codec_width: int = 512
-    codec_depth: int = 2
-    dilation_growth: int = 3
-    dilation_order: str = "falling"  # joint_codec.DILATION_ORDERS
-    decay: float = 0.99
-    reset_below: float = 1.0
-    smoothing: float = 0.0
+    num_tokens: int  # 16, 32, 64, 128
+    num_codes: int
+    code_dim: int
+    rotation: str  # REPRESENTATIONS
+    codec_width: int
+    codec_depth: int
+    dilation_growth: int
+    dilation_order: str  # joint_codec.DILATION_ORDERS
+    decay: float
+    reset_below: float
+    smoothing: float
     # Its losses.
-    commitment: str = "mean"  # over tokens and dimensions, or "sum"
-    codec_reduction: str = "mean"  # of the L1 terms: REDUCTIONS
-    turned: bool = True  # whether poses are turned as a whole, uniformly, in training
+    commitment: str  # over tokens and dimensions, or "sum"
+    codec_reduction: str  # of the L1 terms: REDUCTIONS
+    turned: bool  # whether poses are turned as a whole, uniformly, in training
     # What hands are made from, and how a text is read.
-    condition: str = "image"  # CONDITIONS
-    text: str = text_encoder.LABELS  # text_encoder.names()
-    labels: tuple[str, ...] = text_encoder.ASL_LETTERS  # that text="labels" knows
+    condition: str  # CONDITIONS
+    text: str  # text_encoder.names()
+    labels: tuple[str, ...]  # that text="labels" knows
     # Image to maps, betas and camera.
-    backbone: str = "vit_h"
-    backbone_drop_path: float = 0.55
-    remat: bool = False  # a vision transformer stores less and computes more
-    remat_policy: str = "nothing"  # what it stores all the same: nn.remat.POLICIES
-    levels: tuple[str, ...] = ("1x", "4x")  # feature_pyramid.LEVELS, "1x" among them
-    width: int = 256  # of maps and tokens
+    backbone: str
+    backbone_drop_path: float
+    levels: tuple[str, ...]  # feature_pyramid.LEVELS, "1x" among them
+    width: int  # of maps and tokens
     # Share of the map "1x" that is left as tokens, clustered by TORE's pruner, for the
     # synthesizer to attend to as it does to a text's; 1, the paper's: maps, at places.
-    keep_ratio: float | int = 1.0
-    shape_head: str = "attention"  # masked_synthesizer.SHAPE_HEADS
-    shape_layers: int = 2
-    head_init: str = "torch"  # mano_head.INITS
+    keep_ratio: float | int
+    shape_head: str  # masked_synthesizer.SHAPE_HEADS
+    shape_layers: int
+    head_init: str  # mano_head.INITS
     # 2-D joints.
-    joints2d_train: str = "truth"  # JOINTS2D_TRAIN
-    joints2d_test: str = "predicted"  # JOINTS2D_TEST
-    joints2d_noise: float = 0.02  # standard deviation of "truth", sides of the crop
-    joints2d_drop: float = 0.1  # share of training examples that have none
+    joints2d_train: str  # JOINTS2D_TRAIN
+    joints2d_test: str  # JOINTS2D_TEST
+    joints2d_noise: float  # standard deviation of "truth", sides of the crop
+    joints2d_drop: float  # share of training examples that have none
     # Masked synthesizer.
-    layers: int = 4
-    heads: int = 8
-    points: int = 4
-    mlp_ratio: int = 4
-    dropout: float = 0.0
-    ggpm_blocks: int = 2
-    adjacency: str = "bias"  # graph_transformer.ADJACENCIES
-    ggpm_residual: bool = False
-    gate_reduction: int = 4
-    pose: str = "linear"  # pose_tokens.POSES
-    reference: str = "joints2d"  # masked_synthesizer.REFERENCES
+    layers: int
+    heads: int
+    points: int
+    mlp_ratio: int
+    dropout: float
+    ggpm_blocks: int
+    adjacency: str  # graph_transformer.ADJACENCIES
+    ggpm_residual: bool
+    gate_reduction: int
+    pose: str  # pose_tokens.POSES
+    reference: str  # masked_synthesizer.REFERENCES
     # Masks in training.
-    tau_range: tuple[float, float] = (0.0, 0.7)
-    schedule: str = "cosine"  # masked_tokens.SCHEDULES; of inference, too
-    mask_loss: str = "all"  # MASK_LOSSES
-    mask_reduction: str = "mean"  # over those tokens, or "sum"
+    tau_range: tuple[float, float]
+    schedule: str  # masked_tokens.SCHEDULES; of inference, too
+    mask_loss: str  # MASK_LOSSES
+    mask_reduction: str  # over those tokens, or "sum"
     # Sampling.
-    steps: int = 5
-    temperature: float = 0.0  # 0: the most probable codes
-    gumbel: float = 0.0
-    top_k: int | float = 0
-    top_p: float = 1.0
-    nth: int = 1
-    remask: str = "all"  # masked_tokens.REMASK
-    decoded: str = "codes"  # DECODED
-    hypothesis_temperature: float = 1.0  # of `hypotheses`, which differ by chance
+    steps: int
+    temperature: float  # 0: the most probable codes
+    gumbel: float
+    top_k: int | float
+    top_p: float
+    nth: int
+    remask: str  # masked_tokens.REMASK
+    decoded: str  # DECODED
+    hypothesis_temperature: float  # of `hypotheses`, which differ by chance
     # Hands.
-    root: str = "middle_mcp"  # that HandOutput is relative to; config.data.root
-    joints: str = "skeleton"  # mano_head.JOINTS
-    reduction: str = "sum"  # hmr_losses.REDUCTIONS
-    per_device: int = 48  # examples that "sum" sums over; the paper's batch
-    image_mean: tuple[float, ...] = IMAGENET_MEAN
-    image_std: tuple[float, ...] = IMAGENET_STD
-    channel_order: str = "rgb"
+    root: str  # that HandOutput is relative to; config.data.root
+    joints: str  # mano_head.JOINTS
+    reduction: str  # hmr_losses.REDUCTIONS
+    per_device: int  # examples that "sum" sums over; the paper's batch
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
+    channel_order: str
+    remat: bool = False  # a vision transformer stores less and computes more
+    remat_policy: str = "nothing"  # what it stores all the same: nn.remat.POLICIES
     dtype: str = "float32"  # of the computation; parameters are float32
 
     def setup(self):

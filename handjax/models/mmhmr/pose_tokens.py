@@ -27,7 +27,7 @@ class PoseTokens(nn.Module):
     """
 
     width: int
-    kind: str = "linear"
+    kind: str
     """One of `POSES`."""
     edges: Sequence[tuple[int, int]] = skeleton.BONES
     dtype: Any = jnp.float32

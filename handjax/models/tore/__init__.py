@@ -6,11 +6,11 @@ takes tokens away: geometry token reduction (`gtr`) leaves the joints' tokens al
 the transformer, and a light regressor makes the mesh of them; image token pruning
 (`pruner`) clusters the image's tokens before they come in.
 
-The defaults are the paper's network for hands (HRNet-W64, FastMETRO, both reductions,
-20 % pruned). TORE's code for hands is not public: this is its network for bodies, as
-published, with a hand's counts, which has the cost that the paper prints. Parameters
-without backbone (`parameter_table`), up to 1x1 convolution and heads: 26,702,128;
-FastMETRO S, M, L: 9,179,782, 16,999,046, 24,818,310.
+`configs/tore.py:paper` is the paper's network for hands (HRNet-W64, FastMETRO, both
+reductions, 20 % pruned). TORE's code for hands is not public: this is its network for
+bodies, as published, with a hand's counts, which has the cost that the paper prints.
+Parameters without backbone (`parameter_table`), up to 1x1 convolution and heads:
+26,702,128; FastMETRO S, M, L: 9,179,782, 16,999,046, 24,818,310.
 """
 
 from typing import Any
@@ -44,7 +44,7 @@ PAPER = Paper(
 
 def stages(config: Any) -> tuple[Stage, ...]:
     """One stage that trains everything."""
-    check_root(config, Model)
+    check_root(config)
     return (
         Stage(
             name="mesh",

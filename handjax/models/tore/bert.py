@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Float
 
 from handjax.errors import UserError
@@ -40,9 +41,9 @@ class BertLayer(nn.Module):
     With edges, vertices are convolved along them between the two (MeshGraphormer).
     """
 
-    heads: int = 4
-    ratio: int = 4
-    dropout: float = 0.1
+    heads: int
+    ratio: int
+    dropout: float
     """Of the probabilities and of both branches."""
     dtype: Any = jnp.float32
 
@@ -55,20 +56,21 @@ class BertLayer(nn.Module):
         Returns:
             The tokens, and the attention as a mean over the heads.
         """
-        batch, count, dim = x.shape
+        dim = x.shape[-1]
         drop = nn.Dropout(self.dropout, deterministic=not train)
         q, k, v = (
-            bert_linear(dim, self.dtype, f"attention_self_{name}")(x).reshape(
-                batch, count, self.heads, -1
+            rearrange(
+                bert_linear(dim, self.dtype, f"attention_self_{name}")(x),
+                "b token (head d) -> b token head d",
+                head=self.heads,
             )
             for name in ("query", "key", "value")
         )
         scores = jnp.einsum("bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k)
         probs = jax.nn.softmax(scores.astype(jnp.float32), axis=-1)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", drop(probs).astype(self.dtype), v)
-        y = bert_linear(dim, self.dtype, "attention_output_dense")(
-            mixed.reshape(x.shape)
-        )
+        mixed = rearrange(mixed, "b token head d -> b token (head d)")
+        y = bert_linear(dim, self.dtype, "attention_output_dense")(mixed)
         x = _norm(self.dtype, "attention_output_norm")(x + drop(y))
         if edges is not None:
             block = MeshGraphBlock(self.dtype, name="graph_conv")
@@ -100,10 +102,10 @@ class ProgressiveBlock(nn.Module):
 
     hidden: int
     outputs: int
-    layers: int = 4
-    heads: int = 4
-    ratio: int = 4
-    dropout: float = 0.1
+    layers: int
+    heads: int
+    ratio: int
+    dropout: float
     dtype: Any = jnp.float32
     output_dtype: Any = None
     """Of `outputs`; `dtype` unless given."""

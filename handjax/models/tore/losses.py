@@ -64,11 +64,11 @@ def _joint_terms(
 ) -> dict[str, Float[Array, ""]]:
     """Joints of the tokens and of the mesh, in 3-D and in the crop.
 
-    In 3-D those of the tokens (TORE Eq. joint loss) and of the mesh (TORE Eq. regressed
-    joint loss); by weak perspective those of the mesh (TORE Eq. projection loss), and
-    those of the tokens, which the paper's formula does not have. In 2-D joints count by
-    their confidence, as released. The camera is that of the code, s (X + t); the paper
-    prints s X + t.
+    In 3-D those of the tokens (TORE Eq. joint loss) and of the mesh
+    (TORE Eq. regressed joint loss); by weak perspective those of the mesh
+    (TORE Eq. projection loss), and those of the tokens, which the paper's formula does
+    not have. In 2-D joints count by their confidence, as released. The camera is that
+    of the code, s (X + t); the paper prints s X + t.
     """
     known = jnp.asarray(batch.known_joints3d)
     seen = jnp.asarray(batch.joints2d_weights)

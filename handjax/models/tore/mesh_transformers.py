@@ -78,20 +78,20 @@ class FastMetro(nn.Module):
     Vertices attend to joints and to their neighbours in the mesh alone.
     """
 
-    width: int = 512
-    narrow: int = 128
-    layers: int = 3
+    width: int
+    narrow: int
+    layers: int
     """Of each encoder and each decoder; 1, 2, 3 are FastMETRO's S, M, L."""
-    heads: int = 8
-    ratio: int = 4
-    dropout: float = 0.1
-    pruner: str = "none"
+    heads: int
+    ratio: int
+    dropout: float
+    pruner: str
     """One of `token_pruner.KINDS`, or "none"."""
-    keep_ratio: float = 1.0
+    keep_ratio: float
     """Share of the image's tokens that a pruner leaves."""
-    regressor: nn.Module | None = None
+    regressor: nn.Module | None
     """(camera token, joints' tokens, RestMesh) -> `Regressed`."""
-    token_init: str = "normal"
+    token_init: str
     """One of `TOKEN_INITS`."""
     dtype: Any = jnp.float32
 
@@ -173,20 +173,20 @@ class Metro(nn.Module):
     network for bodies.
     """
 
-    hidden: tuple[int, int, int] = (1024, 256, 64)
+    hidden: tuple[int, int, int]
     """Widths of the blocks."""
-    outputs: tuple[int, int] = (512, 128)
+    outputs: tuple[int, int]
     """Widths between them."""
-    narrow: int = 128
+    narrow: int
     """Of the last block, with a regressor."""
-    layers: int = 4
+    layers: int
     """Of each block."""
-    heads: int = 4
-    ratio: int = 4
-    dropout: float = 0.1
-    grid: str = ""
+    heads: int
+    ratio: int
+    dropout: float
+    grid: str
     """Map whose places are tokens of their own ("stride32"); "" for none."""
-    regressor: nn.Module | None = None
+    regressor: nn.Module | None
     dtype: Any = jnp.float32
 
     @nn.compact

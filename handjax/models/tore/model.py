@@ -33,7 +33,7 @@ from handjax.models.tore.mesh_transformers import (
 from handjax.nn import backbones, token_pruner
 from handjax.nn.detr import Transformer
 from handjax.nn.metaformer import TokenLinear, linear
-from handjax.nn.ops.image import IMAGENET_MEAN, IMAGENET_STD, normalised
+from handjax.nn.ops.image import normalised
 from handjax.nn.token_pruner import Weights
 from handjax.types import (
     AnyArray,
@@ -83,11 +83,11 @@ class NeuralShapeRegressor(nn.Module):
     vertices, as here: joints are no neighbours of vertices.
     """
 
-    layers: int = 3
-    heads: int = 8
-    ratio: int = 4
-    dropout: float = 0.1
-    token_init: str = "normal"
+    layers: int
+    heads: int
+    ratio: int
+    dropout: float
+    token_init: str
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -125,7 +125,7 @@ class MlpRegressor(nn.Module):
     hidden layers as the transformer, and with three about the regressor's size.
     """
 
-    layers: int = 3
+    layers: int
     hidden: int = 512
     dtype: Any = jnp.float32
 
@@ -154,7 +154,7 @@ class GcnRegressor(nn.Module):
     layer leads from the joints to a coarse mesh and graph convolutions refine it.
     """
 
-    layers: int = 3
+    layers: int
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -178,7 +178,7 @@ class GcnRegressor(nn.Module):
 class Upsampling(nn.Module):
     """From the coarse mesh up, level by level, to the full one."""
 
-    learned: bool = False
+    learned: bool
 
     @nn.compact
     def __call__(
@@ -221,42 +221,42 @@ class Prediction(NamedTuple):
 class Model(nn.Module):
     """Image to hand; the fields are `config.model`."""
 
-    backbone: str = "hrnet_w64"
-    backbone_drop_path: float = 0.0
-    host: str = "fastmetro"  # HOSTS
+    backbone: str
+    backbone_drop_path: float
+    host: str  # HOSTS
     # Reductions.
-    gtr: bool = True  # joints' tokens alone, and a regressor
-    regressor: str = "nsr"  # REGRESSORS; with gtr
-    pruner: str = "itp"  # token_pruner.KINDS, or "none"; of fastmetro
-    keep_ratio: float = 0.8  # share of the image's tokens that the pruner leaves
+    gtr: bool  # joints' tokens alone, and a regressor
+    regressor: str  # REGRESSORS; with gtr
+    pruner: str  # token_pruner.KINDS, or "none"; of fastmetro
+    keep_ratio: float  # share of the image's tokens that the pruner leaves
     # FastMETRO, and the regressor, which is as wide as `narrow`.
-    width: int = 512
-    narrow: int = 128
-    layers: int = 3  # 1, 2, 3 for S, M, L
-    heads: int = 8
-    ratio: int = 4
-    dropout: float = 0.1
+    width: int
+    narrow: int
+    layers: int  # 1, 2, 3 for S, M, L
+    heads: int
+    ratio: int
+    dropout: float
     # METRO and MeshGraphormer; their heads and layers are those of a block.
-    metro_hidden: tuple[int, int, int] = (1024, 256, 64)
-    metro_outputs: tuple[int, int] = (512, 128)
-    metro_layers: int = 4
-    metro_heads: int = 4
-    grid: str = "stride32"  # the map whose places are tokens in MeshGraphormer
+    metro_hidden: tuple[int, int, int]
+    metro_outputs: tuple[int, int]
+    metro_layers: int
+    metro_heads: int
+    grid: str  # the map whose places are tokens in MeshGraphormer
     # Mesh. Level 1 of a hand's hierarchy has 195 vertices, level 2 of SMPL's 431.
-    coarse_level: int = 1
-    upsampling: str = "fixed"  # UPSAMPLINGS
-    root: str = "wrist"  # that all is relative to; config.data.root
-    token_init: str = "normal"  # TOKEN_INITS; of learned tokens
-    output_unit: str = "metres"  # OUTPUT_UNITS
+    coarse_level: int
+    upsampling: str  # UPSAMPLINGS
+    root: str  # that all is relative to; config.data.root
+    token_init: str  # TOKEN_INITS; of learned tokens
+    output_unit: str  # OUTPUT_UNITS
     # Losses.
-    keypoint_loss: str = "l1"  # KEYPOINT_LOSSES
-    pruning_reduction: str = "sum"  # token_pruner.REDUCTIONS
-    per_device: int = 16  # examples that "sum" sums over; FastMETRO's 64 on four GPUs
-    image_mean: tuple[float, ...] = IMAGENET_MEAN
-    image_std: tuple[float, ...] = IMAGENET_STD
-    channel_order: str = "rgb"
-    dtype: str = "float32"  # of the computation; parameters are float32
+    keypoint_loss: str  # KEYPOINT_LOSSES
+    pruning_reduction: str  # token_pruner.REDUCTIONS
+    per_device: int  # examples that "sum" sums over; FastMETRO's 64 on four GPUs
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
+    channel_order: str
     fused: bool = False  # inference form of the backbone: `models.for_inference`
+    dtype: str = "float32"  # of the computation; parameters are float32
 
     def setup(self):
         """Build backbone, head and upsampling."""

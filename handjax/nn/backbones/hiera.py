@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jaxtyping import Array, Float
 
 from handjax.errors import UserError
@@ -177,12 +178,14 @@ class Attention(nn.Module):
         scores = jnp.einsum("bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k)
         probs = jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(self.dtype)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", probs, v)
-        mixed = mixed.reshape(*mixed.shape[:2], self.dim)
+        mixed = rearrange(mixed, "window token head d -> window token (head d)")
         mixed = from_windows(mixed, q_sides, (height, width))
         return _dense(self.dim, self.dtype, "proj", self.last_init)(mixed)
 
     def _by_head(self, x):
-        return x.reshape(*x.shape[:2], self.heads, self.dim // self.heads)
+        return rearrange(
+            x, "window token (head d) -> window token head d", head=self.heads
+        )
 
 
 class Mlp(nn.Module):
@@ -200,19 +203,16 @@ class Mlp(nn.Module):
 
 def max_pool(x: Map) -> Output:
     """Take the maximum of every 2 x 2 tokens, channel by channel."""
-    batch, height, width, dim = x.shape
-    x = x.reshape(batch, height // 2, 2, width // 2, 2, dim)
-    return largest(largest(x, 4), 2)
+    pairs = "b (row two) (col too) dim -> b row two col too dim"
+    return largest(largest(rearrange(x, pairs, two=2, too=2), 4), 2)
 
 
 def to_windows(
     x: Map, sides: tuple[int, int]
 ) -> Float[Array, "batch_windows token dim"]:
     """Cut a map into windows of `sides` (height, width), row by row."""
-    batch, height, width, dim = x.shape
-    rows, cols = sides
-    x = x.reshape(batch, height // rows, rows, width // cols, cols, dim)
-    return x.swapaxes(2, 3).reshape(-1, rows * cols, dim)
+    cut = "b (down row) (across col) dim -> (b down across) (row col) dim"
+    return rearrange(x, cut, row=sides[0], col=sides[1])
 
 
 def from_windows(
@@ -222,8 +222,14 @@ def from_windows(
 ) -> Map:
     """Undo `to_windows`, back to maps of `shape` (height, width)."""
     (rows, cols), (height, width) = sides, shape
-    x = x.reshape(-1, height // rows, width // cols, rows, cols, x.shape[-1])
-    return x.swapaxes(2, 3).reshape(-1, height, width, x.shape[-1])
+    return rearrange(
+        x,
+        "(b down across) (row col) dim -> b (down row) (across col) dim",
+        down=height // rows,
+        across=width // cols,
+        row=rows,
+        col=cols,
+    )
 
 
 def _layer_norm(dtype, name):

@@ -24,6 +24,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jaxtyping import Array, Float
 
 from handjax.nn.backbones import _torch_names, _weights
@@ -106,8 +107,8 @@ class ViT(nn.Module):
         x = PatchEmbed(size, self.dtype, name="patch_embed")(image)
         if self.grid is not None and self.is_initializing():
             x = jnp.zeros((len(x), *self.grid, size.width), x.dtype)
-        batch, rows, cols, _ = x.shape
-        x = self._add_positions(x.reshape(batch, rows * cols, -1))
+        _, rows, cols, _ = x.shape
+        x = self._add_positions(rearrange(x, "b row col dim -> b (row col) dim"))
         block = Block
         if self.remat:
             block = again(Block, self.remat_policy, static_argnums=(2,))
@@ -115,7 +116,7 @@ class ViT(nn.Module):
         for i, rate in enumerate(rates):
             x = block(size.heads, rate, self.dtype, name=f"blocks_{i}")(x, train)
         x = layer_norm(self.dtype, size.last_norm)(x[:, -rows * cols :])
-        x = x.reshape(batch, rows, cols, -1)
+        x = rearrange(x, "b (row col) dim -> b row col dim", row=rows, col=cols)
         return {f"stride{size.patch}": x, "final": x}
 
     def _add_positions(self, x):
@@ -194,12 +195,15 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Tokens) -> Tokens:
         """Attend."""
-        batch, tokens, dim = x.shape
+        dim = x.shape[-1]
         options: dict[str, Any] = dict(dtype=self.dtype, kernel_init=init)
         packed = nn.Dense(3 * dim, **options, name="qkv")(x)
-        packed = packed.reshape(batch, tokens, 3, self.heads, dim // self.heads)
-        q, k, v = (packed[:, :, i] for i in range(3))
-        mixed = jax.nn.dot_product_attention(q, k, v).reshape(batch, tokens, dim)
+        q, k, v = (
+            rearrange(part, "b token (head d) -> b token head d", head=self.heads)
+            for part in jnp.split(packed, 3, axis=-1)
+        )
+        mixed = jax.nn.dot_product_attention(q, k, v)
+        mixed = rearrange(mixed, "b token head d -> b token (head d)")
         return nn.Dense(dim, **options, name="proj")(mixed)
 
 

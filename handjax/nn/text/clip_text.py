@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from handjax.nn.metaformer import layer_norm
@@ -117,10 +118,13 @@ class Block(nn.Module):
             )
 
         packed = dense(3 * width, inner, "qkv")(layer_norm(self.dtype, "ln_1")(x))
-        packed = packed.reshape(*x.shape[:2], 3, self.size.heads, -1)
-        q, k, v = (packed[:, :, i] for i in range(3))
+        q, k, v = (
+            rearrange(part, "b token (head d) -> b token head d", head=self.size.heads)
+            for part in jnp.split(packed, 3, axis=-1)
+        )
         mixed = jax.nn.dot_product_attention(q, k, v, is_causal=True)
-        x = x + dense(width, residual, "out_proj")(mixed.reshape(x.shape))
+        mixed = rearrange(mixed, "b token head d -> b token (head d)")
+        x = x + dense(width, residual, "out_proj")(mixed)
         y = dense(4 * width, (2 * width) ** -0.5, "c_fc")(
             layer_norm(self.dtype, "ln_2")(x)
         )

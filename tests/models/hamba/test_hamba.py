@@ -23,6 +23,7 @@ from handjax.training import step
 
 QUICK = {"xla_backend_optimization_level": 0}
 """Compiling is most of what these tests do."""
+SCAN = dict(state=1, ratio=2.0, discretisation="euler")
 
 
 @functools.cache
@@ -275,7 +276,7 @@ def test_bones_and_places_follow_the_order_of_the_scan(narrow):
 @pytest.mark.parametrize("mixer", ["scan", "scan_forward"])
 def test_one_direction_sees_nothing_of_what_comes(mixer):
     """But for the next token, which the convolution before the scan sees."""
-    trunk = network.Trunk((1,), mixer=mixer)
+    trunk = network.Trunk((1,), **SCAN, mixer=mixer)
     x = jnp.float32(np.random.default_rng(0).normal(size=(1, 22, 1, 16)))
     variables = jax.eval_shape(lambda: trunk.init(jax.random.key(0), x, train=False))
     variables = {"params": drawn(variables)["params"]}
@@ -307,7 +308,7 @@ def test_blocks_computed_again_have_the_same_parameters(mixer):
     x, rngs = jnp.zeros((1, 22, 1, 16)), {"drop_path": jax.random.key(0)}
     found = {}
     for remat in (True, False):
-        trunk = network.Trunk((2,), mixer=mixer, remat=remat, drop_path=0.1)
+        trunk = network.Trunk((2,), **SCAN, mixer=mixer, remat=remat, drop_path=0.1)
         shapes = jax.eval_shape(
             lambda t=trunk: t.init(jax.random.key(0), x, train=False)
         )

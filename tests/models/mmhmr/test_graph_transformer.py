@@ -10,6 +10,11 @@ from handjax.models.mmhmr.graph_transformer import ADJACENCIES, GraphTransformer
 BATCH, TOKENS, DIM, HEADS = 2, 5, 8, 2
 
 
+def block_of(adjacency, **fields):
+    options = dict(residual=False, reduction=4, dropout=0.0) | fields
+    return GraphTransformerBlock(HEADS, adjacency, **options)
+
+
 def tokens(seed=1):
     shape = (BATCH, TOKENS, DIM)
     return jnp.float32(np.random.default_rng(seed).normal(size=shape))
@@ -62,7 +67,7 @@ def slow(params, x, adjacency, residual):
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("adjacency", ADJACENCIES)
 def test_block_equals_loops_in_numpy(adjacency, residual):
-    block, x = GraphTransformerBlock(HEADS, adjacency, residual), tokens()
+    block, x = block_of(adjacency, residual=residual), tokens()
     variables = filled(block, x)
     expected = slow(variables["params"], x, adjacency, residual)
     np.testing.assert_allclose(run(block, variables, x), expected, rtol=1e-4, atol=1e-4)
@@ -71,14 +76,14 @@ def test_block_equals_loops_in_numpy(adjacency, residual):
 def test_tokens_have_no_order_but_that_of_the_adjacency():
     order = np.array([3, 0, 4, 1, 2])
     x = tokens()
-    plain = GraphTransformerBlock(HEADS, "none")
+    plain = block_of("none")
     variables = filled(plain, x)
     np.testing.assert_allclose(
         run(plain, variables, x[:, order]),
         run(plain, variables, x)[:, order],
         atol=1e-5,
     )
-    block = GraphTransformerBlock(HEADS)
+    block = block_of("bias")
     variables = filled(block, x)
     expected = run(block, variables, x)[:, order]
     assert np.abs(run(block, variables, x[:, order]) - expected).max() > 0.01
@@ -88,7 +93,7 @@ def test_tokens_have_no_order_but_that_of_the_adjacency():
 
 
 def test_adjacency_starts_without_a_say_and_learns():
-    block, x = GraphTransformerBlock(HEADS), tokens()
+    block, x = block_of("bias"), tokens()
 
     def total(params, x):
         return jnp.sum(block.apply({"params": params}, x, train=False)[..., 0])
@@ -102,7 +107,7 @@ def test_adjacency_starts_without_a_say_and_learns():
 
 
 def test_a_token_of_the_graph_convolution_keeps_half_of_itself():
-    block, x = GraphTransformerBlock(HEADS, "graph_conv"), tokens()
+    block, x = block_of("graph_conv"), tokens()
     init = functools.partial(block.init, train=False)
     params = jax.jit(init)(jax.random.key(0), x)["params"]
     weights = jax.nn.softmax(params["graph"]["adjacency"], axis=-1)
@@ -112,7 +117,7 @@ def test_a_token_of_the_graph_convolution_keeps_half_of_itself():
 
 @pytest.mark.parametrize("adjacency", ADJACENCIES)
 def test_tokens_may_be_bfloat16(adjacency):
-    block = GraphTransformerBlock(HEADS, adjacency, dtype=jnp.bfloat16)
+    block = block_of(adjacency, dtype=jnp.bfloat16)
     x = tokens().astype(jnp.bfloat16)
     init = functools.partial(block.init_with_output, train=False)
     out, variables = jax.eval_shape(lambda: init(jax.random.key(0), x))
@@ -121,6 +126,6 @@ def test_tokens_may_be_bfloat16(adjacency):
 
 
 def test_unknown_adjacency_is_refused():
-    block = GraphTransformerBlock(HEADS, "fixed")
+    block = block_of("fixed")
     with pytest.raises(ValueError, match=r"adjacency='fixed' is not one of bias, gra"):
         block.init(jax.random.key(0), tokens(), train=False)

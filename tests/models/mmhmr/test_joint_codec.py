@@ -8,7 +8,7 @@ import pytest
 from handjax.models.mmhmr import joint_codec
 from handjax.models.mmhmr.joint_codec import JointDecoder, JointEncoder, ResidualBlocks
 
-TINY = dict(width=8, depth=2)
+TINY = dict(width=8, depth=2, dilation_growth=3, dilation_order="falling")
 
 
 def shapes_of(module, *inputs):
@@ -109,7 +109,7 @@ def test_residual_blocks_are_their_formula(order, dilations, rng):
 
 def test_halving_sees_pairs_and_their_neighbours(rng):
     """A stride of 2 and a kernel of 4 between zeros keep half of the length."""
-    encoder = JointEncoder(16, 4, 16, width=8, depth=0)
+    encoder = JointEncoder(16, 4, 16, **TINY | dict(depth=0))
     x = jnp.float32(rng.normal(size=(1, 16, 6)))
     variables = filled(shapes_of(encoder, x))
     _, state = encoder.apply(variables, x, capture_intermediates=True)

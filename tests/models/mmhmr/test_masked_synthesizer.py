@@ -9,9 +9,26 @@ from handjax.geometry import skeleton
 from handjax.models.mmhmr.masked_synthesizer import CameraShapeHead, MaskedSynthesizer
 
 BATCH, TOKENS, CODES, WIDTH, JOINTS = 2, 8, 11, 16, 21
-SMALL = dict(
+PAPER = dict(
+    num_tokens=64,
+    num_codes=2048,
+    width=256,
+    layers=4,
+    heads=8,
+    points=4,
+    mlp_ratio=4,
+    dropout=0.0,
+    ggpm_blocks=2,
+    adjacency="bias",
+    ggpm_residual=False,
+    reduction=4,
+    pose="linear",
+    reference="joints2d",
+)
+SMALL = PAPER | dict(
     num_tokens=TOKENS, num_codes=CODES, width=WIDTH, layers=1, heads=2, points=2
 )
+HEAD = dict(width=8, layers=2, heads=2, mlp_ratio=4)
 
 
 def small(**options):
@@ -67,7 +84,7 @@ def test_the_papers_size_takes_the_papers_shapes():
     maps = jnp.zeros((2, 16, 12, 256)), jnp.zeros((2, 64, 48, 256))
     joints2d = jnp.zeros((2, 21, 2))
     logits, variables = shapes(
-        MaskedSynthesizer(), tokens, dict(maps=maps, joints2d=joints2d)
+        MaskedSynthesizer(**PAPER), tokens, dict(maps=maps, joints2d=joints2d)
     )
     assert (logits.shape, logits.dtype) == ((2, 64, 2048), jnp.float32)
     params = variables["params"]
@@ -288,7 +305,7 @@ def head_of(module, features):
 
 def test_shape_head_reads_the_map_as_a_set_of_pixels():
     features = jnp.float32(np.random.default_rng(1).normal(size=(BATCH, 4, 3, 5)))
-    run, variables = head_of(CameraShapeHead(width=8, heads=2), features)
+    run, variables = head_of(CameraShapeHead("attention", **HEAD), features)
     out = run(features)
     assert out.shape == (BATCH, 8)
     np.testing.assert_allclose(run(features[:, ::-1]), out, rtol=1e-4, atol=1e-5)
@@ -300,14 +317,14 @@ def test_shape_head_reads_the_map_as_a_set_of_pixels():
 
 def test_shape_head_without_attention_is_the_mean():
     features = jnp.float32(np.random.default_rng(1).normal(size=(BATCH, 4, 3, 5)))
-    run, variables = head_of(CameraShapeHead("mean"), features)
+    run, variables = head_of(CameraShapeHead("mean", **HEAD), features)
     assert not jax.tree.leaves(variables)
     np.testing.assert_allclose(run(features), features.mean((1, 2)), atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["attention", "mean"])
 def test_shape_head_of_a_bfloat16_map_is_float32(kind):
-    head = CameraShapeHead(kind, width=8, heads=2, dtype=jnp.bfloat16)
+    head = CameraShapeHead(kind, **HEAD, dtype=jnp.bfloat16)
     features = jnp.zeros((BATCH, 4, 3, 5), jnp.bfloat16)
     init = functools.partial(head.init_with_output, jax.random.key(0))
     out, _ = jax.eval_shape(init, features)
@@ -316,4 +333,5 @@ def test_shape_head_of_a_bfloat16_map_is_float32(kind):
 
 def test_unknown_shape_head_is_refused():
     with pytest.raises(ValueError, match="shape_head='max' is not one of attention, m"):
-        CameraShapeHead("max").init(jax.random.key(0), jnp.zeros((1, 2, 2, 5)))
+        head = CameraShapeHead("max", **HEAD)
+        head.init(jax.random.key(0), jnp.zeros((1, 2, 2, 5)))

@@ -76,7 +76,7 @@ def slow_graph(x, p, weights):
 
 @pytest.mark.parametrize("meshed", [False, True])
 def test_block_equals_loops_in_numpy(meshed):
-    block = ProgressiveBlock(HIDDEN, OUT, layers=2, heads=2, ratio=3)
+    block = ProgressiveBlock(HIDDEN, OUT, layers=2, heads=2, ratio=3, dropout=0.1)
     x = tokens()
     weights = shares(path())
     edges = MeshEdges(1, weights) if meshed else None
@@ -109,14 +109,15 @@ def test_blocks_of_the_released_sizes_have_the_released_parameters():
     unused += (512 + 2 + 2) * sum(hidden)  # positions again, token types, their norm
     total = 0
     for dim, h, out in zip((2051, 512, 128), hidden, (512, 128, 3), strict=True):
-        init = functools.partial(ProgressiveBlock(h, out).init, train=False)
+        block = ProgressiveBlock(h, out, layers=4, heads=4, ratio=4, dropout=0.1)
+        init = functools.partial(block.init, train=False)
         shapes = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 216, dim)))
         total += sum(leaf.size for leaf in jax.tree.leaves(shapes))
     assert total == 101_182_022 - unused
 
 
 def test_more_tokens_than_positions_are_refused():
-    block = ProgressiveBlock(4, 3, layers=0)
+    block = ProgressiveBlock(4, 3, layers=0, heads=4, ratio=4, dropout=0.1)
     with pytest.raises(ValueError, match="positions of 512 tokens, but 513 come in"):
         filled(block, jnp.zeros((1, bert.MAX_TOKENS + 1, 4)))
 
@@ -124,7 +125,7 @@ def test_more_tokens_than_positions_are_refused():
 @pytest.mark.parity
 def test_layers_equal_torchs_post_norm_encoder():
     torch = pytest.importorskip("torch")
-    block = ProgressiveBlock(HIDDEN, OUT, layers=1, heads=2, ratio=4)
+    block = ProgressiveBlock(HIDDEN, OUT, layers=1, heads=2, ratio=4, dropout=0.1)
     x = tokens()
     variables = filled(block, x)
     found = run(block, variables, x)

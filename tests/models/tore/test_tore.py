@@ -211,8 +211,11 @@ def test_tokens_that_begin_at_their_places_are_like_their_neighbours():
 
     # Joints and vertices share the code, whatever the seed; "normal" ones do not.
     def tokens(kind, seed):
-        regressor = network.NeuralShapeRegressor(1, 2, token_init=kind)
-        head = FastMetro(128, 16, 1, 2, regressor=regressor, token_init=kind)
+        layers = dict(layers=1, heads=2, ratio=4, dropout=0.1, token_init=kind)
+        regressor = network.NeuralShapeRegressor(**layers)
+        head = FastMetro(
+            128, 16, pruner="none", keep_ratio=1.0, regressor=regressor, **layers
+        )
         init = functools.partial(head.init, train=False)
         maps = {"final": jnp.zeros((1, 2, 2, 8))}
         params = jax.jit(init, compiler_options=QUICK)(jax.random.key(seed), maps, rest)
@@ -284,7 +287,7 @@ def terms(model, found, batch):
 
 @pytest.mark.parametrize("kind, power", [("l1", 1), ("mse", 2)])
 def test_terms_are_means_over_what_is_known(kind, power):
-    model = network.Model(keypoint_loss=kind)
+    model = network.Model(**tiny.fields("tore", keypoint_loss=kind))
     found, batch = perfect(tiny.batch(2), model)
     for name, value in terms(model, found, batch).items():
         assert float(value) < 1e-6, name
