@@ -5,12 +5,12 @@
     python -m handjax.train --config configs/landmarks.py:demo --workdir runs/demo
     python -m handjax.train --config configs/landmarks.py:smoke --workdir runs/smoke
 
-| variant | images         | hardware    | time              | PA-MPJPE on its test split |
-|---------|----------------|-------------|-------------------|----------------------------|
-| paper   | 20,000 + 1,000 | 2 CPU cores | not measured yet  | not measured yet           |
-| small   | 20,000 + 1,000 | 2 CPU cores | not measured yet  | not measured yet           |
-| demo    | 2,000 + 200    | 2 CPU cores | not measured yet  | not measured yet           |
-| smoke   | 64 + 16        | 2 CPU cores | a minute          | means nothing              |
+| variant | images         | hardware    | time         | PA-MPJPE on its test split |
+|---------|----------------|-------------|--------------|----------------------------|
+| paper   | 20,000 + 1,000 | 2 CPU cores | not measured | not measured yet           |
+| small   | 20,000 + 1,000 | 2 CPU cores | not measured | not measured yet           |
+| demo    | 2,000 + 200    | 2 CPU cores | not measured | not measured yet           |
+| smoke   | 64 + 16        | 2 CPU cores | a minute     | means nothing              |
 
 There is no paper: `paper` is the recipe of the weights that come with handjax. Stage
 "poses" costs a few CPU minutes and renders nothing; stage "mesh" reads every picture

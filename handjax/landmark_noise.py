@@ -10,9 +10,9 @@ A pair is a rendered hand and the 21 points that the network read in its picture
   fingers hide each other.
 
 So a model of landmarks can train on any number of poses and render none of them. The
-noise turns with the hand: `draw` of a hand turned in the picture is the turned `draw` of
-the hand. (A noise model that was not, fitted on palms, made models that put the backs of
-hands upside down.)
+noise turns with the hand: `draw` of a hand turned in the picture is the turned `draw`
+of the hand. (A noise model that did not, fitted on palms, made models that put the
+backs of hands upside down.)
 
 Conventions: "upright" is turned so that the wrist is below the knuckles, as in the
 detector's regions. Screen points are relative to their mean and divided by their root
@@ -131,8 +131,8 @@ def noise_of(pairs: Pairs) -> Noise:
 def _ridge(joints: np.ndarray, points: np.ndarray) -> Float[np.ndarray, "joint joint"]:
     """Return the map nearest to the identity that takes joints to points.
 
-    Ridge regression without an intercept, the coordinates of a point sharing one row: so
-    the map commutes with every turn, and with every shift as rows that sum to 1 do.
+    Ridge regression without an intercept, the coordinates of a point sharing one row:
+    so the map commutes with every turn, and with shifts, as rows that sum to 1 do.
     """
     x = np.moveaxis(joints, 1, -1).reshape(-1, NUM_JOINTS).astype(np.float64)
     y = np.moveaxis(points, 1, -1).reshape(-1, NUM_JOINTS).astype(np.float64)
@@ -170,8 +170,8 @@ def draw(
     """Draw what the network might read of hands; runs inside jit.
 
     Every hand is made upright, takes the noise of one of its nearest pairs, by a factor
-    from 0 to 1 (few photos are as hard as the renders), and is turned back. World points
-    also change in size, by 6 %: the network does not know how large a hand is.
+    from 0 to 1 (few photos are as hard as the renders), and is turned back. World
+    points also change in size, by 6 %: the network does not know how large a hand is.
 
     Args:
         key: Decides neighbour, factor and size; turning a hand changes none of them.

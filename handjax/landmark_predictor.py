@@ -5,8 +5,8 @@
         hand.vertices + hand.translation  # (778, 3), metres, camera axes
 
 The model of `models.landmarks` proposes a hand, and `mano_fit` moves it onto the
-landmarks. Left hands are mirrored before and un-mirrored after. Where the detector doubts
-the side, both are tried and the one that fits better is kept.
+landmarks. Left hands are mirrored before and un-mirrored after. Where the detector
+doubts the side, both are tried and the one that fits better is kept.
 """
 
 from collections.abc import Sequence
@@ -66,7 +66,7 @@ class LandmarkPredictor:
         Args:
             model: The family's Model.
             variables: Of that model.
-            iterations: Of the fit; 0 leaves the model's hand as it is, put in its place.
+            iterations: Of the fit; 0 only puts the model's hand in its place.
         """
         self.hand = HandModel(**variables["constants"]["hand"])
         self.faces = np.asarray(variables["constants"]["faces"])
@@ -107,8 +107,8 @@ class LandmarkPredictor:
         Args:
             hands: Of `HandDetector`.
             intrinsics: Camera matrix of the photo, pixels.
-            is_right: What the user says about each side; None where the detector shall
-                decide.
+            is_right: What the user says about each side; None where the detector
+                decides.
         """
         said = [None] * len(hands) if is_right is None else list(is_right)
         if len(said) != len(hands):

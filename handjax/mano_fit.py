@@ -15,8 +15,8 @@ The hand model is a right hand. A left hand is fitted in the mirror (`is_right`)
 that of the right hand whose mirror image it is.
 
 Points of other projects are not the joints of this hand model. MediaPipe's knuckles lie
-6 to 9 % of the hand nearer to the wrist, so that `convention="mediapipe"` maps joints to
-its points (`CONVENTIONS`) before it compares them.
+6 to 9 % of the hand nearer to the wrist, so `convention="mediapipe"` maps joints to its
+points (`Convention`) before it compares them.
 """
 
 import functools

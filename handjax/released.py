@@ -1,9 +1,9 @@
 """Weights that are handed on: one safetensors file, with all that they need to be used.
 
 A file holds a model's parameters in float16 and, as text in its header, the config and
-what a reader has to know: the hand model's hash, how it was trained, on what, how good it
-is, and the licence (`KEYS`). What prediction needs beside the parameters (the hand model,
-networks that come with handjax) is made anew, from the config, when a file is loaded.
+what a reader has to know: the hand model's hash, how it was trained, on what, how good
+it is, and the licence (`KEYS`). What prediction needs beside the parameters (the hand
+model, networks that come with handjax) is made anew from the config on loading.
 """
 
 import functools

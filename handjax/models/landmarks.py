@@ -43,6 +43,7 @@ PAPER = Paper(
 )
 _JITTER = 0.15
 """Radians by which regions are not upright: what second regions are off by."""
+_PAIR_JITTER = 0.1  # pairs were read in jittered regions already
 _REGION_JITTER = (0.1, 0.04)
 """Of a region's size and place, relative to its size."""
 
@@ -98,8 +99,8 @@ class Model(nn.Module):
     ) -> HandOutput:
         """Predict the hand in square crops of 0..255 RGB, however it is turned.
 
-        The crop is read in four directions; the surest reading gives the region in which
-        it is read again. What lies outside of the crop is black.
+        The crop is read in four directions; the surest reading gives the region in
+        which it is read again. What lies outside of the crop is black.
         """
         del train
         return self.predict(self.read(image)).output
@@ -146,8 +147,8 @@ class Model(nn.Module):
         joints2d = jnp.einsum("nab,njb->nja", turn[:, :2, :2], seen)
         joints2d = joints2d * (region.size / size)[:, None, None]
         return HandOutput(
-            jnp.einsum("nab,nvb->nva", turn, output.vertices),
-            jnp.einsum("nab,njb->nja", turn, output.joints3d),
+            _turned(turn, output.vertices),
+            _turned(turn, output.joints3d),
             joints2d=joints2d + region.centre[:, None],
             confidence=reading.landmarks.presence,
         )
@@ -225,7 +226,7 @@ def _norm(name: str) -> nn.LayerNorm:
 
 
 def features(landmarks: Landmarks) -> Float[Array, "batch 127"]:
-    """Return the numbers that the lifter sees, free of place and of size in the picture.
+    """Return what the lifter sees, free of place and of size in the picture.
 
     World points from the middle knuckle in decimetres, screen points in radii, and how
     sure the network was.
@@ -322,43 +323,45 @@ def poses_loss(
 ) -> tuple[dict[str, Array], dict[str, Array], dict[str, Any]]:
     """Compare with hands whose landmarks are drawn, and with pairs; see `_compared`.
 
-    The first `pair_share` of the batch are pairs instead. All are made upright but for
-    the jitter of regions.
+    A share of the examples is replaced by pairs, `pair_share` on average. All are made
+    upright but for the jitter of regions.
     """
-    keys = jax.random.split(rngs["mask"], 4)
+    keys = jax.random.split(rngs["mask"], 5)
     noise, pairs = training_landmarks()
-    count = len(batch.joints3d)
-    shared = round(model.pair_share * count)
-    turn = _nearly_upright(keys[0], jnp.asarray(batch.joints3d[shared:]))
-    vertices, joints3d = (
-        jnp.einsum("nab,nvb->nva", turn, jnp.asarray(x[shared:]))
-        for x in (batch.vertices, batch.joints3d)
-    )
+    joints3d = jnp.asarray(batch.joints3d)
+    count = len(joints3d)
+    turn = _nearly_upright(keys[0], joints3d)
+    vertices, joints3d = _turned(turn, batch.vertices), _turned(turn, joints3d)
     drawn = landmark_noise.draw(keys[1], noise, joints3d)
-    which = jax.random.randint(keys[2], (shared,), 0, len(pairs.betas))
-    hand = HandModel(**variables["constants"]["hand"])
-    pose = jnp.asarray(pairs.mano_pose)[which]
-    posed = hand.with_shape(jnp.asarray(pairs.betas)[which]).with_pose(
-        pose[:, 0], pose[:, 1:]
+
+    which = jax.random.randint(keys[2], (count,), 0, len(pairs.betas))
+    turn = landmark_noise.turn_in_plane(
+        _PAIR_JITTER * jax.random.normal(keys[3], (count,))
     )
-    root = posed.joints3d[:, root_joint(model.root)][:, None]
-    turn = landmark_noise.turn_in_plane(0.1 * jax.random.normal(keys[3], (shared,)))
-
-    def with_pairs(of_pairs, of_poses):
-        if of_pairs.ndim == 3:
-            of_pairs = jnp.einsum("nab,nvb->nva", turn, of_pairs)
-        return jnp.concatenate([of_pairs, of_poses])
-
     read = jax.tree.map(lambda x: jnp.asarray(x)[which], pairs.landmarks)
-    output = model.apply(
-        variables, jax.tree.map(with_pairs, read, drawn), method="lift"
-    ).output
-    return _compared(
-        output,
-        with_pairs(posed.vertices - root, vertices),
-        with_pairs(posed.joints3d - root, joints3d),
-        jnp.ones(count, bool),
+    read = Landmarks(
+        _turned(turn, read.screen), _turned(turn, read.world), read.presence
     )
+    pose, betas = jnp.asarray(pairs.mano_pose)[which], jnp.asarray(pairs.betas)[which]
+    hand = HandModel(**variables["constants"]["hand"])
+    posed = hand.with_shape(betas).with_pose(pose[:, 0], pose[:, 1:])
+    root = posed.joints3d[:, root_joint(model.root)][:, None]
+    seen = _turned(turn, posed.vertices - root), _turned(turn, posed.joints3d - root)
+
+    paired = jax.random.bernoulli(keys[4], model.pair_share, (count,))
+
+    def chosen(of_pairs, of_poses):
+        mask = paired.reshape(count, *[1] * (of_pairs.ndim - 1))
+        return jnp.where(mask, of_pairs, of_poses)
+
+    landmarks = jax.tree.map(chosen, read, drawn)
+    output = model.apply(variables, landmarks, method="lift").output
+    vertices, joints3d = chosen(seen[0], vertices), chosen(seen[1], joints3d)
+    return _compared(output, vertices, joints3d, jnp.ones(count, bool))
+
+
+def _turned(turn: Array, points: Any) -> Float[Array, "batch point 3"]:
+    return jnp.einsum("nab,npb->npa", turn, jnp.asarray(points))
 
 
 def mesh_loss(
@@ -409,14 +412,10 @@ def predict_drawn(model: Model, variables: Variables, batch: Batch) -> HandOutpu
     turn = landmark_noise.turn_upright(joints3d)
     noise, _ = training_landmarks()
     key = jax.random.key(0)
-    upright = jnp.einsum("nab,njb->nja", turn, joints3d)
-    drawn = landmark_noise.draw(key, noise, upright)
+    drawn = landmark_noise.draw(key, noise, _turned(turn, joints3d))
     output = model.apply(variables, drawn, method="lift").output
     back = jnp.swapaxes(turn, 1, 2)
-    return HandOutput(
-        jnp.einsum("nab,nvb->nva", back, output.vertices),
-        jnp.einsum("nab,njb->nja", back, output.joints3d),
-    )
+    return HandOutput(_turned(back, output.vertices), _turned(back, output.joints3d))
 
 
 def predict_image(model: Model, variables: Variables, batch: Batch) -> HandOutput:
