@@ -275,16 +275,16 @@ def _fingers(x: Array, prior: PosePrior) -> Float[Array, "angle"]:
 
 def _joints(hand: HandModel, local: Array, betas: Array) -> Float[Array, "joint 3"]:
     posed = hand.with_shape(betas).with_pose(local[0], local[1:], form="matrix")
-    return posed.joints3d - posed.joints3d[MIDDLE_MCP]
+    return posed.joints3d - posed.joints3d[MIDDLE_MCP, None]
 
 
 def _residuals(x, x0, turn0, hand, prior, maps, target, weights) -> Array:
     """Return all residuals of one hand, weighted; their squares are the cost."""
     local, betas, transl = _hand_of(x, turn0, prior)
     joints = _joints(hand, local, betas)
-    seen = maps.screen @ joints + transl
+    seen = maps.screen @ joints + transl[None]
     centre = _mean(target.rays, target.weight[:, None], axis=0)
-    off = jnp.sum((target.rays - centre) ** 2, axis=-1)
+    off = jnp.sum((target.rays - centre[None]) ** 2, axis=-1)
     radius = jnp.sqrt(_mean(off, target.weight)) + 1e-6
     root = jnp.sqrt(target.weight)[:, None]
     flat = (seen[:, :2] / seen[:, 2:] - target.rays) / radius
@@ -310,8 +310,8 @@ def _miss3d(joints: Array, maps: Convention, target: _Target) -> Array:
     """Return the differences of 3-D points, place (and size, if it is free) aside."""
     weight = target.weight[:, None]
     mapped = maps.world @ joints
-    mapped = mapped - _mean(mapped, weight, axis=0)
-    space = target.space - _mean(target.space, weight, axis=0)
+    mapped = mapped - _mean(mapped, weight, axis=0)[None]
+    space = target.space - _mean(target.space, weight, axis=0)[None]
     size = jnp.sum(weight * mapped * space) / (jnp.sum(weight * space**2) + 1e-12)
     return mapped - jnp.where(maps.metric, 1.0, jax.lax.stop_gradient(size)) * space
 
@@ -363,8 +363,8 @@ def _first(turn0, fingers, betas, hand, prior, maps, target) -> Array:
     weight = target.weight[:, None]
     flat, rays = joints[:, :2], target.rays
     middle, seen = _mean(flat, weight, axis=0), _mean(rays, weight, axis=0)
-    spread = jnp.sqrt(jnp.sum(weight * (flat - middle) ** 2) + 1e-12)
-    apparent = jnp.sqrt(jnp.sum(weight * (rays - seen) ** 2))
+    spread = jnp.sqrt(jnp.sum(weight * (flat - middle[None]) ** 2) + 1e-12)
+    apparent = jnp.sqrt(jnp.sum(weight * (rays - seen[None]) ** 2))
     # Without 2-D points there is no size in the picture: any depth does.
     depth = jnp.where(apparent > 0, spread / jnp.maximum(apparent, 1e-6), _FIRST_DEPTH)
     place = seen - middle / depth

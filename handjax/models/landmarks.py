@@ -214,7 +214,7 @@ class Lifter(nn.Module):
             )
         numbers = nn.Dense(106, name="leave", kernel_init=_tiny)(_norm("norm")(x))
         flat = np.append(np.tile([1.0, 0, 0, 0, 1, 0], 16), np.zeros(10))
-        return numbers + flat.astype(np.float32)
+        return numbers + flat.astype(np.float32)[None]
 
 
 _small = nn.initializers.variance_scaling(0.1, "fan_in", "normal")
