@@ -34,6 +34,7 @@ PAIRS = Path(__file__).parent / "assets" / "landmark_pairs.npz"
 NEIGHBOURS = 24
 """Pairs that look like a hand, of which one lends its noise."""
 _RIDGE = 1e-3
+_VERY_SURE = 0.95
 _SURE = 0.5  # presence from which a pair says where the network's points lie
 _DEPTH_IN_LIKENESS = 0.7  # depth tells less about what hides what than the picture
 
@@ -93,13 +94,17 @@ _ARRAYS = ("mano_pose", "betas", "joints3d", "screen", "world", "presence")
 
 
 def save_pairs(path: Path, pairs: Pairs) -> None:
-    """Write pairs and their convention, in float16 but for the maps."""
-    noise = noise_of(pairs)
+    """Write pairs, in float16, and their convention."""
     landmarks = pairs.landmarks
     values = (*pairs[:3], landmarks.screen, landmarks.world, landmarks.presence)
     small = {k: np.float16(v) for k, v in zip(_ARRAYS, values, strict=True)}
-    maps = {k: getattr(noise, k) for k in ("screen_map", "depth_map", "world_map")}
-    np.savez_compressed(path, **small, **maps)
+    convention = convention_of(pairs)
+    np.savez_compressed(
+        path,
+        **small,
+        screen_convention=convention.screen,
+        world_convention=convention.world,
+    )
 
 
 # --- the noise of pairs -------------------------------------------------------------
@@ -141,6 +146,77 @@ def _ridge(joints: np.ndarray, points: np.ndarray) -> Float[np.ndarray, "joint j
     found = np.eye(NUM_JOINTS) + np.linalg.solve(damped, x.T @ (y - x)).T
     # Points are compared up to a shift, which leaves the rows' sums open: make them 1.
     found += (1 - found.sum(axis=1, keepdims=True)) / NUM_JOINTS
+    return found.astype(np.float32)
+
+
+class Convention(NamedTuple):
+    """Where the network's points lie on a hand that it sees well."""
+
+    screen: Float[np.ndarray, "joint joint"]
+    """2-D points are `screen @ joints`, before projection."""
+    world: Float[np.ndarray, "joint joint"]
+    """The same for 3-D points; rows of both sum to 1."""
+
+
+def convention_of(pairs: Pairs) -> Convention:
+    """Find where the network's points lie, free of its errors.
+
+    The maps of `Noise` are no convention: where the network fails it answers with the
+    mean, so that their finger tips are drawn into the hand. Here a point lies among its
+    own joint, its neighbours on the finger and the wrist, the pairs are the half of the
+    sure ones that the network read best, and what is left over counts linearly.
+    """
+    sure = pairs.landmarks.presence > _VERY_SURE
+    joints = pairs.joints3d[sure]
+    flat = in_radii(joints)[..., :2]
+    screen = in_radii(pairs.landmarks.screen[sure])[..., :2]
+    world = _centred(pairs.landmarks.world[sure])
+    best = np.linalg.norm(screen - flat, axis=-1).mean(axis=-1)
+    best = best <= np.median(best)
+    return Convention(
+        _convention(flat[best], screen[best]),
+        _convention(_centred(joints)[best], world[best]),
+    )
+
+
+def _convention(joints: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Return `_local_map` for points of free size and place, found by turns."""
+    found = np.eye(NUM_JOINTS, dtype=np.float32)
+    for _ in range(3):
+        mapped = _centred(np.einsum("jk,nkx->njx", found, joints))
+        points = _centred(points)
+        square = np.sum(points**2, axis=(1, 2), keepdims=True)
+        size = np.sum(mapped * points, axis=(1, 2), keepdims=True) / square
+        # Put them back where the joints are.
+        shift = np.einsum("jk,nkx->njx", found, joints) - mapped
+        points = size * points + shift
+        found = _local_map(joints, points)
+    return found
+
+
+def _local_map(joints: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Return each point as a sum of a few joints with weights that sum to 1.
+
+    Least absolute distances, by reweighted least squares with a little damping towards
+    the point's own joint.
+    """
+    found = np.eye(NUM_JOINTS)
+    for point in range(1, NUM_JOINTS):
+        finger = 4 * ((point - 1) // 4)
+        others = {0, *range(finger + 1, finger + 5)} & {0, point - 1, point + 1}
+        others = sorted(others - {point})
+        along = joints[:, others] - joints[:, point, None]
+        miss = points[:, point] - joints[:, point]
+        x = np.moveaxis(along, 1, -1).reshape(-1, len(others))
+        weight = np.ones(len(x))
+        for _ in range(20):
+            gram = (x * weight[:, None]).T @ x
+            gram += 0.01 * np.trace(gram) * np.eye(len(others))
+            mix = np.linalg.solve(gram, (x * weight[:, None]).T @ miss.ravel())
+            rest = np.linalg.norm((miss.ravel() - x @ mix).reshape(miss.shape), axis=-1)
+            weight = np.repeat(1 / np.maximum(rest, 1e-3 * joints.std()), miss.shape[1])
+        found[point, others] += mix
+        found[point, point] -= mix.sum()
     return found.astype(np.float32)
 
 

@@ -92,7 +92,7 @@ def convention(name: str) -> Convention:
         return Convention(same, same, True)
     if name == "mediapipe":
         with np.load(LANDMARKS) as arrays:
-            return Convention(arrays["screen_map"], arrays["world_map"], False)
+            return Convention(arrays["screen_convention"], arrays["world_convention"], False)
     raise ValueError(f"convention={name!r} is not one of {', '.join(CONVENTIONS)}.")
 
 
@@ -316,7 +316,7 @@ def _miss3d(joints: Array, maps: Convention, target: _Target) -> Array:
     return mapped - jnp.where(maps.metric, 1.0, jax.lax.stop_gradient(size)) * space
 
 
-def _mean(x: Array, weight: Array, axis: int = -1) -> Array:
+def _mean(x: AnyArray, weight: AnyArray, axis: int = -1) -> Array:
     total = jnp.maximum(jnp.sum(weight, axis=axis), 1e-6)
     return jnp.sum(x * weight, axis=axis) / total
 
