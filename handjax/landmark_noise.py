@@ -262,7 +262,9 @@ def draw(
     flat = in_radii(joints)
     likeness = _likeness(flat).reshape(count, -1)
     pairs = jnp.asarray(noise.likeness).reshape(len(noise.likeness), -1)
-    apart = jnp.sum(pairs**2, axis=1)[None] - 2 * likeness @ pairs.T  # less |likeness|^2
+    apart = (
+        jnp.sum(pairs**2, axis=1)[None] - 2 * likeness @ pairs.T
+    )  # less |likeness|^2
     _, near = jax.lax.top_k(-apart, neighbours)
     which = jax.random.randint(chosen, (count,), 0, neighbours)
     pair = jnp.take_along_axis(near, which[:, None], axis=1)[:, 0]

@@ -26,6 +26,7 @@ from handjax.mano import HandModel
 WEIGHTS = Path(__file__).parent / "assets" / "landmarks.safetensors"
 _DOUBT = (0.2, 0.8)
 """Probabilities of a right hand between which both sides are tried."""
+_DOES_NOT_FIT = 0.08
 _MIRROR = np.diag(crop.MIRROR)
 WEIGHTS_OF_FIT = mano_fit.Weights(
     points2d=1.0, points3d=0.3, pose=0.03, shape=0.05, initial=0.3, limits=1.0
@@ -50,8 +51,8 @@ class LandmarkPrediction(NamedTuple):
     presence: float
     """Probability that there is a hand; see `not_sure`."""
     not_sure: bool
-    """Whether presence is below the detector's `min_score`: such meshes are mostly
-    wrong."""
+    """Whether presence is below the detector's `min_score`, or the hand cannot take the
+    pose of its landmarks (`residual` above 8 %): such meshes are mostly wrong."""
     residual: float
     """Mean distance of the landmarks from where this hand has them, as a share of the
     larger side of their box."""
@@ -152,6 +153,7 @@ class LandmarkPredictor:
         )
         fitted = jax.device_get(fitted)
         side = max(hand.box_px[2:] - hand.box_px[:2])
+        residual = float(fitted.residual_px[0] / side)
         one = LandmarkPrediction(
             vertices=fitted.vertices[0],
             joints3d=fitted.joints3d[0],
@@ -161,8 +163,8 @@ class LandmarkPredictor:
             betas=fitted.betas[0],
             is_right=is_right,
             presence=hand.presence,
-            not_sure=not hand.sure,
-            residual=float(fitted.residual_px[0] / side),
+            not_sure=not hand.sure or residual > _DOES_NOT_FIT,
+            residual=residual,
         )
         return float(fitted.cost[0, -1]), one
 

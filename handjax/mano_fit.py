@@ -40,6 +40,7 @@ ITERATIONS = 15
 _PALM = (0, 5, 9, 13, 17)
 """Wrist and knuckles: nearly rigid, so they tell the orientation of the hand."""
 _FIRST_DEPTH = 0.5
+_LARGEST_BETA = 2.5  # standard deviations; beyond it meshes are no hands
 _VARIANCE_FLOOR = 1e-4  # rad^2: no direction of the pose space is quite stiff
 
 
@@ -92,7 +93,9 @@ def convention(name: str) -> Convention:
         return Convention(same, same, True)
     if name == "mediapipe":
         with np.load(LANDMARKS) as arrays:
-            return Convention(arrays["screen_convention"], arrays["world_convention"], False)
+            return Convention(
+                arrays["screen_convention"], arrays["world_convention"], False
+            )
     raise ValueError(f"convention={name!r} is not one of {', '.join(CONVENTIONS)}.")
 
 
@@ -114,7 +117,7 @@ class Weights(NamedTuple):
     """Turns away from `initial`, relative to 0.3 radians; counts only where one is
     given."""
     limits: float = 1.0
-    """Radians beyond the limits of the joints."""
+    """Radians beyond the limits of the joints, and betas beyond 2.5."""
     outlier: float = 0.1
     """Distance in the picture from which a point counts linearly (Huber), relative to
     the hand's radius; 0: never."""
@@ -302,6 +305,7 @@ def _residuals(x, x0, turn0, hand, prior, maps, target, weights) -> Array:
         weights.initial / 0.3 * (x[3:48] - x0[3:48]) * prior.deviation,
         weights.limits * jax.nn.relu(prior.limits[..., 0] - angles),
         weights.limits * jax.nn.relu(angles - prior.limits[..., 1]),
+        weights.limits * jax.nn.relu(jnp.abs(betas) - _LARGEST_BETA),
     ]
     return jnp.concatenate([part.ravel() for part in parts])
 

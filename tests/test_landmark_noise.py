@@ -49,6 +49,9 @@ def test_known_convention_is_found_again(pairs):
     points = np.einsum("jk,nkx->njx", convention, pairs.joints3d)
     read = Landmarks(points, points, np.ones(len(points), np.float32))
     noise = landmark_noise.noise_of(pairs._replace(landmarks=read))
+    found = landmark_noise.convention_of(pairs._replace(landmarks=read))
+    for maps in found:
+        np.testing.assert_allclose(maps[5:], convention[5:], atol=0.05)
     again = np.einsum("jk,nkx->njx", noise.world_map, pairs.joints3d)
     centred = points - points.mean(axis=1, keepdims=True)
     again = again - again.mean(axis=1, keepdims=True)
