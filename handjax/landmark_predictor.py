@@ -114,8 +114,8 @@ class LandmarkPredictor:
         said = [None] * len(hands) if is_right is None else list(is_right)
         if len(said) != len(hands):
             raise ValueError(
-                f"is_right has {len(said)} entries for {len(hands)} hands; give one for "
-                "each, None where it is not known."
+                f"is_right has {len(said)} entries for {len(hands)} hands; give one "
+                "for each, None where it is not known."
             )
         found = []
         for hand, side in zip(hands, said, strict=True):

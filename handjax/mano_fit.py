@@ -112,7 +112,7 @@ class Weights(NamedTuple):
     pose: float = 0.05
     """Deviations from the mean pose, of `PosePrior`."""
     shape: float = 0.05
-    """Betas."""
+    """Betas, as differences from the initial hand's (without one, from zero)."""
     initial: float = 0.3
     """Turns away from `initial`, relative to 0.3 radians; counts only where one is
     given."""
@@ -300,7 +300,7 @@ def _residuals(x, x0, turn0, hand, prior, maps, target, weights) -> Array:
         weights.points2d * root * robust * flat,
         weights.points3d * root * _miss3d(joints, maps, target) / 0.08,
         weights.pose * x[3:48],
-        weights.shape * betas,
+        weights.shape * (betas - x0[48:-3]),
         weights.initial / 0.3 * x[:3],
         weights.initial / 0.3 * (x[3:48] - x0[3:48]) * prior.deviation,
         weights.limits * jax.nn.relu(prior.limits[..., 0] - angles),

@@ -10,7 +10,7 @@ Stage "poses" draws hands from the pose prior and landmarks for them from
 `landmark_noise`, and mixes in pairs that the landmark network read in renders. Stage
 "mesh" goes on with landmarks read in pictures while training.
 
-Parameters (`parameter_table`): 1,694,826 at a width of 512; the landmark network's
+Parameters (`parameter_table`): 1,699,946 at a width of 512; the landmark network's
 2,715,680 are frozen constants.
 """
 
