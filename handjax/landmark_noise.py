@@ -31,8 +31,9 @@ from handjax.skeleton import NUM_JOINTS
 from handjax.types import AnyArray
 
 PAIRS = Path(__file__).parent / "assets" / "landmark_pairs.npz"
-NEIGHBOURS = 24
-"""Pairs that look like a hand, of which one lends its noise."""
+WIDTH = 1.2
+"""Squared radii, summed over joints, by which a pair has to be less like a hand to lend
+its noise e times less often. So about 24 pairs share a hand, in the mean."""
 _RIDGE = 1e-3
 _VERY_SURE = 0.95
 _SURE = 0.5  # presence from which a pair says where the network's points lie
@@ -241,19 +242,19 @@ def draw(
     noise: Noise,
     joints3d: Float[AnyArray, "batch joint 3"],
     *,
-    neighbours: int = NEIGHBOURS,
+    width: float = WIDTH,
 ) -> Landmarks:
     """Draw what the network might read of hands; runs inside jit.
 
-    Every hand is made upright, takes the noise of one of its nearest pairs, by a factor
+    Every hand is made upright, takes the noise of a pair that looks alike, by a factor
     from 0 to 1 (few photos are as hard as the renders), and is turned back. World
     points also change in size, by 6 %: the network does not know how large a hand is.
 
     Args:
-        key: Decides neighbour, factor and size; turning a hand changes none of them.
+        key: Decides pair, factor and size; turning a hand changes none of them.
         noise: Of pairs.
         joints3d: Metres, camera axes, any origin.
-        neighbours: How many pairs may lend their noise.
+        width: How unlike a hand the pairs are that lend it their noise.
     """
     chosen, factors, sizes = jax.random.split(key, 3)
     count = len(joints3d)
@@ -265,9 +266,7 @@ def draw(
     apart = (
         jnp.sum(pairs**2, axis=1)[None] - 2 * likeness @ pairs.T
     )  # less |likeness|^2
-    _, near = jax.lax.top_k(-apart, neighbours)
-    which = jax.random.randint(chosen, (count,), 0, neighbours)
-    pair = jnp.take_along_axis(near, which[:, None], axis=1)[:, 0]
+    pair = jax.random.categorical(chosen, -apart / width)
     factor = jnp.sqrt(jax.random.uniform(factors, (count, 1, 1)))
     size = jnp.exp(0.06 * jax.random.normal(sizes, (count, 1, 1)))
     screen = _screen(noise, flat) + factor * jnp.asarray(noise.screen_rest)[pair]

@@ -170,7 +170,8 @@ class Model(nn.Module):
 
     def read_region(self, image: Any, region: Region) -> Reading:
         """Return the landmarks of hands in regions of pictures."""
-        network = hand_landmark.build(self.network)
+        # Without a parent, for it is no submodule: its weights are constants.
+        network = hand_landmark.build(self.network, parent=None)
         weights = self.get_variable("constants", "landmark_network")
         crops = warped(jnp.asarray(image, jnp.float32), region) / 255
         found = network.apply(weights, crops, method="landmarks")
