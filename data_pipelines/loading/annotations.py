@@ -40,7 +40,7 @@ FIELDS = (
     "mano_transl",
     "vertices",
 )
-"""Fields of a record that `examples.make` needs; `readers.Reader` adds `index`, its
+"""Fields of a record that `ExampleMaker` needs; `readers.Reader` adds `index`, its
 position, and `posable`, whether the `Poser` is its annotators' hand model."""
 
 

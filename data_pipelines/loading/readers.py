@@ -57,7 +57,7 @@ class CorruptRecords:
 
 
 class Reader:
-    """Random access to the records of a split, ready for `examples.make`.
+    """Random access to the records of a split, ready for `ExampleMaker`.
 
     In the place of an unreadable record comes the next readable one (its `index`
     tells), so that batches stay the same on every run.

@@ -17,6 +17,7 @@ from data_pipelines.loading.pose_files import PoseFile
 from data_pipelines.synthetic import letters, poses
 from data_pipelines.synthetic.letters import LetterSource
 from data_pipelines.synthetic.poses import PosePriorSource
+from handjax.distributed.split_shares import WHOLE, ProcessShare
 from handjax.errors import UserError
 from handjax.geometry.skeleton import MANO_JOINTS
 from handjax.mano import hand_model
@@ -45,7 +46,7 @@ def pose_batches(
     root: int,
     crop_size: int,
     file: PoseFile | None = None,
-    process: tuple[int, int] = (0, 1),
+    process: ProcessShare = WHOLE,
     threads: int = 2,
     letters_as: Letters | None = None,
 ) -> Iterator[Batch]:
@@ -60,18 +61,20 @@ def pose_batches(
         crop_size: side of the nominal crop, pixels.
         file: where poses come from, all of them once before any comes again; None for
             the prior.
-        process: (index, count); together they draw what one process would, in order.
+        process: Which batches of the run are drawn; all processes together draw what
+            one alone would, in order.
         threads: that draw poses ahead of time.
         letters_as: draw hands that show letters instead, with `Batch.text`.
     """
-    index, count = process
     if letters_as is None:
         drawn = _drawn(file, seed, poses.POSED)
     else:
         drawn = grain.MapDataset.source(_letters(seed, letters_as, letters.TRAIN))
     make = _maker(hand_file, letters_as, root=root, crop_size=crop_size)
     yield from (
-        drawn.batch(batch_size, drop_remainder=True)[index::count][start_step:]
+        drawn.batch(batch_size, drop_remainder=True)[process.index :: process.count][
+            start_step:
+        ]
         .map(make)
         .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4))
     )
@@ -165,7 +168,7 @@ def with_real_poses(
     batch_size: int,
     seed: int,
     start_step: int,
-    process: tuple[int, int] = (0, 1),
+    process: ProcessShare = WHOLE,
     threads: int = 2,
 ) -> Iterator[Batch]:
     """The batches with `real_pose` and `real_betas`, the same however a run got there.
@@ -178,13 +181,15 @@ def with_real_poses(
         batch_size: of this process.
         seed: of the poses or their order.
         start_step: number of batches that were skipped.
-        process: (index, count); together they draw what one process would, in order.
+        process: Which batches of the run are drawn; all processes together draw what
+            one alone would, in order.
         threads: that draw poses ahead of time.
     """
-    index, count = process
     drawn = _drawn(file, seed, poses.REAL)
     of_examples = drawn.batch(per_example, drop_remainder=True)
-    of_batches = of_examples.batch(batch_size, drop_remainder=True)[index::count]
+    of_batches = of_examples.batch(batch_size, drop_remainder=True)[
+        process.index :: process.count
+    ]
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)
     found = of_batches[start_step:].to_iter_dataset(options)
     for batch, real in zip(batches, found, strict=False):

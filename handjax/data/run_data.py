@@ -10,13 +10,14 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import jax
 import ml_collections
 import numpy as np
 
 from data_pipelines.loading import augment, loader
+from data_pipelines.loading.examples import ExampleMaker
 from data_pipelines.loading.mixtures import Drawn
 from data_pipelines.loading.pose_files import PoseFile
+from data_pipelines.loading.posing import Poser
 from data_pipelines.storage import schema, shards
 from data_pipelines.synthetic import letters
 from handjax.config import schema as configs
@@ -29,8 +30,9 @@ from handjax.data.poses import (
     pose_batches,
     with_real_poses,
 )
-from handjax.data.training_sets import TrainingSets, annotators_hand
-from handjax.distributed.split_shares import WHOLE, Share
+from handjax.data.training_sets import TrainingSets, is_annotators_hand
+from handjax.distributed import split_shares
+from handjax.distributed.split_shares import WHOLE, ProcessShare
 from handjax.errors import UserError, suggest
 from handjax.family.stage import Stage
 from handjax.geometry.crop import CropConfig
@@ -109,9 +111,15 @@ class OpenData:
             keep=keep,
         )
         roots = hand_file.skeleton.roots
-        self.root, self.anchors = roots[self.data.root], tuple(roots.values())
-        self.augment = augment.config_from(self.data.augment.to_dict())
-        self.crop = CropConfig(size=self.data.crop_size, box_scale=self.data.box_scale)
+        self.root = roots[self.data.root]
+        self.maker = ExampleMaker(
+            crop=CropConfig(size=self.data.crop_size, box_scale=self.data.box_scale),
+            counts=schema.Counts.of(hand_file),
+            root=self.root,
+            anchors=tuple(roots.values()),
+            augmentation=augment.config_from(self.data.augment.to_dict()),
+            poser=Poser(hand_file, self.root),
+        )
 
     def describe(self) -> str:
         """One line: which data, where, how much."""
@@ -182,14 +190,13 @@ class OpenData:
             batch_size=batch_size,
             seed=self.config.seed,
             start_step=start_step,
-            process=(jax.process_index(), jax.process_count()),
+            process=split_shares.this_process(),
             threads=self.data.threads,
         )
 
     def _batches(
         self, stage: Stage, batch_size: int, start_step: int
     ) -> Iterator[Batch]:
-        process = jax.process_index(), jax.process_count()
         options = self.config.stages[stage.name]
         seed = self.config.seed
         if options.data != "images":
@@ -210,29 +217,26 @@ class OpenData:
                 root=self.root,
                 crop_size=self.data.crop_size,
                 file=self.poses,
-                process=process,
+                process=split_shares.this_process(),
                 threads=self.data.threads,
                 letters_as=self.letters if self._is_labelled(stage) else None,
             )
         return loader.train_batches(
             self.training.sources,
+            self.maker._replace(
+                load_image=stage.needs_image,
+                neutral_betas=self.training.filters.neutral_betas,
+            ),
             batch_size=batch_size,
             seed=seed,
             start_step=start_step,
-            process_index=process[0],
-            process_count=process[1],
-            crop=self.crop,
-            augment=self.augment,
-            root=self.root,
-            anchors=self.anchors,
-            filters=self.training.filters,
-            load_image=stage.needs_image,
-            num_threads=self.data.threads,
+            process=split_shares.this_process(),
+            threads=self.data.threads,
             max_corrupt=self.data.max_corrupt,
         )
 
     def evaluation(
-        self, stage: Stage, split: str = "test", share: Share = WHOLE
+        self, stage: Stage, split: str = "test", share: ProcessShare = WHOLE
     ) -> Iterator[Batch]:
         """A split once, in order; by default every process gets all of it.
 
@@ -300,21 +304,17 @@ class OpenData:
         )
 
     def _in_order(
-        self, split: str, num: int, load_image: bool, share: Share = WHOLE
+        self, split: str, num: int, load_image: bool, share: ProcessShare = WHOLE
     ) -> Iterator[Batch]:
         records = self.records(split)
         return loader.eval_batches(
             records,
+            self.maker._replace(load_image=load_image),
             batch_size=self.config.eval.batch_size,
-            crop=self.crop,
             num=num,
-            process_index=share.index,
-            process_count=share.count,
-            root=self.root,
-            anchors=self.anchors,
-            hand=annotators_hand(records.metadata, self.hand_file),
-            load_image=load_image,
-            num_threads=self.data.threads,
+            process=share,
+            posable=is_annotators_hand(records.metadata, self.hand_file),
+            threads=self.data.threads,
         )
 
 

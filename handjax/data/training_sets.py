@@ -80,8 +80,13 @@ class TrainingSets:
     def _opened(self, path: Path, split: shards.Split) -> TrainingSet:
         cache = directories.cache_root() / "selections"
         kept = selections.select(split, self.filters, cache, keep=self._keep)
-        hand = annotators_hand(split.metadata, self._hand_file)
-        source = Source(split, self.weights[path], kept.rows, hand)
+        source = Source(
+            split,
+            weight=self.weights[path],
+            rows=kept.rows,
+            filters=self.filters,
+            posable=is_annotators_hand(split.metadata, self._hand_file),
+        )
         return TrainingSet(split.metadata["name"], source, kept)
 
     def _to_be_rendered(self, path: Path) -> bool:
@@ -141,15 +146,13 @@ class TrainingSets:
         ]
 
 
-def annotators_hand(
-    metadata: Mapping[str, Any], hand_file: ManoFile
-) -> ManoFile | None:
-    """The hand model of the run, if a data set's parameters are of it.
+def is_annotators_hand(metadata: Mapping[str, Any], hand_file: ManoFile) -> bool:
+    """Return whether a data set's MANO parameters belong to the hand model of the run.
 
     Args:
-        metadata: of the data set. Where it names no model, the data set was prepared
+        metadata: Of the data set. If it names no model, the data set was prepared
             without one, and its parameters are MANO's.
-        hand_file: of the run.
+        hand_file: Of the run.
     """
     name = metadata.get("hand", {}).get("name") or "mano"
-    return hand_file if hand_file.name == name and hand_file.is_right else None
+    return hand_file.name == name and hand_file.is_right

@@ -25,17 +25,26 @@ Arrays = dict[str, np.ndarray]
 _ABOUT = "about"
 
 
-class Share(NamedTuple):
-    """Examples of one process: `index`, `index + count`, and so on."""
+class ProcessShare(NamedTuple):
+    """The share of one process: every `count`-th example or batch, from `index` on."""
 
     index: int = 0
     count: int = 1
 
 
-WHOLE = Share()
+WHOLE = ProcessShare()
+"""All of it, in one process."""
 
 
-def parse(text: str | None) -> Share:
+def this_process() -> ProcessShare:
+    """Return the share of this process among those of `jax.distributed`."""
+    # Loaders import this module, and they stay free of jax.
+    import jax
+
+    return ProcessShare(jax.process_index(), jax.process_count())
+
+
+def parse(text: str | None) -> ProcessShare:
     """A share of the command line, "0/4" for the first of four.
 
     Without one it is the place of this process among those of `jax.distributed`, of
@@ -45,19 +54,21 @@ def parse(text: str | None) -> Share:
         UserError: It is no such pair.
     """
     if text is None:
-        import jax
-
-        return Share(jax.process_index(), jax.process_count())
+        return this_process()
     index, slash, count = text.partition("/")
     if slash and index.isdecimal() and count.isdecimal() and int(index) < int(count):
-        return Share(int(index), int(count))
+        return ProcessShare(int(index), int(count))
     raise UserError(
         f"--share={text!r}: give the process and how many there are, 0/4 to 3/4."
     )
 
 
-def put_together(
-    folder: Path, name: str, share: Share, arrays: Arrays, about: Mapping[str, Any]
+def gather_parts(
+    folder: Path,
+    name: str,
+    share: ProcessShare,
+    arrays: Arrays,
+    about: Mapping[str, Any],
 ) -> list[Arrays] | None:
     """Leave this share's part; all parts in order if they are there, else None.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from handjax.config.schema import LABELLED_POSES, evaluated_on
 from handjax.distributed import split_shares
-from handjax.distributed.split_shares import WHOLE, Share
+from handjax.distributed.split_shares import WHOLE, ProcessShare
 from handjax.errors import UserError
 from handjax.evaluation import mean_hand
 from handjax.evaluation.mean_hand import MeanHand
@@ -25,7 +25,7 @@ def make(
     split: str = "test",
     procrustes: str = "freihand",
     tta_mode: str | None = None,
-    share: Share = WHOLE,
+    share: ProcessShare = WHOLE,
 ) -> tuple[dict[str, Any] | None, Path]:
     """Evaluate a trained model and write `eval/<step>/<benchmark>.json`.
 
@@ -76,7 +76,7 @@ def make(
     benchmark = benchmark_name(found, split, procrustes, tta_mode)
     folder = found.workdir / "eval" / str(found.step)
     path = folder / f"{benchmark}.json"
-    about = found.about(split=split, procrustes=procrustes, tta=tta_mode)
+    about = found.cache_key(split=split, procrustes=procrustes, tta=tta_mode)
     if not _merged(sums, share, folder, benchmark, about):
         return None, path
     for each in (stage, *floors):
@@ -90,7 +90,7 @@ def make(
         "protocol": PROTOCOLS[procrustes],
         "tta": augmentation,
         "definitions": _definitions(config, mean),
-        **found.said(),
+        **found.provenance(),
         **result,
     }
     atomic_files.write_json(path, report)
@@ -98,7 +98,7 @@ def make(
 
 
 def _measured(
-    found: Trained, stage: Stage, *, split: str, share: Share, **options: Any
+    found: Trained, stage: Stage, *, split: str, share: ProcessShare, **options: Any
 ) -> StageSums:
     batches = found.data.evaluation(stage, split=split, share=share)
     return measure(
@@ -108,7 +108,7 @@ def _measured(
 
 def _merged(
     measured: dict[str, StageSums],
-    share: Share,
+    share: ProcessShare,
     folder: Path,
     name: str,
     about: dict[str, Any],
@@ -117,7 +117,7 @@ def _merged(
     if share.count == 1:
         return True
     state = split_shares.packed({k: sums.state() for k, sums in measured.items()})
-    parts = split_shares.put_together(folder, name, share, state, about)
+    parts = split_shares.gather_parts(folder, name, share, state, about)
     for i, part in enumerate(parts or ()):
         if i != share.index:
             for k, sums in measured.items():

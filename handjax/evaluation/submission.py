@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from handjax.distributed import split_shares
-from handjax.distributed.split_shares import WHOLE, Share
+from handjax.distributed.split_shares import WHOLE, ProcessShare
 from handjax.errors import UserError
 from handjax.evaluation import photo_frame, score_files
 from handjax.evaluation.protocols import Benchmark, PhotoHands
@@ -28,7 +28,7 @@ def predicted(
     trained: Trained,
     folder: Path,
     *,
-    share: Share = WHOLE,
+    share: ProcessShare = WHOLE,
     split: str,
     tta_mode: str | None = None,
     on_batch: Callable[[int], None] | None = None,
@@ -60,8 +60,8 @@ def predicted(
     )
     state = {"index": index, **photo_frame.arrays(hands)}
     name = "_".join(["hands", trained.config.data.name, split, tta_mode or "plain"])
-    about = trained.about(split=split, tta=tta_mode)
-    parts = split_shares.put_together(folder, name, share, state, about)
+    about = trained.cache_key(split=split, tta=tta_mode)
+    parts = split_shares.gather_parts(folder, name, share, state, about)
     if parts is None:
         return None
     index = np.concatenate([part["index"] for part in parts])
