@@ -115,7 +115,7 @@ def test_coco_damage_is_named(every, tmp_path):
     root = prepared.copy(every("coco_wholebody")[0], tmp_path / "source")
     path = root / "coco_wholebody_train_v1.0.json"
     os.truncate(path, path.stat().st_size - 20)
-    assert "ends inside its element 2" in failure("coco_wholebody", root, tmp_path)
+    assert "element 2 cannot be read" in failure("coco_wholebody", root, tmp_path)
     path.write_text(json.dumps({"images": [], "annotations": [{"id": 1}]}))
     assert "lefthand_kpts" in failure("coco_wholebody", root, tmp_path)
     next((root / "val2017").glob("*.jpg")).unlink()
