@@ -23,8 +23,8 @@ PUBLISHED = "published files"
 
 
 def names() -> list[str]:
-    """Names of the data sets, in the order of `schema.DATASETS`."""
-    from data_pipelines.storage.schema import DATASETS
+    """Names of the data sets, in the order of `dataset_names.DATASETS`."""
+    from data_pipelines.storage.dataset_names import DATASETS
 
     found = {module.name for module in pkgutil.iter_modules(__path__)}
     return sorted(found, key=DATASETS.index)

@@ -148,16 +148,6 @@ def _clipped_normal(uniform: np.ndarray, limit: float) -> np.ndarray:
 
 Recipe = AugmentConfig | HamerConfig
 
-NONE = AugmentConfig(
-    center_jitter=0.0,
-    scale=(1.0, 1.0),
-    max_rotation=0.0,
-    channel_noise=0.0,
-    brightness=(0.0, 0.0),
-    contrast=0.0,
-)
-"""No augmentation at all."""
-
 
 def config_from(values: dict[str, Any]) -> Recipe:
     """The recipe that `config.data.augment` names, with its amounts.

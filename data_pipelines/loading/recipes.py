@@ -1,26 +1,9 @@
 """Recipes of several data sets: which, in which shares, and what of them counts.
 
-Nothing is imported here, for config files name recipes and have to load at once.
+Nothing heavy is imported here, since config files name recipes and have to load fast.
 """
 
 from typing import NamedTuple
-
-PREPARED = (
-    "freihand",
-    "dexycb",
-    "ho3d_v2",
-    "ho3d_v3",
-    "h2o3d",
-    "interhand26m",
-    "rhd",
-    "mtc",
-    "coco_wholebody",
-    "halpe",
-    "mpii_nzsl",
-    "hint",
-    "asl",
-)
-"""What `data_pipelines.prepare` makes: the keys of `config.data.mixture.shares`."""
 
 
 class Filters(NamedTuple):

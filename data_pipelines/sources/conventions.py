@@ -156,21 +156,10 @@ def to_joints(name: str, points: Shaped[np.ndarray, "21 *k"]) -> np.ndarray:
     return np.asarray(points)[skeleton.ORDERS[ROWS[name].order]]
 
 
-def from_joints(name: str, joints: Shaped[np.ndarray, "21 *k"]) -> np.ndarray:
-    """Reorder joints to the data set's own order, as submissions to it need."""
-    return np.asarray(joints)[np.argsort(skeleton.ORDERS[ROWS[name].order])]
-
-
 def to_camera(name: str, points: Float[np.ndarray, "*n 3"]) -> np.ndarray:
     """Metres in OpenCV axes from the data set's unit and axes; order as it is."""
     row = ROWS[name]
     return np.asarray(points, np.float64) * (row.unit * np.array(row.axes))
-
-
-def from_camera(name: str, points: Float[np.ndarray, "*n 3"]) -> np.ndarray:
-    """Return metres in OpenCV axes to the data set's unit and axes."""
-    row = ROWS[name]
-    return np.asarray(points, np.float64) / (row.unit * np.array(row.axes))
 
 
 def to_pixels(name: str, points: Float[np.ndarray, "*n 2"]) -> np.ndarray:

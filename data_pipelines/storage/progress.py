@@ -12,6 +12,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from handjax.io.console import duration
+
 _EVERY = 10.0
 """Seconds between two lines of a log."""
 
@@ -68,12 +70,3 @@ class Report:
             file=sys.stderr,
             flush=True,
         )
-
-
-def duration(seconds: int | float) -> str:
-    """Write a time as people say it."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

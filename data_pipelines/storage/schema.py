@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data_pipelines.storage.dataset_names import DATASETS
 from handjax.errors import UserError
 from handjax.mano.model_files import ManoFile
 
@@ -37,26 +38,6 @@ class Counts(NamedTuple):
 
 
 HAND = Counts()
-
-DATASETS = (
-    "synthetic",
-    "freihand",
-    "dexycb",
-    "ho3d_v2",
-    "ho3d_v3",
-    "h2o3d",
-    "interhand26m",
-    "rhd",
-    "mtc",
-    "coco_wholebody",
-    "halpe",
-    "mpii_nzsl",
-    "hint",
-    "asl",
-    "own",
-    "synthetic_body",
-)
-"""Where a record comes from; stored by position, so names are only ever appended."""
 
 UNKNOWN = 255
 """Value of `occluded` where nobody has looked."""

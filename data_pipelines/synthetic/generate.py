@@ -9,6 +9,7 @@ from data_pipelines.storage import contact_sheet, progress, shards
 from data_pipelines.storage.directories import check_same, locked
 from data_pipelines.synthetic.workers import Workers
 from handjax.errors import UserError
+from handjax.io.console import duration
 from handjax.mano import model_files
 
 NAME = "synthetic"
@@ -132,7 +133,7 @@ def _missing(directory: Path, settings: dict[str, Any]) -> int:
 def _make(directory: Path, settings: dict[str, Any], missing: int, count: int) -> None:
     splits = _splits(settings)
     counts = " + ".join(f"{n:,} {split}" for split, n in splits.items())
-    guess = progress.duration(missing / (_IMAGES_PER_SECOND * count))
+    guess = duration(missing / (_IMAGES_PER_SECOND * count))
     print(
         f"Making {missing:,} pictures of hands ({counts}; seed {settings['seed']}) in "
         f"{directory}: about {guess} with {count} processes, once.",

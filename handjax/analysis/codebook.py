@@ -47,10 +47,12 @@ def of_model(model: Tokenizes, variables: Any) -> Codebook:
     """
     import jax
 
+    from handjax.training import codebook_curves
+
     encode = jax.jit(lambda v, x: model.apply(v, x, method="encode"))
     decode = jax.jit(lambda v, x: model.apply(v, x, method="decode_codes").vertices)
     return Codebook(
-        embedding=np.asarray(_leaf(variables["codebook"], "embedding")),
+        embedding=codebook_curves.leaf(variables, "embedding").astype(np.float32),
         encode=lambda hands: _in_chunks(
             lambda part: encode(variables, part), getattr(hands, model.tokenizes)
         ),
@@ -68,13 +70,6 @@ def _in_chunks(function: Callable, x: Any, size: int = 32) -> np.ndarray:
     padded = np.concatenate([x, np.repeat(x[-1:], -len(x) % size, axis=0)])
     parts = [function(padded[i : i + size]) for i in range(0, len(padded), size)]
     return np.concatenate([np.asarray(part) for part in parts])[: len(x)]
-
-
-def _leaf(tree: Any, name: str) -> Any:
-    """The leaf of that name, however deep in the collection."""
-    from flax.traverse_util import flatten_dict
-
-    return next(v for path, v in flatten_dict(tree).items() if path[-1] == name)
 
 
 class Usage(NamedTuple):
@@ -281,16 +276,6 @@ def nearest_pairs(
         Neighbour(int(a), int(b), float(distances[a, b]))
         for a, b in zip(rows[order], columns[order], strict=True)
     ]
-
-
-def nearest_codes(
-    embedding: Float[np.ndarray, "code dim"], code: int, num: int = 5
-) -> list[Neighbour]:
-    """The codes nearest to one code."""
-    distances = _distances(embedding)[code]
-    distances[code] = np.inf
-    order = np.argsort(distances, kind="stable")[:num]
-    return [Neighbour(code, int(k), float(distances[k])) for k in order]
 
 
 def map_2d(embedding: Float[np.ndarray, "code dim"]) -> Float[np.ndarray, "code 2"]:

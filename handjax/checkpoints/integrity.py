@@ -15,6 +15,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from handjax.io import console
+
 
 def sha256(flat: dict[str, Any]) -> str:
     """Hash of named arrays, the same on every machine; "" for none.
@@ -93,7 +95,7 @@ def unreadable(directory: Path) -> str:
     except (MemoryError, NameError, TypeError):
         raise
     except Exception as error:
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+        return f"{type(error).__name__}: {console.first_line(error, limit=200)}"
     return ""
 
 

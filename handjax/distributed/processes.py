@@ -72,7 +72,7 @@ def join(cluster: Cluster) -> None:
         where = f" at {cluster.coordinator}" if cluster.coordinator else ""
         raise UserError(
             f"The processes of this run did not find each other{where} within "
-            f"{cluster.timeout_s} s: {_first_line(error)}. Start all "
+            f"{cluster.timeout_s} s: {console.first_line(error)}. Start all "
             "of them with the same command; where no cluster is recognised, name "
             "--coordinator, --num_processes and --process_id."
         ) from error
@@ -182,12 +182,9 @@ def leave_if_alone(error: BaseException, last_step: str) -> None:
     console.say(
         f"error: process {jax.process_index()} of {jax.process_count()} lost another "
         f"one, which has died or cannot be reached. {last_step} Start all processes "
-        "again with the same command to go on from there. (" + _first_line(error) + ")",
+        "again with the same command to go on from there. "
+        f"({console.first_line(error)})",
         file=sys.stderr,
     )
     sys.stdout.flush()
     os._exit(1)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:300]

@@ -80,7 +80,8 @@ def test_colours_are_the_three_steps_one_after_the_other():
 
 
 def test_no_augmentation_changes_nothing():
-    changes = _changes(augment.NONE)
+    config = AugmentConfig(0.0, (1.0, 1.0), "uniform", 0.0, 0.0, 0.0, (0.0, 0.0), 0.0)
+    changes = _changes(config)
     image = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
     colours, out = augment.colours(changes), np.empty((8, 8, 3), np.uint8)
     augment.recolour(image, colours.affine[0], float(colours.ceiling[0]), out)

@@ -11,9 +11,9 @@ from data_pipelines.loading import loader, mixtures
 from data_pipelines.loading.augment import AugmentConfig
 from data_pipelines.loading.examples import ExampleMaker
 from data_pipelines.loading.mixtures import Drawn, Order
-from data_pipelines.loading.recipes import HAMER, PREPARED, Filters
+from data_pipelines.loading.recipes import HAMER, Filters
 from data_pipelines.sources import hamer_tars
-from data_pipelines.storage import schema, shards
+from data_pipelines.storage import dataset_names, shards
 from handjax.distributed.split_shares import ProcessShare
 from handjax.geometry.crop import CropConfig
 
@@ -62,11 +62,11 @@ def test_shares_of_what_comes_are_hamers():
 
 
 def test_recipes_name_what_can_be_prepared():
-    assert set(PREPARED) == set(datasets.names()) >= set(HAMER.shares)
+    assert set(dataset_names.PREPARED) == set(datasets.names()) >= set(HAMER.shares)
 
 
 def test_hamers_recipe_is_ten_data_sets_that_come_as_tars():
-    assert set(HAMER.shares) == set(hamer_tars.OF) <= set(schema.DATASETS)
+    assert set(HAMER.shares) == set(hamer_tars.OF) <= set(dataset_names.DATASETS)
     assert sum(Fraction(repr(x)) for x in HAMER.shares.values()) == 1
     whole = Order(list(HAMER.shares.values())).drawn(20)
     assert whole == [5, 5, 2, 2, 1, 1, 1, 1, 1, 1]
