@@ -122,7 +122,7 @@ def _result(name: str, metric: str, value: float, unit: str) -> dict[str, Any]:
 
 
 def _rate(task: Callable[[], int], seconds: float, clock: Callable[[], float]) -> float:
-    """Examples a second of a clock, over at least `seconds` of it."""
+    """Return examples per second of a clock, measured over at least `seconds`."""
     done, start = 0, clock()
     while (passed := clock() - start) < seconds or not done:
         done += task()

@@ -23,7 +23,7 @@ PUBLISHED = "published files"
 
 
 def names() -> list[str]:
-    """Names of the data sets, in the order of `dataset_names.DATASETS`."""
+    """Return the data sets' names, in the order of `dataset_names.DATASETS`."""
     from data_pipelines.storage.dataset_names import DATASETS
 
     found = {module.name for module in pkgutil.iter_modules(__path__)}
@@ -42,11 +42,11 @@ def load(name: str) -> ModuleType:
 
 
 def open_source(name: str, root: Path) -> tuple[ModuleType, Source, str]:
-    """What reads a directory with a data set, the directory, and the kind of source.
+    """Return the reader of a directory with a data set, the directory, and its kind.
 
     Args:
-        name: of the data set.
-        root: directory that the user gave; with HaMeR's tars of it, these are read.
+        name: Of the data set.
+        root: Directory that the user gave; with HaMeR's tars of it, these are read.
     """
     module = load(name)
     tars = hamer_tars.folder(root, name)

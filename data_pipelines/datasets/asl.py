@@ -66,7 +66,7 @@ def index(source: Source, split: str) -> Index:
 def example(
     source: Source, index: Index, row: int, models: HandModels
 ) -> dict[str, Any]:
-    """A picture and its letter; the signer uses the right hand, with few exceptions."""
+    """Return a picture with its letter; almost all of the signers' hands are right."""
     del models  # there is no MANO
     name = index.columns["name"][row].decode()
     picture = source.picture(name)

@@ -81,7 +81,7 @@ def index(source: Source, split: str) -> Index:
 def example(
     source: Source, index: Index, row: int, models: HandModels
 ) -> dict[str, Any]:
-    """One hand of one person."""
+    """Return one hand of one person."""
     del models  # there is no MANO
     columns = index.columns
     person, is_right = columns["row"][row].tolist()

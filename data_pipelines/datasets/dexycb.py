@@ -64,12 +64,12 @@ _SUBJECT = "[0-9]*-subject-[0-9][0-9]"
 
 
 def part_of(setup: str, subject: int, sequence: int, camera: int) -> str:
-    """The split that a frame belongs to: "train", "val" or "test".
+    """Return the split that a frame belongs to: "train", "val" or "test".
 
     Args:
         setup: "s0" to "s3".
         subject: 0 to 9.
-        sequence: of the subject, 0 to 99; each object has five in a row.
+        sequence: Of the subject, 0 to 99; each object has five in a row.
         camera: 0 to 7.
     """
     if setup == "s0":
@@ -162,7 +162,7 @@ def _intrinsics(source: Source, serial: str) -> np.ndarray:
 def example(
     source: Source, index: Index, row: int, models: HandModels
 ) -> dict[str, Any]:
-    """The hand of one frame."""
+    """Return the hand of one frame."""
     columns = index.columns
     sequence, camera, frame = columns["frame"][row].tolist()
     folder = f"{columns['sequence'][sequence].decode()}/{SERIALS[camera]}"

@@ -110,7 +110,7 @@ def _picture(split: str, number: int) -> str:
 def example(
     source: Source, index: Index, row: int, models: HandModels
 ) -> dict[str, Any]:
-    """One picture with the annotation of its frame."""
+    """Return one picture with the annotation of its frame."""
     columns = index.columns
     frame = row % len(columns["K"])
     name = _picture(index.split, row)

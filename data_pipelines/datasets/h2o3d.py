@@ -32,7 +32,7 @@ def index(source: Source, split: str) -> Index:
 def example(
     source: Source, index: Index, row: int, models: HandModels
 ) -> dict[str, Any]:
-    """The right hand of a frame, then the left one."""
+    """Return one hand of a frame; the right hand comes before the left."""
     is_right = row % 2 == 0
     return honnotate.hand(
         source, index, row // 2, models, is_right=is_right, two_hands=True

@@ -48,7 +48,7 @@ _SUBSETS = {"newdays": "newdays_img", "visor": "epick_img", "ego4d": "ego4d_img"
 
 
 def folder(split: str) -> str:
-    """Where a split lies."""
+    """Return the folder of a split."""
     part, subset = split.split("_", 1)
     return f"{part.upper()}_{_SUBSETS.get(subset, subset)}"
 
@@ -69,7 +69,7 @@ def index(source: Source, split: str) -> Index:
 def example(
     source: Source, index: Index, row: int, models: HandModels
 ) -> dict[str, Any]:
-    """The hand of one file."""
+    """Return the hand of one file."""
     del models  # there is no MANO
     stem = index.columns["stem"][row].decode()
     path, what = f"{stem}.json", "a list of {keypoints, occlusion, bbox}"

@@ -36,5 +36,5 @@ def index(source: Source, split: str) -> Index:
 def example(
     source: Source, index: Index, row: int, models: HandModels
 ) -> dict[str, Any]:
-    """The right hand of a frame."""
+    """Return the right hand of a frame."""
     return honnotate.hand(source, index, row, models, is_right=True)

@@ -180,7 +180,7 @@ class _Fits:
             raise source.damaged(path, what, f"{error!r}") from None
 
     def number(self, capture: str, frame: str, is_right: bool) -> int:
-        """-1 where there is none."""
+        """Return a number of the row; -1 where there is none."""
         return self._numbers.get((capture, frame, is_right), -1)
 
     def columns(self) -> dict[str, np.ndarray]:
@@ -190,7 +190,7 @@ class _Fits:
 def example(
     source: Source, index: Index, row: int, models: HandModels
 ) -> dict[str, Any]:
-    """One hand of one picture."""
+    """Return one hand of one picture."""
     columns = index.columns
     width, height, camera, frame, side, fit = columns["row"][row].tolist()
     is_right, name = bool(side), columns["name"][row].decode()

@@ -63,7 +63,7 @@ def index(source: Source, split: str) -> Index:
 def example(
     source: Source, index: Index, row: int, models: HandModels
 ) -> dict[str, Any]:
-    """The hand of one file."""
+    """Return the hand of one file."""
     del models  # there is no MANO
     path = index.columns["name"][row].decode()
     content, what = source.json(path, "hand_pts and is_left"), "hand_pts (21 x 3)"

@@ -79,7 +79,7 @@ def index(source: Source, split: str) -> Index:
 
 
 def _reason(seen: dict[str, Any]) -> str:
-    """Why a view is left out, or ""."""
+    """Return why a view is left out, or ""."""
     if not seen["insideImg"]:
         return "not inside the picture"
     return next((reason for flag, reason in _WHY_NOT if seen.get(flag)), "")
@@ -122,7 +122,7 @@ class _Cameras:
 def example(
     source: Source, index: Index, row: int, models: HandModels
 ) -> dict[str, Any]:
-    """A hand in one view."""
+    """Return a hand in one view."""
     del models  # there is no MANO
     columns = index.columns
     frame, camera, view, side, hand = columns["row"][row].tolist()

@@ -70,7 +70,7 @@ def _file(split: str, kind: str, number: int) -> str:
 def example(
     source: Source, index: Index, row: int, models: HandModels
 ) -> dict[str, Any]:
-    """A hand: of training pictures the left one, then the right one."""
+    """Return one hand; of a training picture the left one comes before the right."""
     del models  # there is no MANO
     if index.split == "train":
         row, side = divmod(row, 2)
@@ -103,7 +103,7 @@ def example(
 
 
 def _larger_is_right(source: Source, index: Index, row: int) -> bool:
-    """Whether the right hand covers more pixels of a picture."""
+    """Return whether the right hand covers more pixels of a picture."""
     number = int(index.columns["number"][row])
     mask = source.pixels(_file(index.split, "mask", number))
     counts = {

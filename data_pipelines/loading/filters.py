@@ -35,10 +35,10 @@ FIELDS = (
 
 
 def from_config(values: dict[str, Any]) -> Filters:
-    """The filters of `config.data.filters`.
+    """Return the filters of `config.data.filters`.
 
     Raises:
-        UserError: names a key with a value that makes no sense.
+        UserError: Names a key with a value that makes no sense.
     """
     for name, value in values.items():
         if not 0 <= value < float("inf"):
@@ -50,7 +50,7 @@ def from_config(values: dict[str, Any]) -> Filters:
 
 
 def counted(record: dict[str, Any], filters: Filters) -> dict[str, Any]:
-    """The record with what does not count marked as not there."""
+    """Return the record with filtered annotations marked as absent."""
     changes: dict[str, Any] = {}
     confidence = record["joints2d"][:, 2]
     unsure = (confidence > 0) & (confidence < filters.min_confidence)
@@ -83,7 +83,7 @@ def judge(records: Sequence[dict[str, Any]], filters: Filters) -> Judged:
     known = annotated2d(after).sum(axis=1)
     few = known < filters.min_joints
     loss = stacked(records, "fit_loss")
-    # Not a number is no reason to stay.
+    # Written so that a loss of NaN leaves the record out.
     bad_fit = ~few & ~(loss < filters.max_fit_loss) & (filters.max_fit_loss > 0)
     stays = ~(few | bad_fit)
     pose, betas = flags(records, "has_pose"), flags(records, "has_betas")

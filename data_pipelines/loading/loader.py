@@ -53,7 +53,7 @@ class Source(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Examples of one epoch."""
+        """Number of examples of one epoch."""
         return len(self.split) if self.rows is None else len(self.rows)
 
 

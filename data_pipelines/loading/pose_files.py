@@ -22,9 +22,9 @@ class PoseFile:
     `betas` (10,), float32.
 
     Args:
-        path: of the npz. It is read whole; arrays of Python objects, which are pickles,
+        path: Of the npz. It is read whole; arrays of Python objects, which are pickles,
             are refused.
-        bones: joints with a rotation, a hand's by default.
+        bones: Joints with a rotation, a hand's by default.
 
     Raises:
         MissingFileError: if there is no such file.

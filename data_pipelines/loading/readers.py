@@ -34,7 +34,7 @@ class CorruptRecords:
         """Report a record.
 
         Raises:
-            CorruptDataError: if it is one too many.
+            CorruptDataError: If it is one too many.
         """
         with self._lock:
             new = where not in self.reasons
@@ -75,11 +75,11 @@ class Reader:
         """Read some records of a split.
 
         Args:
-            split: the records.
-            corrupt: counts those that cannot be read.
-            rows: positions of those that are given, by their number here; None for all.
-            filters: what of them counts.
-            posable: whether their MANO parameters are of the hand model of the run.
+            split: The records.
+            corrupt: Counts those that cannot be read.
+            rows: Positions of those that are given, by their number here; None for all.
+            filters: What of them counts.
+            posable: Whether their MANO parameters are of the hand model of the run.
         """
         self._split, self._corrupt = split, corrupt
         self._rows = np.arange(len(split)) if rows is None else rows
@@ -116,8 +116,8 @@ def with_replacements(
     """Make a batch, with other records for those that turn out to be damaged.
 
     Args:
-        wanted: reader of each row, and number of its record there.
-        make: from records to the batch; raises `BadRecordError`.
+        wanted: Reader of each row, and number of its record there.
+        make: From records to the batch; raises `BadRecordError`.
     """
     records = [reader[number] for reader, number in wanted]
     while True:

@@ -20,7 +20,7 @@ class Filters(NamedTuple):
     it keeps those of hands that only 2-D joints teach from running away."""
 
     def describe(self) -> str:
-        """One line; "none" where everything passes."""
+        """Return one line; "none" where everything passes."""
         said = (
             (
                 self.min_confidence,

@@ -42,7 +42,7 @@ class Selection(NamedTuple):
     """What is taken from records that stay -> how many."""
 
     def describe(self) -> str:
-        """One line: how many are used, and what was done to them."""
+        """Return one line: how many records are used, and what was changed."""
         said = f"{len(self.rows):,} of {self.total:,} records"
         for what, counts in (("left out", self.left_out), ("kept with", self.changed)):
             some = [f"{n:,} {reason}" for reason, n in counts.items() if n]
@@ -58,13 +58,13 @@ def select(
     A record that cannot be read stays: whoever reads it in training reports it.
 
     Args:
-        split: of a data set.
-        filters: of `config.data.filters`.
-        cache: directory of what was found before.
-        keep: whether to write there what is found now.
+        split: Of a data set.
+        filters: Of `config.data.filters`.
+        cache: Directory of what was found before.
+        keep: Whether to write there what is found now.
 
     Raises:
-        UserError: no record is left.
+        UserError: No record is left.
     """
     if filters == Filters():
         return Selection(np.arange(len(split)), len(split), {}, {})
@@ -118,7 +118,7 @@ def _key(split: Split, filters: Filters) -> str:
 
 
 def _read(path: Path) -> Selection | None:
-    """None for a file that is no selection, which is then made anew."""
+    """Read a selection; None for a file that is not one, which is then made anew."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
             about = json.loads(str(kept["about"]))

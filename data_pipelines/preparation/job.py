@@ -49,14 +49,14 @@ def prepare(
     """Prepare splits of a data set, going on where an interrupted job stopped.
 
     Args:
-        dataset: its name, `datasets.names()`.
-        source: directory with what was downloaded.
-        out: directory of the prepared data set; may hold other splits of it.
-        splits: those to prepare; () for the default ones.
+        dataset: Its name, `datasets.names()`.
+        source: Directory with what was downloaded.
+        out: Directory of the prepared data set; may hold other splits of it.
+        splits: Those to prepare; () for the default ones.
         hand: MANO for poses that need it (`conventions.load_models`), "" for none.
-        workers: processes; 1 for this one alone.
-        beam: runner of Apache Beam in their place.
-        beam_options: of its pipeline.
+        workers: Processes; 1 for this one alone.
+        beam: Runner of Apache Beam in their place.
+        beam_options: Of its pipeline.
 
     Returns:
         `out`.
@@ -102,7 +102,7 @@ def _checked(builder: Builder, splits: Sequence[str]) -> Sequence[str]:
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:
-    """Note what a directory is for; refuse one that holds records made otherwise."""
+    """Record what a directory is for; refuse one with records made otherwise."""
     try:
         check_same(out, settings)
     except ValueError:
@@ -115,13 +115,13 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """What a directory holds; without splits if that is nothing yet."""
+    """Read what a directory holds; without splits if it holds nothing yet."""
     path = Path(directory) / MANIFEST
     return json.loads(path.read_text()) if path.is_file() else {"splits": {}}
 
 
 def _is_complete(out: Path, split: str) -> bool:
-    """Whether all shards of a split that was finished once are still there."""
+    """Return whether all shards of a split that was once finished still exist."""
     made = read_manifest(out)["splits"].get(split)
     return made is not None and all(
         (out / part["file"]).is_file()
@@ -154,7 +154,7 @@ def _make(job: Job, split: str, runner: Runner) -> None:
 
 
 def _index(job: Job, split: str) -> tuple[Index, str]:
-    """The index of a split and its SHA-256.
+    """Return the index of a split and its SHA-256.
 
     It is read from the source unless it is there and the files are as they were then:
     whoever replaces a file and runs the command again means the new one.
@@ -179,7 +179,7 @@ def _index(job: Job, split: str) -> tuple[Index, str]:
 
 
 def _recall(job: Job, split: str) -> None:
-    """Note again what the manifest says of shards, for a split that lost some."""
+    """Restore the notes of a split's shards from the manifest, when some were lost."""
     made = read_manifest(Path(job.out))["splits"].get(split)
     for number, part in enumerate(made["shards"] if made else ()):
         task = Task(split, number, len(made["shards"]), part["index_sha256"])
@@ -270,7 +270,7 @@ def _finish(job: Job, builder: Builder, models: conventions.HandModels) -> None:
 
 
 def _mesh_of(models: conventions.HandModels):
-    """What `contact_sheet.write_split` draws of a record."""
+    """Return the mesh that `contact_sheet.write_split` draws for a record."""
 
     def mesh(record: dict[str, Any]):
         model = models.of(record["is_right"])

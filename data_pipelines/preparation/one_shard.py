@@ -44,7 +44,7 @@ class Task(NamedTuple):
     """Of the index that it is made from."""
 
     def path(self, job: Job) -> Path:
-        """File of the shard."""
+        """Return the file of the shard."""
         name = job.dataset
         return shards.shard_path(
             Path(job.out), name, self.split, self.number, self.total
@@ -68,17 +68,17 @@ class Part(NamedTuple):
 
 
 def index_directory(job: Job, split: str) -> Path:
-    """Where the index of a split lies while the split is made."""
+    """Return where the index of a split lies while the split is made."""
     return Path(job.out) / WORK / split / "index"
 
 
 def note_path(job: Job, task: Task) -> Path:
-    """Where the `Part` of a finished shard is noted."""
+    """Return where the `Part` of a finished shard is noted."""
     return Path(job.out) / WORK / task.split / f"{task.number:05d}.json"
 
 
 def finished(job: Job, task: Task) -> Part | None:
-    """What is in a shard if it is complete and made from the same index."""
+    """Return a shard's `Part` if it is complete and made from the same index."""
     note, path = note_path(job, task), task.path(job)
     if not (note.is_file() and path.is_file()):
         return None
@@ -143,7 +143,7 @@ class _Opened(NamedTuple):
 
 @functools.lru_cache(maxsize=2)
 def _open(job: Job, split: str, index_sha256: str) -> _Opened:
-    """What the shards of a split have in common, once in each process."""
+    """Open what the shards of a split have in common, once in each process."""
     module, source, _ = datasets.open_source(job.dataset, Path(job.source))
     index, found = index_files.read(index_directory(job, split))
     if found != index_sha256:

@@ -30,7 +30,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     VERSION = tfds.core.Version(f"{schema.SCHEMA_VERSION}.0.0")
     url_infos: ClassVar[dict[str, Any]] = {}
-    """Nothing is downloaded, so there are no checksums to look for beside the code."""
+    """Return nothing: without downloads there are no checksums beside the code."""
     dataset: str
     hand = ""
 
@@ -66,15 +66,15 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 def builder(
     name: str, *, data_dir: str | os.PathLike, hand: str = ""
 ) -> tfds.core.GeneratorBasedBuilder:
-    """The builder of a data set.
+    """Return the builder of a data set.
 
     Args:
-        name: of the data set, `datasets.names()`.
-        data_dir: where tfds keeps its data sets.
+        name: Of the data set, `datasets.names()`.
+        data_dir: Where tfds keeps its data sets.
         hand: MANO for poses that need it (`conventions.load_models`), "" for none.
 
     Raises:
-        ValueError: There is no data set of that name.
+        ValueError: The name is not that of a data set.
     """
     about = datasets.load(name).BUILDER
     fields = {

@@ -112,7 +112,7 @@ class HandModels(NamedTuple):
     left: ManoFile | None = None
 
     def of(self, is_right: bool | np.bool_) -> ManoFile | None:
-        """The model of one side."""
+        """Return the model of one side."""
         return self.right if is_right else self.left
 
 
@@ -120,7 +120,7 @@ def load_models(name: str, hand: str | Path) -> HandModels:
     """Read the hand models that re-pose a data set.
 
     Args:
-        name: of the data set.
+        name: Of the data set.
         hand: `"open"`, or the folder with MANO_RIGHT and MANO_LEFT, or a single file
             where only right hands are annotated; "" for none.
 
@@ -157,18 +157,18 @@ def to_joints(name: str, points: Shaped[np.ndarray, "21 *k"]) -> np.ndarray:
 
 
 def to_camera(name: str, points: Float[np.ndarray, "*n 3"]) -> np.ndarray:
-    """Metres in OpenCV axes from the data set's unit and axes; order as it is."""
+    """Convert a data set's points to metres in OpenCV axes; the order stays."""
     row = ROWS[name]
     return np.asarray(points, np.float64) * (row.unit * np.array(row.axes))
 
 
 def to_pixels(name: str, points: Float[np.ndarray, "*n 2"]) -> np.ndarray:
-    """Pixels with the centre of the first one at (0, 0)."""
+    """Convert to pixels with the centre of the first one at (0, 0)."""
     return np.asarray(points, np.float64) - ROWS[name].first_pixel
 
 
 def left_model(name: str, is_right: bool) -> int:
-    """`left_model` of a record with MANO parameters."""
+    """Return `left_model` of a record with MANO parameters."""
     row = ROWS[name]
     return 0 if is_right or not row.left else _LEFT_MODEL[row.left]
 
@@ -179,12 +179,12 @@ def left_model(name: str, is_right: bool) -> int:
 def absolute_pose(
     name: str, pose: Float[np.ndarray, "48"], model: ManoFile | None
 ) -> Float[np.ndarray, "48"] | None:
-    """Absolute axis-angle of a data set's pose, in its own axes.
+    """Convert a data set's pose to absolute axis-angle, in its own axes.
 
     Args:
-        name: of the data set.
-        pose: three numbers of the wrist, and 45 of the fingers in the data set's form.
-        model: hand of that side, for its mean pose and components.
+        name: Of the data set.
+        pose: Three numbers of the wrist, and 45 of the fingers in the data set's form.
+        model: Hand of that side, for its mean pose and components.
 
     Returns:
         None where the form needs a model and there is none.
@@ -202,7 +202,7 @@ def absolute_pose(
 
 
 def rest_wrist(model: ManoFile, betas: Float[np.ndarray, "10"]) -> np.ndarray:
-    """Wrist of the shaped hand in the rest pose: the point that it turns about."""
+    """Return the wrist of the shaped hand at rest: the point that it turns about."""
     shaped = model.v_template + np.einsum("vxb,b->vx", model.shapedirs, betas)
     return np.einsum("v,vx->x", model.J_regressor[0], shaped)
 
@@ -218,22 +218,22 @@ def parameters(
     R: Float[np.ndarray, "3 3"] | None = None,
     t: Float[np.ndarray, "3"] | None = None,
 ) -> dict[str, Any]:
-    """Fields of a record from a data set's MANO parameters.
+    """Convert a data set's MANO parameters to the fields of a record.
 
     A hand turns about its shaped rest wrist w: x = R_hand (p - w) + w + transl. Points
     that move to x' = R x + t keep that form, with R_hand' = R R_hand and
     transl' = R (w + transl) + t - w.
 
     Args:
-        name: of the data set.
-        model: hand of that side, or None; what cannot be told without it is left out.
-        is_right: side of the hand.
-        pose: as `absolute_pose` takes it.
-        betas: shape.
-        transl: added after skinning; metres in every data set, even where points are
+        name: Of the data set.
+        model: Hand of that side, or None; what cannot be told without it is left out.
+        is_right: Side of the hand.
+        pose: As `absolute_pose` takes it.
+        betas: Shape.
+        transl: Added after skinning; metres in every data set, even where points are
             in millimetres.
-        R: rotation to the camera, `camera <- theirs`; by default the row's axes.
-        t: the same, metres.
+        R: Rotation to the camera, `camera <- theirs`; by default the row's axes.
+        t: The same, metres.
     """
     row = ROWS[name]
     R = np.diag(row.axes) if R is None else np.asarray(R, np.float64)
@@ -258,7 +258,7 @@ def parameters(
 
 
 def left_out(name: str) -> str:
-    """MANO parameters that a record lacks if there is no hand model; "" if none."""
+    """Name the MANO parameters that a record lacks without a hand model; "" if none."""
     row = ROWS[name]
     if row.pose in ("mean", "pca"):
         return "poses"

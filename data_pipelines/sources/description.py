@@ -34,7 +34,7 @@ class Builder(NamedTuple):
     """What is prepared when no split is named; () for all."""
 
     def describe(self) -> str:
-        """A page of text."""
+        """Return a page of text about the data set."""
         splits = ", ".join(
             f"{split} ({count:,})" if count else split
             for split, count in self.splits.items()
@@ -62,5 +62,5 @@ class DroppedError(Exception):
 
 
 def text(values: Sequence[str]) -> np.ndarray:
-    """A column of texts."""
+    """Return a column of texts."""
     return np.array([value.encode() for value in values], np.bytes_)

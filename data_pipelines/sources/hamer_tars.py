@@ -55,7 +55,7 @@ _WHAT = "a list of dicts, one a hand"
 
 
 def folder(root: Path, name: str) -> Path | None:
-    """Where a directory holds a data set's tars, if it does."""
+    """Find where a directory holds a data set's tars; None if it does not."""
     if name in OF:
         for inner in (root, root / OF[name].folder):
             if next(inner.glob("[0-9]" * 6 + ".tar"), None):
@@ -64,7 +64,7 @@ def folder(root: Path, name: str) -> Path | None:
 
 
 def builder(published: Builder) -> Builder:
-    """Description of HaMeR's copy of a data set."""
+    """Describe HaMeR's copy of a data set."""
     tars = OF[published.name]
     return published._replace(
         title=f"{published.title}, from HaMeR's training data",
@@ -94,7 +94,7 @@ def index(source: Source, split: str) -> Index:
 
 
 def _count(source: Source) -> int:
-    """Number of tars, which have to follow each other."""
+    """Count the tars, which have to be numbered without a gap."""
     there = {path.name for path in source.root.glob("*.tar")}
     for number in range(len(there)):
         if f"{number:06d}.tar" not in there:
@@ -107,7 +107,7 @@ Place = tuple[int, int]
 
 
 def _samples(source: Source, name: str) -> Iterator[tuple[str, Place, Place]]:
-    """Key, picture and annotation of each sample."""
+    """Yield key, picture and annotation of each sample."""
     what = "samples of a picture and a .data.pyd each"
     found: dict[str, dict[str, Place]] = {}
     path = source.path(name, what)
@@ -128,7 +128,7 @@ def _samples(source: Source, name: str) -> Iterator[tuple[str, Place, Place]]:
 
 
 def _check_end(path: Path, found: dict[str, dict[str, Place]]) -> None:
-    """A tar ends with a block of zeros after its last member; a download may not."""
+    """Check the block of zeros that ends a tar; a partial download lacks it."""
     ends = [sum(place) for members in found.values() for place in members.values()]
     with open(path, "rb") as file:
         file.seek(-512, 2)
@@ -163,7 +163,7 @@ def _hands(source: Source, name: str, offset: int, size: int) -> list[dict[str, 
 def example(
     source: Source, index: Index, row: int, models: HandModels
 ) -> dict[str, Any]:
-    """One hand of one sample."""
+    """Return one hand of one sample."""
     del models  # poses are absolute already
     number, *places, hand = index.columns["row"][row].tolist()
     key, name = index.columns["key"][row].decode(), f"{number:06d}.tar"
@@ -208,7 +208,7 @@ class _Hand:
             raise self._wrong(f"{name} of shape {shape}", error) from None
 
     def fit_loss(self) -> float | None:
-        """Reprojection loss of the fit, where it is noted."""
+        """Return the reprojection loss of the fit, where the annotation has it."""
         info = self._fields.get("extra_info") or {}
         loss = (info.get("fitting_loss") or {}).get("reprojection_loss")
         return None if loss is None else float(np.asarray(loss).reshape(()))

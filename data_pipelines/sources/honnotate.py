@@ -24,12 +24,12 @@ _PREFIX = {True: "rightHand", False: "leftHand"}
 
 
 def read_index(source: Source, split: str, suffix: str) -> Index:
-    """Frames in the official order, and the ground truth of the test split if there.
+    """Read the frames in official order, and the test split's truth if it exists.
 
     Args:
-        source: with the files.
+        source: With the files.
         split: "train" or "test".
-        suffix: of pictures, ".png" or ".jpg".
+        suffix: Of pictures, ".png" or ".jpg".
     """
     folder = FOLDERS[split]
     listed = f"{folder}.txt"
@@ -76,15 +76,15 @@ def hand(
     is_right: bool,
     two_hands: bool = False,
 ) -> dict[str, Any]:
-    """One hand of a frame.
+    """Return one hand of a frame.
 
     Args:
-        source: with the files.
-        index: as `read_index` gave it.
-        frame: number of the frame.
-        models: hand models of both sides.
-        is_right: which hand.
-        two_hands: whether fields are named by side (H2O-3D).
+        source: With the files.
+        index: As `read_index` gave it.
+        frame: Number of the frame.
+        models: Hand models of both sides.
+        is_right: Which hand.
+        two_hands: Whether fields are named by side (H2O-3D).
 
     Raises:
         DroppedError: The hand is not annotated in this frame.

@@ -37,7 +37,7 @@ def write(directory: Path, index: Index) -> None:
 
 
 def read(directory: Path) -> tuple[Index, str]:
-    """An index and the SHA-256 of its content."""
+    """Read an index and the SHA-256 of its content."""
     about = json.loads((directory / _ABOUT).read_text())
     columns = {
         path.stem: np.load(path, mmap_mode="r", allow_pickle=False)

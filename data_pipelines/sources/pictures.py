@@ -98,7 +98,7 @@ def _undistorted(
     scale: float,
     size: np.ndarray,
 ) -> Image.Image:
-    """Part of the picture that a pinhole camera with the same matrix would take."""
+    """Return the part of the picture that an ideal pinhole camera would take."""
     K = np.array(lens.K, np.float64)
     K[:2, 2] -= origin
     K[:2] *= scale
@@ -113,7 +113,7 @@ def _undistorted(
 
 
 def numbers(data: bytes) -> np.ndarray:
-    """Pixels of a picture as they are stored, e.g. of a mask.
+    """Read the pixels of a picture as they are stored, e.g. of a mask.
 
     Raises:
         UserError: The picture is truncated or none at all.
@@ -131,12 +131,12 @@ def _decoded(data: bytes) -> Image.Image:
 
 
 def _is_plain(image: Image.Image, data: bytes) -> bool:
-    """Whether readers can take the file as it is."""
+    """Return whether readers can take the file as it is."""
     return image.format == "JPEG" and image.mode == "RGB" and b"\xff\xd9" in data[-64:]
 
 
 def _window(box: Box, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
-    """First and last+1 pixels of the part of the picture that is kept."""
+    """Return first and last+1 pixels of the part of the picture that is kept."""
     last = np.array([width, height])
     center = np.clip(box[0], 0, last - 1)
     half = AROUND / 2 * max(float(np.max(box[1])), _SMALLEST)
@@ -146,7 +146,7 @@ def _window(box: Box, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def tight_box(joints2d: Float[np.ndarray, "joint 3"]) -> Box:
-    """Box around the joints with confidence; zero size where there are none."""
+    """Return the box around joints with confidence; zero size if there are none."""
     known = joints2d[joints2d[:, 2] > 0, :2]
     if not len(known):
         return np.zeros(2), np.zeros(2)
@@ -161,7 +161,7 @@ def fields(
     box: Box,
     K: Float[np.ndarray, "3 3"] | None = None,
 ) -> dict[str, Any]:
-    """Fields of a record that are in stored pixels.
+    """Return the fields of a record that are in stored pixels.
 
     Args:
         picture: That is stored.
@@ -192,7 +192,7 @@ def fields(
 def projected(
     joints3d: Float[np.ndarray, "joint 4"], K: Float[np.ndarray, "3 3"]
 ) -> Float[np.ndarray, "joint 3"]:
-    """2-D joints of known 3-D ones; those behind the camera are not known."""
+    """Project known 3-D joints; joints behind the camera are marked unknown."""
     known = (joints3d[:, 3] > 0) & (joints3d[:, 2] > 1e-6)
     pixels = np.where(known[:, None], crop.project(joints3d[:, :3], K), 0.0)
     return np.column_stack([pixels, known])

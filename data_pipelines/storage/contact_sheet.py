@@ -87,7 +87,7 @@ def _draw_bones(
 
 
 def _annotated(record: Record, mesh: Any) -> list[Image.Image]:
-    """Two tiles of a hand: joints, side and text; and the mesh."""
+    """Draw two tiles of a hand: joints, side and text; and the mesh."""
     whole = _opened(record)
     center, size = record["bbox_center"], float(np.max(record["bbox_size"]))
     if size <= 0:

@@ -12,7 +12,7 @@ from handjax.errors import UserError
 
 @contextlib.contextmanager
 def locked(directory: Path):
-    """One process makes a data set, others wait; the system frees a dead one's lock."""
+    """Let one process make a data set while others wait."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = open(directory / ".lock", "w")

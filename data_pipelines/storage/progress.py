@@ -58,7 +58,7 @@ class Report:
             self._line()
 
     def rate(self) -> float:
-        """Pieces per second so far."""
+        """Return pieces per second so far."""
         return self.done / max(time.monotonic() - self._start, 1e-9)
 
     def _line(self) -> None:

@@ -33,7 +33,7 @@ class Counts(NamedTuple):
 
     @classmethod
     def of(cls, file: ManoFile) -> "Counts":
-        """Those of a hand's or body's model."""
+        """Return the counts of a hand or body model."""
         return cls(len(file.v_template), len(file.skeleton.joints), len(file.parents))
 
 
@@ -81,7 +81,7 @@ _REQUIRED = ("image", "key", "dataset", "image_size", "joints2d", "bbox_center")
 
 @functools.cache
 def _shapes(counts: Counts) -> dict[str, tuple[int, ...]]:
-    """Of the arrays; -1 is any length."""
+    """Return the shapes of the arrays; -1 is any length."""
     sizes = {"joint": counts.joints, "angle": 3 * counts.bones}
     return {
         name: tuple(sizes[n] if isinstance(n, str) else n for n in shape)
@@ -91,7 +91,7 @@ def _shapes(counts: Counts) -> dict[str, tuple[int, ...]]:
 
 @functools.cache
 def features(counts: Counts = HAND):
-    """The `tfds.features.FeaturesDict` of a record (TensorFlow is not needed)."""
+    """Return the `tfds.features.FeaturesDict` of a record (without TensorFlow)."""
     import tensorflow_datasets as tfds
 
     kinds: dict[str, Any] = {
@@ -113,15 +113,15 @@ def features(counts: Counts = HAND):
 
 
 def encode(example: dict[str, Any], counts: Counts = HAND) -> bytes:
-    """Bytes of one record.
+    """Encode one record.
 
     Args:
-        example: fields of the schema; `image` as JPEG bytes. `has_*` flags follow from
+        example: Fields of the schema; `image` as JPEG bytes. `has_*` flags follow from
             which fields are present.
-        counts: of the data set.
+        counts: Of the data set.
 
     Raises:
-        UserError: for an unknown or missing field, a wrong shape, or an image that is
+        UserError: For an unknown or missing field, a wrong shape, or an image that is
             not JPEG.
     """
     full = complete(example, counts)
@@ -131,7 +131,7 @@ def encode(example: dict[str, Any], counts: Counts = HAND) -> bytes:
 
 
 def complete(example: dict[str, Any], counts: Counts = HAND) -> dict[str, Any]:
-    """All fields of a record, with flags and fillings for those that are absent.
+    """Return all fields of a record, absent ones filled and flagged.
 
     Arguments and errors are those of `encode`.
     """
@@ -188,18 +188,18 @@ def _array(example: dict[str, Any], name: str, shape: tuple, dtype: Any) -> np.n
 def decode(
     record: bytes, fields: Collection[str] | None = None, counts: Counts = HAND
 ) -> dict[str, Any]:
-    """Fields of one record; `image` stays JPEG bytes, `dataset` becomes its name.
+    """Decode one record; `image` stays JPEG bytes, `dataset` becomes its name.
 
     Arrays are read-only views where that saves a copy. This is `features()`'s own
     decoding at a tenth of its cost, which would be more than that of the picture.
 
     Args:
-        record: what `encode` made.
-        fields: those that are needed; None for all.
-        counts: of the data set.
+        record: What `encode` made.
+        fields: Those that are needed; None for all.
+        counts: Of the data set.
 
     Raises:
-        UserError: if the bytes are no record of this schema version.
+        UserError: If the bytes are not a record of this schema version.
     """
     try:
         stored = _example_type().FromString(record).features.feature
@@ -253,7 +253,7 @@ def _field(stored: Any, name: str, shapes: dict[str, tuple[int, ...]]) -> Any:
 
 
 def _packed_floats(values: Any) -> np.ndarray:
-    """Content of a `tf.train.FloatList` without a Python object for each number.
+    """Read a `tf.train.FloatList` without a Python object for each number.
 
     On the wire the list is one tag, the number of bytes as a varint (seven bits a byte,
     the last without the high bit), then the floats, little-endian.

@@ -36,17 +36,17 @@ class ShardError(HandjaxError, RuntimeError):
 
 
 def num_shards(count: int) -> int:
-    """How many shards hold `count` records."""
+    """Return how many shards hold `count` records."""
     return max(1, -(-count // RECORDS_PER_SHARD))
 
 
 def shard_ranges(count: int, shards: int) -> list[tuple[int, int]]:
-    """First and last+1 record of each shard, as even as can be."""
+    """Return first and last+1 record of each shard, as even as possible."""
     return [(count * i // shards, count * (i + 1) // shards) for i in range(shards)]
 
 
 def shard_path(directory: Path, name: str, split: str, index: int, total: int) -> Path:
-    """File of one shard."""
+    """Return the file of one shard."""
     return Path(directory) / (f"{name}-{split}.array_record-{index:05d}-of-{total:05d}")
 
 
@@ -63,17 +63,17 @@ def write_split(
     """Write the shards of a split that are not there yet.
 
     Args:
-        directory: of the dataset; made if missing.
-        name: of the dataset, e.g. "synthetic".
+        directory: Of the dataset; made if missing.
+        name: Of the dataset, e.g. "synthetic".
         split: "train" or "test".
-        count: number of records.
+        count: Number of records.
         records: (first, last) -> encoded records `first` up to, not including, `last`;
             must not depend on how the range is cut.
-        shards: number of files; None chooses by `RECORDS_PER_SHARD`.
-        on_records: told how many more records are on disk.
+        shards: Number of files; None chooses by `RECORDS_PER_SHARD`.
+        on_records: Told how many more records are on disk.
 
     Raises:
-        ShardError: when the disk is full or the folder cannot be written; finished
+        ShardError: When the disk is full or the folder cannot be written; finished
             shards stay.
     """
     directory = Path(directory)
@@ -94,14 +94,14 @@ def write_shard(path: Path, records: Iterable[bytes]) -> int:
     """Write one shard, which appears under its name only when it is complete.
 
     Args:
-        path: of the shard, in a folder that exists.
-        records: encoded, in order.
+        path: Of the shard, in a folder that exists.
+        records: Encoded, in order.
 
     Returns:
         How many there were.
 
     Raises:
-        OSError: when the disk is full or the folder cannot be written.
+        OSError: When the disk is full or the folder cannot be written.
     """
     from array_record.python import array_record_module
 
@@ -152,7 +152,7 @@ def _close(writer: Any, partial: Path) -> None:
 
 
 def write_error(directory: Path, error: OSError) -> ShardError:
-    """The error for a data set that cannot be written."""
+    """Return the error for a data set that cannot be written."""
     full = shutil.disk_usage(directory).free < _FULL_BYTES if directory.is_dir() else 0
     if error.errno == errno.ENOSPC or full:
         what = "the disk is full"
@@ -178,13 +178,13 @@ def write_metadata(
     """Write what readers need beside the shards, once they are all there.
 
     Args:
-        directory: of the dataset.
-        name: of the dataset.
-        splits: split -> number of records.
-        description: what the data is, with its licence.
+        directory: Of the dataset.
+        name: Of the dataset.
+        splits: Split -> number of records.
+        description: What the data is, with its licence.
         hand: `name` and `sha256` of the hand model of the annotations, if any.
-        made_by: settings that reproduce the dataset.
-        counts: with which its records were encoded.
+        made_by: Settings that reproduce the dataset.
+        counts: With which its records were encoded.
     """
     import tensorflow_datasets as tfds
 
@@ -234,7 +234,7 @@ def write_metadata(
 
 
 def read_metadata(directory: Path) -> dict[str, Any]:
-    """The dataset's `metadata.json`.
+    """Read the dataset's `metadata.json`.
 
     Raises:
         MissingFileError: if the folder holds no finished dataset.
@@ -258,7 +258,7 @@ def read_metadata(directory: Path) -> dict[str, Any]:
 
 
 def counts_of(metadata: dict[str, Any]) -> schema.Counts:
-    """Counts of a dataset; those of older ones, which do not say, are a hand's."""
+    """Return the counts of a dataset; a hand's where old metadata has none."""
     return schema.Counts(**metadata.get("counts", {}))
 
 
@@ -268,7 +268,7 @@ def _shard_files(directory: Path, split: str) -> list[Path]:
 
 
 def _count(path: Path) -> int:
-    """Number of records of a shard; -1 if it cannot be read."""
+    """Return the number of records of a shard; -1 if it cannot be read."""
     from array_record.python import array_record_module
 
     try:
@@ -281,7 +281,7 @@ def _count(path: Path) -> int:
 
 
 def open_split(directory: Path | str, split: str) -> "Split":
-    """Random access to the records of a split.
+    """Open a split for random access to its records.
 
     Raises:
         MissingFileError: if there is no finished dataset or no such split.
@@ -340,15 +340,15 @@ class Split:
         return self._length
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """All decoded fields of one record; see `read`."""
+        """Return all decoded fields of one record; see `read`."""
         return self.read(index)
 
     def read(self, index: int, fields: Collection[str] | None = None) -> dict[str, Any]:
-        """Decoded fields of one record (`schema.decode`); None for all of them.
+        """Read decoded fields of one record (`schema.decode`); None for all of them.
 
         Raises:
-            IndexError: past the end.
-            UserError: names shard and position of a record that cannot be read.
+            IndexError: Past the end.
+            UserError: Names shard and position of a record that cannot be read.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name} has {len(self)} records; no record {index}.")
@@ -358,7 +358,7 @@ class Split:
             raise UserError(f"{self.locate(int(index))}: {error}") from error
 
     def locate(self, index: int) -> str:
-        """Shard file and position of a record, for messages."""
+        """Return shard file and position of a record, for messages."""
         for path, count in zip(self.paths, self._counts, strict=True):
             if index < count:
                 return f"{path} record {index}"

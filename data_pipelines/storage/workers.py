@@ -74,7 +74,7 @@ class Workers:
 
 @contextlib.contextmanager
 def single_threaded():
-    """Environment of the workers: one thread each, the cores are shared out already."""
+    """Set the environment of workers to one thread each; they share the cores."""
     before = {name: os.environ.get(name) for name in _ONE_THREAD}
     os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
     try:

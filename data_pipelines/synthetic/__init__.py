@@ -6,7 +6,7 @@
 
 
 def ensure(*args, **settings):
-    """See `generate.ensure`, which is imported when it is needed."""
+    """Call `generate.ensure`, which is imported only when it is needed."""
     from data_pipelines.synthetic import generate
 
     return generate.ensure(*args, **settings)

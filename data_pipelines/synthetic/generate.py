@@ -120,7 +120,7 @@ def _num_shards(count: int) -> int:
 
 
 def _missing(directory: Path, settings: dict[str, Any]) -> int:
-    """Examples whose shard is not there."""
+    """Count the examples whose shard does not exist."""
     missing = 0
     for split, count in _splits(settings).items():
         total = _num_shards(count)

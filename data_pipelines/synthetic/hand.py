@@ -122,7 +122,7 @@ def _with_long_forearm(
 
 
 def _strip(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
-    """Two triangles between each pair of neighbours of two rings."""
+    """Return two triangles between each pair of neighbours of two rings."""
     lower_next, upper_next = np.roll(lower, -1), np.roll(upper, -1)
     return np.concatenate(
         [
@@ -133,7 +133,7 @@ def _strip(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
 
 
 def _open_end(faces: np.ndarray, vertices: np.ndarray) -> np.ndarray:
-    """Boundary loop farthest along +x, in the order of the faces beside it."""
+    """Return the boundary loop farthest along +x, in the order of its faces."""
     edges = {(int(f[i]), int(f[i - 2])) for f in faces for i in range(3)}
     follow = {a: b for a, b in sorted(edges) if (b, a) not in edges}
     loops = []
@@ -148,7 +148,7 @@ def _open_end(faces: np.ndarray, vertices: np.ndarray) -> np.ndarray:
 def joint_rotations(
     hand: RenderHand, angles: Float[np.ndarray, "15 3"]
 ) -> Float[np.ndarray, "15 3 3"]:
-    """Local rotation of each finger joint: flexion after abduction after twist."""
+    """Return local rotations of finger joints: flexion after abduction after twist."""
     turns = numpy_skinning.axis_angle_to_matrix(angles[..., None] * hand.axes)
     return turns[:, 0] @ turns[:, 1] @ turns[:, 2]
 

@@ -132,7 +132,7 @@ def _wood_colours(rng: np.random.Generator):
 
 
 def ground(rng, meshes: list[Mesh], intrinsics: np.ndarray, size: int):
-    """A table or wall behind everything that the picture shows, or None."""
+    """Return a table or wall behind everything in the picture, or None."""
     focal = intrinsics[0, 0]
     corner = 1.15 * (size / 2) / focal
     normal = np.array([*rng.normal(0, 0.35, 2), -1.0])  # towards the camera
@@ -161,7 +161,7 @@ def ground(rng, meshes: list[Mesh], intrinsics: np.ndarray, size: int):
 
 
 def _ground_material(rng: np.random.Generator):
-    """First colour and material of paint, wood, cloth, stone or tiles."""
+    """Draw first colour and material of paint, wood, cloth, stone or tiles."""
     colour = surroundings.muted_colour(rng, 0.6) ** 2.2
     second = colour * rng.uniform(0.6, 0.9)
     pattern = int(rng.choice(_GROUND_PATTERNS))

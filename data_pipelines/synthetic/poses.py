@@ -41,7 +41,7 @@ class BlockSource(abc.ABC):
 
     @abc.abstractmethod
     def draw(self, prior: PosePrior, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Arrays with a row for each of the `BLOCK` items of a block."""
+        """Draw arrays with a row for each of the `BLOCK` items of a block."""
 
     def __len__(self) -> int:
         return self.length
@@ -89,7 +89,7 @@ class PosePriorSource(BlockSource):
         super().__init__(seed, length, stream)
 
     def draw(self, prior: PosePrior, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Poses and shapes."""
+        """Draw arrays with a row for each of the `BLOCK` items of a block."""
         angles = pose_blocks.sample(prior, rng, BLOCK)
         turn = Rotation.from_quat(rng.normal(size=(BLOCK, 4)))
         return hands_of(prior, rng, angles, turn)
@@ -98,7 +98,7 @@ class PosePriorSource(BlockSource):
 def hands_of(
     prior: PosePrior, rng: np.random.Generator, angles: np.ndarray, turn: Rotation
 ) -> dict[str, np.ndarray]:
-    """`mano_pose` of joint angles and global orientations, with drawn `betas`."""
+    """Return `mano_pose` of joint angles and orientations, with drawn `betas`."""
     count = len(angles)
     fingers = pose_blocks.rotations(prior, angles).reshape(-1, 3, 3)
     pose = np.empty((count, 16, 3), np.float32)

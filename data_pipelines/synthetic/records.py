@@ -47,7 +47,7 @@ class Generator:
 def _record(
     drawn: scene.Scene, picture: render.Picture, *, key: str, is_right: bool
 ) -> dict:
-    """Annotations; the whole world is mirrored for a left hand."""
+    """Return the annotations; for a left hand the whole world is mirrored."""
     size = len(picture.image)
     image, vertices, joints3d = picture.image, drawn.vertices, drawn.joints3d
     mano_pose, transl = drawn.mano_pose, drawn.transl
@@ -91,7 +91,7 @@ def project(points: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
 
 
 def jpeg(image: np.ndarray, quality: int) -> bytes:
-    """A picture as it is stored."""
+    """Encode a picture as it is stored."""
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image)).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()

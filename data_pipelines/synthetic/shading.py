@@ -88,7 +88,7 @@ def noise3(grid, x, y, z):
 @numba.njit(cache=True, nogil=True)
 @no_type_check
 def noise_gradient(grid, x, y, z):
-    """Derivatives of `noise3` along x, y and z."""
+    """Return the derivatives of `noise3` along x, y and z."""
     xf, yf, zf = np.floor(x), np.floor(y), np.floor(z)
     i, j, k = int(xf) & 31, int(yf) & 31, int(zf) & 31
     i1, j1, k1 = (i + 1) & 31, (j + 1) & 31, (k + 1) & 31
@@ -146,7 +146,7 @@ def _pattern(grid, kind, frequency, x, y, z):
 @numba.njit(cache=True, nogil=True)
 @no_type_check
 def _crease(surface, grid, face, t):
-    """Depth of the skin's folds at a rest position, 0..1."""
+    """Return the depth of the skin's folds at a rest position, 0..1."""
     x, y, z = t
     total = np.float32(0)
     for c in range(surface.near_first[face], surface.near_first[face + 1]):
@@ -263,7 +263,7 @@ def _bump(grid, n, t, amount, frequency):
 @numba.njit(cache=True, nogil=True)
 @no_type_check
 def _normal(grid, kind, amount, gloss, n, t, v):
-    """Normal with its bumps, turned to the viewer."""
+    """Return the normal with its bumps, turned to the viewer."""
     if kind == SKIN:
         if gloss > np.float32(0.6):
             amount *= np.float32(0.2)  # nails are smooth
@@ -399,7 +399,7 @@ def compose(face_index, parts, background, exposure, shoulder):
 @numba.njit(cache=True, nogil=True)
 @no_type_check
 def vertex_normals(vertices, faces):
-    """Unit normals, each the area-weighted mean of the faces around a vertex."""
+    """Return unit normals, each the area-weighted mean of the adjacent faces."""
     normals = np.zeros_like(vertices)
     for f in range(faces.shape[0]):
         i, j, k = faces[f, 0], faces[f, 1], faces[f, 2]

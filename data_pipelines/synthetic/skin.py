@@ -81,7 +81,7 @@ def _row(point, normal, *, half_width, radius, depth, side) -> np.ndarray:
 
 
 def _finger_creases(joints: np.ndarray, tips: np.ndarray) -> list[np.ndarray]:
-    """Folds at the joints: few and deep on the palm side, many and faint behind."""
+    """Return joint folds: few and deep on the palm side, many and faint behind."""
     rows = []
     order = [1, 2, 4, 3, 0]  # tips are thumb first, MANO's fingers index first
     for finger in range(5):
@@ -108,7 +108,7 @@ def _finger_creases(joints: np.ndarray, tips: np.ndarray) -> list[np.ndarray]:
 
 
 def _palm_lines(joints: np.ndarray) -> list[np.ndarray]:
-    """Heart, head and life line, each of one or two straight folds."""
+    """Return heart, head and life line, each of one or two straight folds."""
     index, middle, little, thumb = joints[[1, 4, 7, 13]]
     wrist, down = joints[0], np.array([1.0, 0, 0])  # towards the wrist
     strokes = [

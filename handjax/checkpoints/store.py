@@ -72,14 +72,14 @@ class Checkpoints:
         self._best.step = step
 
     def steps(self) -> list[int]:
-        """Steps with a complete checkpoint, oldest first."""
+        """Return the steps with a complete checkpoint, oldest first."""
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, variables: Any, train: Any, meta: dict[str, Any]) -> None:
         """Write a checkpoint in the background; the arrays may be donated afterwards.
 
         Raises:
-            CheckpointError: if the disk is full or the last write has failed.
+            CheckpointError: If the disk is full or the last write has failed.
         """
         if step in self._manager.all_steps():
             return
@@ -103,7 +103,7 @@ class Checkpoints:
         """Block until the last save is on disk.
 
         Raises:
-            CheckpointError: if it failed.
+            CheckpointError: If it failed.
         """
         try:
             self._manager.wait_until_finished()
@@ -118,19 +118,19 @@ class Checkpoints:
     def restore(
         self, variables: Any, train: Any, say: Callable[[str], None]
     ) -> Restored | None:
-        """Newest readable checkpoint, or None where there is none.
+        """Restore the newest readable checkpoint; None where there is none.
 
         One that cannot be read is moved to `checkpoints/unreadable/` and said; the one
         before it is tried next.
 
         Args:
-            variables: shapes, dtypes and shardings to restore to.
-            train: the same for the optimiser's part.
-            say: receives one line for each checkpoint that cannot be read.
+            variables: Shapes, dtypes and shardings to restore to.
+            train: The same for the optimiser's part.
+            say: Receives one line for each checkpoint that cannot be read.
 
         Raises:
-            CheckpointError: if there are checkpoints and none can be read.
-            UserError: if the newest is of a model with other names or shapes.
+            CheckpointError: If there are checkpoints and none can be read.
+            UserError: If the newest is of a model with other names or shapes.
         """
         steps = self.steps()
         for step in reversed(steps):
@@ -158,7 +158,7 @@ class Checkpoints:
         return None
 
     def meta(self, step: int) -> dict[str, Any]:
-        """The JSON part of one checkpoint."""
+        """Read the JSON part of one checkpoint."""
         args = ocp.args.Composite(meta=ocp.args.JsonRestore())
         return self._manager.restore(step, args=args)["meta"]
 
@@ -185,7 +185,7 @@ class Checkpoints:
         """Agree on whether a step can be read, before all begin to read it.
 
         Raises:
-            OSError: on every process, if the first one says it cannot.
+            OSError: On every process, if the first one says it cannot.
         """
         if jax.process_count() == 1:
             return
@@ -244,7 +244,7 @@ class _OneStep(checkpoint_managers.PreservationPolicy):
 
 
 def item_handlers() -> dict[str, Any]:
-    """Without them a manager that has not saved yet knows nothing of the items."""
+    """Return handlers, so that a manager that has not saved yet can restore."""
     return {
         "variables": ocp.StandardCheckpointHandler(),
         "train": ocp.StandardCheckpointHandler(),
@@ -253,7 +253,7 @@ def item_handlers() -> dict[str, Any]:
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, cut to one line of at most 200 characters."""
+    """Return an exception's message, cut to one line of at most 200 characters."""
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:200]
 
@@ -263,7 +263,7 @@ def _num_bytes(leaf: Any) -> int:
 
 
 def abstract(tree: Any, shardings: Any) -> Any:
-    """Shapes, dtypes and shardings of a tree, to restore a checkpoint to."""
+    """Return shapes, dtypes and shardings of a tree, to restore a checkpoint to."""
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=s),
         tree,

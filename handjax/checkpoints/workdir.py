@@ -15,7 +15,7 @@ from handjax.errors import MissingFileError, UserError, suggest
 
 
 def stage_steps(workdir: Path) -> dict[str, list[int]]:
-    """Steps of the complete checkpoints of each stage, without opening them."""
+    """Return steps of the complete checkpoints of each stage, without opening them."""
     root = Path(workdir) / "checkpoints"
     return {
         stage.name: sorted(int(p.name) for p in stage.iterdir() if p.name.isdigit())
@@ -25,7 +25,7 @@ def stage_steps(workdir: Path) -> dict[str, list[int]]:
 
 
 def read_config(workdir: Path | str) -> ConfigDict:
-    """The config a workdir was trained with.
+    """Read the config that a workdir was trained with.
 
     Raises:
         MissingFileError: if the directory is no workdir.
@@ -42,7 +42,7 @@ def read_config(workdir: Path | str) -> ConfigDict:
 def load_variables(
     workdir: Path | str, stage: str, step: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Variables of one checkpoint on this process's first device, and its metadata.
+    """Load one checkpoint's variables onto the first device, and its metadata.
 
     Shapes come from the checkpoint itself, so that one written by a pod can be read on
     a laptop.
@@ -74,13 +74,13 @@ def load_for_inference(
     step: int | None = None,
     change: Callable[[ConfigDict], ConfigDict] | None = None,
 ) -> tuple[ConfigDict, Any, dict[str, Any], str, int]:
-    """Everything that evaluation and prediction need from a workdir.
+    """Load all that evaluation and prediction need from a workdir.
 
     Args:
-        workdir: directory of a `handjax.train` run.
+        workdir: Directory of a `handjax.train` run.
         stage: None for the last stage that has a checkpoint.
         step: None for the newest one.
-        change: makes another config of the run's one before the model is built.
+        change: Makes another config of the run's one before the model is built.
 
     Returns:
         (config, model, variables, stage name, step).
@@ -114,7 +114,7 @@ def load_for_inference(
 
 
 def build_model(family: Any, config: ConfigDict, **fields: Any) -> Any:
-    """`family.Model` with the fields of `config.model`.
+    """Build `family.Model` with the fields of `config.model`.
 
     Args:
         family: Module of a family.

@@ -48,13 +48,13 @@ class Converted(NamedTuple):
     stage: str = ""
     step: int = 0
     part: str = "image_encoder"
-    """Submodule of a model that weights which are no whole model become."""
+    """Submodule that the weights become if they are not a whole model."""
     hand_info: Mapping[str, str] = {}
     """Name and sha256 of the hand model of a whole model."""
 
 
 def names() -> tuple[str, ...]:
-    """Sources that there are."""
+    """Return the names of the sources."""
     found = (module.name for module in pkgutil.iter_modules(__path__))
     return tuple(sorted(n for n in found if not n.startswith("_") and n != "directory"))
 

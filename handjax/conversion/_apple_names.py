@@ -26,7 +26,7 @@ _RENAMES = (
 
 
 def renamed(state_dict: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-    """The same entries under timm's names; anything else than Apple's comes back."""
+    """Rename Apple's entries to timm's; other entries stay as they are."""
     if not any(key.startswith("patch_embed.0.rbr_conv.") for key in state_dict):
         return state_dict
     steps_down = sorted(

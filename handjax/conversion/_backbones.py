@@ -76,7 +76,7 @@ def import_backbone(state_dict: StateDict, name: str = "") -> Imported:
 
 
 def by_rule(skipped: tuple[str, ...], prefix: str = "") -> dict[str, list[str]]:
-    """Skipped entries under the rule that skipped each."""
+    """Return skipped entries under the rule that skipped each."""
     rules: dict[str, list[str]] = {}
     for key in skipped:
         rules.setdefault(_rule(key), []).append(prefix + key)
@@ -110,7 +110,7 @@ def _float32(state_dict: StateDict) -> dict[str, np.ndarray]:
 def _probed(
     probe: StateDict, name: str
 ) -> tuple[ModuleType, str, dict[str, tuple[str, ...]]]:
-    """Family, name and the entries that each variable comes from."""
+    """Return family, name and the entries that each variable comes from."""
     families = [backbones.family(name)] if name else list(_families())
     misfits: list[ConversionError] = []
     for family in families:
@@ -148,7 +148,7 @@ def _names():
 
 
 def _origins(variables: Any, keys: list[str]) -> dict[str, tuple[str, ...]]:
-    """Names of the entries whose numbers each variable holds."""
+    """Return names of the entries whose numbers each variable holds."""
     origins = {}
     for path, leaf in jax.tree.leaves_with_path(variables):
         leaf = np.asarray(leaf)

@@ -38,5 +38,5 @@ def chosen(config: Any, hand: str, tips: str) -> model_files.ManoFile:
 
 
 def notes(hand: str) -> tuple[str, ...]:
-    """What to warn of."""
+    """Return what to warn about."""
     return (OPEN_HAND,) if hand == "open" else ()

@@ -105,7 +105,7 @@ def assemble(
 def _hierarchy(
     given: str, file: model_files.ManoFile
 ) -> tuple[mesh_hierarchy.MeshHierarchy, tuple[str, ...]]:
-    """The hierarchy of `--hierarchy`, and what to warn of.
+    """Return the hierarchy of `--hierarchy`, and what to warn about.
 
     Raises:
         UserError: None was given, or it is of another mesh.
@@ -131,14 +131,14 @@ def _hierarchy(
 
 
 def _unordered(faces: np.ndarray) -> set[tuple[int, ...]]:
-    """Faces, whichever corner and whichever face comes first."""
+    """Return faces without the order of corners and of faces."""
     return set(map(tuple, np.sort(faces, axis=1).tolist()))
 
 
 def _mesh(
     hierarchy: mesh_hierarchy.MeshHierarchy, vertices: np.ndarray, joints: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """What the model keeps of the mesh at rest and of its hierarchy."""
+    """Return what the model keeps of the mesh at rest and of its hierarchy."""
     coarse, root = hierarchy.levels[LEVEL], joints[skeleton.root_joint(ROOT)]
     arrays = {
         "joints": np.float32(joints - root),
@@ -155,7 +155,7 @@ def _flat(file: model_files.ManoFile) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _named(state_dict: _hmr.StateDict) -> dict[str, np.ndarray]:
-    """Entries of the backbone by torchvision's names.
+    """Return the entries of the backbone by torchvision's names.
 
     Raises:
         UserError: There are none.
@@ -170,13 +170,13 @@ def _named(state_dict: _hmr.StateDict) -> dict[str, np.ndarray]:
         found[f"{first}.{rest}"] = value
     if not found:
         raise UserError(
-            "The file has no entries `backbone.*`, so it is no whole network; its "
+            "The file has no entries `backbone.*`, so it is not a whole network; its "
             f"entries begin with {', '.join(list(state_dict)[:4])}."
         )
     return found
 
 
 def depth(state_dict: Mapping[str, Any], prefix: str) -> int:
-    """Number of layers `<prefix><i>.` in a file."""
+    """Count the layers `<prefix><i>.` in a file."""
     pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
     return len({found[1] for key in state_dict if (found := pattern.match(key))})

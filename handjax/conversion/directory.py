@@ -23,12 +23,12 @@ WEIGHTS = "weights.safetensors"
 
 
 def is_conversion(directory: str | Path) -> bool:
-    """Whether `handjax.convert` made it."""
+    """Return whether `handjax.convert` made the directory."""
     return (Path(directory) / RECORD).is_file()
 
 
 def read_record(directory: str | Path) -> dict[str, Any]:
-    """What conversion.json says: `kind` ("backbone", "model"), `backbone`, `licence`...
+    """Read conversion.json: `kind` ("backbone", "model"), `backbone`, `licence`...
 
     Raises:
         UserError: It is damaged.
@@ -46,7 +46,7 @@ def read_record(directory: str | Path) -> dict[str, Any]:
 
 
 def read_backbone(directory: str | Path) -> Variables:
-    """Variables of a converted backbone, numpy.
+    """Read the variables of a converted backbone, numpy.
 
     Raises:
         UserError: The file is damaged.
@@ -144,7 +144,7 @@ def _write_weights(path: Path, converted: Converted, record: dict[str, Any]) -> 
 
 
 def _write_workdir(directory: Path, converted: Converted) -> None:
-    """What `handjax.predict` and `handjax.evaluate` take."""
+    """Write what `handjax.predict` and `handjax.evaluate` take."""
     import jax
     import jax.numpy as jnp
 

@@ -64,7 +64,7 @@ def convert(state_dict: _hmr.StateDict, options: Options) -> Converted:
 
 
 def _sizes(state_dict: _hmr.StateDict) -> dict[str, Any]:
-    """Fields of the model that shapes and names tell."""
+    """Return the model's fields that shapes and names determine."""
     shapes = {key: np.shape(value) for key, value in state_dict.items()}
     blocks = [f"trans_encoder.{i}" for i in range(3)]
     try:
@@ -93,7 +93,7 @@ def _sizes(state_dict: _hmr.StateDict) -> dict[str, Any]:
 
 
 def mean_pose(file: model_files.ManoFile) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices and joints of MANO's mean pose, as manopth gives them for no pose."""
+    """Return vertices and joints of MANO's mean pose, manopth's default."""
     from handjax.mano.hand_model import HandModel, skin
 
     local = file.hands_mean.reshape(-1, 3)
@@ -108,7 +108,7 @@ def mean_pose(file: model_files.ManoFile) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _table(blocks: int, layers: int) -> _hmr.Table:
-    """Everything outside of the backbone."""
+    """Return the rules for everything outside of the backbone."""
     table = {
         **_hmr.linear("upsampling", "upsample/level0/over_tokens"),
         **_hmr.linear("cam_param_fc", "head/cam_param_fc"),
@@ -132,7 +132,7 @@ def _table(blocks: int, layers: int) -> _hmr.Table:
 
 
 def _layer(key: str, path: str) -> _hmr.Table:
-    """`bert.BertLayer`."""
+    """Return the rules of `bert.BertLayer`."""
     table: _hmr.Table = {}
     for name in (
         *("attention.self.query", "attention.self.key", "attention.self.value"),

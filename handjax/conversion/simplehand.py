@@ -52,7 +52,7 @@ def convert(state_dict: Mapping[str, np.ndarray], options: Options) -> Converted
     inside = {k: v for k, v in state_dict.items() if k.startswith(_BACKBONE)}
     if not inside:
         raise UserError(
-            "The file has no entries `backbone.*`, so it is no checkpoint of "
+            "The file has no entries `backbone.*`, so it is not a checkpoint of "
             f"SimpleHand; its entries begin with {', '.join(list(state_dict)[:4])}."
         )
     backbone = _backbones.import_backbone(
@@ -88,7 +88,7 @@ def convert(state_dict: Mapping[str, np.ndarray], options: Options) -> Converted
 
 
 def _head(state_dict: Mapping[str, np.ndarray]) -> tuple[dict, list[str]]:
-    """Variables outside of the backbone, and counters that are left out.
+    """Return variables outside of the backbone, and counters that are left out.
 
     Entries that are not in the table keep their name, so that the check finds them.
     """
@@ -194,5 +194,5 @@ def _norm(key: str, path: str) -> dict[str, Entry]:
 
 
 def _patches(weight: np.ndarray) -> np.ndarray:
-    """Transposed convolution (in, out, height, width) -> (in, height * width * out)."""
+    """Convert a transposed convolution (in, out, h, w) to (in, h * w * out)."""
     return weight.transpose(0, 2, 3, 1).reshape(len(weight), -1)

@@ -44,7 +44,7 @@ def convert(state_dict: Mapping[str, np.ndarray], options: Options) -> Converted
 
 
 def licence(name: str) -> str:
-    """Licence of the published weights of a backbone, as far as its name tells."""
+    """Return the licence of a backbone's published weights, as its name tells."""
     kind = next((kind for kind in _WEIGHTS if name.startswith(kind)), "")
     usual = f"usually {_WEIGHTS[kind]}; " if kind else ""
     return f"{LICENCE}: {usual}see the model card of the file"

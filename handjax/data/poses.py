@@ -50,21 +50,21 @@ def pose_batches(
     threads: int = 2,
     letters_as: Letters | None = None,
 ) -> Iterator[Batch]:
-    """Endless batches; update n is the same wherever the run was resumed.
+    """Yield batches without end; update n is the same however a run resumes.
 
     Args:
-        hand_file: whose mesh is posed.
-        batch_size: of this process.
-        seed: of the poses.
-        start_step: number of batches to skip.
-        root: joint that is subtracted.
-        crop_size: side of the nominal crop, pixels.
-        file: where poses come from, all of them once before any comes again; None for
+        hand_file: Whose mesh is posed.
+        batch_size: Of this process.
+        seed: Of the poses.
+        start_step: Number of batches to skip.
+        root: Joint that is subtracted.
+        crop_size: Side of the nominal crop, pixels.
+        file: Where poses come from, all of them once before any comes again; None for
             the prior.
         process: Which batches of the run are drawn; all processes together draw what
             one alone would, in order.
-        threads: that draw poses ahead of time.
-        letters_as: draw hands that show letters instead, with `Batch.text`.
+        threads: That draw poses ahead of time.
+        letters_as: Draw hands that show letters instead, with `Batch.text`.
     """
     if letters_as is None:
         drawn = _drawn(file, seed, poses.POSED)
@@ -91,17 +91,17 @@ def letters_in_order(
     crop_size: int,
     letters_as: Letters,
 ) -> Iterator[Batch]:
-    """A number of hands that show letters, once; the last batch is padded.
+    """Yield a number of hands that show letters, once; the last batch is padded.
 
     Args:
-        hand_file: whose mesh is posed.
+        hand_file: Whose mesh is posed.
         split: "test": none of them is trained on; "train": the first that are.
-        num: number of hands.
-        batch_size: of every batch; padding has `example_valid` False.
-        seed: of the poses.
-        root: joint that is subtracted.
-        crop_size: side of the nominal crop, pixels.
-        letters_as: texts and views.
+        num: Number of hands.
+        batch_size: Of every batch; padding has `example_valid` False.
+        seed: Of the poses.
+        root: Joint that is subtracted.
+        crop_size: Side of the nominal crop, pixels.
+        letters_as: Texts and views.
 
     Raises:
         UserError: There is no such split.
@@ -125,7 +125,7 @@ def _letters(seed: int, letters_as: Letters, stream: int) -> LetterSource:
 def _maker(
     hand_file: ManoFile, letters_as: Letters | None, *, root: int, crop_size: int
 ) -> Any:
-    """From rows of a source to a batch."""
+    """Return a function from rows of a source to a batch."""
     # On the host and in the loader's threads, so that no accelerator (and no step in
     # its queue) is waited for.
     cpu = jax.local_devices(backend="cpu")[0]
@@ -171,19 +171,19 @@ def with_real_poses(
     process: ProcessShare = WHOLE,
     threads: int = 2,
 ) -> Iterator[Batch]:
-    """The batches with `real_pose` and `real_betas`, the same however a run got there.
+    """Yield the batches with `real_pose` and `real_betas`.
 
     Args:
-        batches: of this process, from update `start_step` on.
-        file: where poses come from, all of them once before any comes again; None for
+        batches: Of this process, from update `start_step` on.
+        file: Where poses come from, all of them once before any comes again; None for
             the prior.
-        per_example: poses for each example of a batch.
-        batch_size: of this process.
-        seed: of the poses or their order.
-        start_step: number of batches that were skipped.
+        per_example: Poses for each example of a batch.
+        batch_size: Of this process.
+        seed: Of the poses or their order.
+        start_step: Number of batches that were skipped.
         process: Which batches of the run are drawn; all processes together draw what
             one alone would, in order.
-        threads: that draw poses ahead of time.
+        threads: That draw poses ahead of time.
     """
     drawn = _drawn(file, seed, poses.REAL)
     of_examples = drawn.batch(per_example, drop_remainder=True)
@@ -209,7 +209,7 @@ def from_meshes(
     mano_pose: np.ndarray | None = None,
     betas: np.ndarray | None = None,
 ) -> Batch:
-    """A batch of meshes in front of a nominal camera, with no picture."""
+    """Return a batch of meshes in front of a nominal camera, without pictures."""
     size, root3d = len(vertices), joints3d[:, root]
     yes = np.ones(size, bool)
     intrinsics = np.diag([2.0 * crop_size, 2.0 * crop_size, 1.0])

@@ -49,9 +49,9 @@ def open_data(
     """Open the data of a run, rendering the built-in set first if it is not there.
 
     Args:
-        config: of the run.
-        hand_file: poses without pictures are of this hand.
-        create: whether to render, and to keep what filters find; otherwise a missing
+        config: Of the run.
+        hand_file: Poses without pictures are of this hand.
+        create: Whether to render, and to keep what filters find; otherwise a missing
             built-in set is only described.
 
     Raises:
@@ -93,11 +93,11 @@ class OpenData:
         """Know where data are; they are opened when they are needed.
 
         Args:
-            config: of the run.
-            directories: those to train on, and their weights.
-            hand_file: of the run.
-            evaluated: directory of `config.data.name`; None for the first of those.
-            keep: whether to keep what filters find for the next run.
+            config: Of the run.
+            directories: Those to train on, and their weights.
+            hand_file: Of the run.
+            evaluated: Directory of `config.data.name`; None for the first of those.
+            keep: Whether to keep what filters find for the next run.
         """
         self.config, self.data = config, config.data
         self.directories, self.hand_file = directories, hand_file
@@ -122,7 +122,7 @@ class OpenData:
         )
 
     def describe(self) -> str:
-        """One line: which data, where, how much."""
+        """Return one line: which data, where, how much."""
         trained = self.training.describe()
         if next(iter(self.directories), self.evaluated) == self.evaluated:
             return f"{self.data.name} in {trained}"
@@ -138,16 +138,16 @@ class OpenData:
         return digest.hexdigest()[:12]
 
     def describe_filters(self, stages: Sequence[Stage]) -> list[str]:
-        """What filters take from the records of the stages, a line each."""
+        """Describe how filters change the stages' records, a line each."""
         reads = any(self.config.stages[s.name].data == "images" for s in stages)
         return self.training.describe_filters() if reads else []
 
     def drawn(self, stage: Stage, examples: int) -> list[Drawn]:
-        """How many of a stage's first examples are of each data set.
+        """Return how many of a stage's first examples come from each data set.
 
         Args:
-            stage: of the run.
-            examples: of all processes together.
+            stage: Of the run.
+            examples: Of all processes together.
 
         Returns:
             [] for examples that are made, not read.
@@ -167,13 +167,13 @@ class OpenData:
         return PoseFile(self.data.poses, bones=len(self.hand_file.parents))
 
     def describe_poses(self) -> str:
-        """Where poses come from that belong to no picture."""
+        """Describe where poses come from that belong to no picture."""
         if self.poses is None:
             return "drawn from the built-in prior"
         return f"{len(self.poses):,} of {self.poses.path}"
 
     def train(self, stage: Stage, batch_size: int, start_step: int) -> Iterator[Batch]:
-        """Endless batches of this process, from the one of update `start_step` on."""
+        """Return endless batches of this process, from update `start_step` on."""
         batches = self._batches(stage, batch_size, start_step)
         if not stage.real_poses:
             return batches
@@ -238,13 +238,13 @@ class OpenData:
     def evaluation(
         self, stage: Stage, split: str = "test", share: ProcessShare = WHOLE
     ) -> Iterator[Batch]:
-        """A split once, in order; by default every process gets all of it.
+        """Return a split once, in order; by default every process gets all of it.
 
         Stages that train on labelled poses are evaluated on others: as many as the data
         set has test pictures.
 
         Raises:
-            UserError: for a share of examples that are made, not read.
+            UserError: For a share of examples that are made, not read.
         """
         if self._is_labelled(stage):
             if share.count > 1:
@@ -256,18 +256,18 @@ class OpenData:
         return self._in_order(split, self.config.eval.num, stage.needs_image, share)
 
     def evaluation_count(self, stage: Stage, split: str = "test") -> int:
-        """Examples that `evaluation` gives all processes together."""
+        """Return how many examples `evaluation` gives all processes together."""
         num = self.config.eval.num
         if self._is_labelled(stage):
             return num or self.data.num_test
         return min(num or len(self.records(split)), len(self.records(split)))
 
     def records(self, split: str = "test") -> shards.Split:
-        """The records that `evaluation` makes batches of."""
+        """Open the records that `evaluation` makes batches of."""
         return shards.open_split(self.evaluated, split)
 
     def train_split(self, stage: Stage) -> Iterator[Batch]:
-        """What a stage trains on, once, in order, without pictures or augmentation.
+        """Return a stage's training data once, in order, without pictures.
 
         Of a mixture, that of the data set which is evaluated on.
         """
@@ -321,7 +321,7 @@ class OpenData:
 def example_batch(
     config: ml_collections.ConfigDict, hand_file: ManoFile, size: int = 2
 ) -> Batch:
-    """Flat hands on black pictures, to initialise a model with."""
+    """Return flat hands on black pictures, to initialise a model with."""
     flat = hand_file.v_template
     vertices = np.broadcast_to(flat, (size, *flat.shape))
     joints3d = np.einsum("jv,bvx->bjx", joint_regressor(hand_file), vertices)
@@ -350,7 +350,7 @@ def _letter_ids(config: ml_collections.ConfigDict) -> np.ndarray:
 
 
 def for_stage(batch: Batch, stage: Stage) -> Batch:
-    """An example batch with what a stage is fed: flat poses for real ones."""
+    """Return an example batch with exactly the fields that a stage receives."""
     real = stage.real_poses * len(batch.index)
     return batch._replace(
         image=batch.image if stage.needs_image else None,

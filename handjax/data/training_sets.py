@@ -43,10 +43,10 @@ class TrainingSets:
 
         Args:
             data: `config.data`.
-            weights: directory -> weight in the mixture.
-            hand_file: hands without a mesh are posed with it.
-            unmade: directory of built-in data that may not be rendered yet.
-            keep: whether to keep what filters find for the next run.
+            weights: Directory -> weight in the mixture.
+            hand_file: Hands without a mesh are posed with it.
+            unmade: Directory of built-in data that may not be rendered yet.
+            keep: Whether to keep what filters find for the next run.
 
         Raises:
             ValueError: The filters make no sense.
@@ -58,7 +58,7 @@ class TrainingSets:
 
     @functools.cached_property
     def opened(self) -> dict[Path, TrainingSet]:
-        """By directory; without one that is yet to be rendered.
+        """The data sets by directory; without one that is yet to be rendered.
 
         Process 0 looks at all records first; the others find what it has kept.
 
@@ -94,11 +94,11 @@ class TrainingSets:
 
     @property
     def sources(self) -> list[Source]:
-        """For the loader."""
+        """The sources of the loader."""
         return [each.source for each in self.opened.values()]
 
     def drawn(self, examples: int) -> list[Drawn]:
-        """How many of the first examples of training are of each data set."""
+        """Return how many of the first training examples come from each data set."""
         opened = self.opened
         names = [each.name for each in opened.values()]
         counts = mixtures.Order(list(self.weights.values())).drawn(examples)
@@ -115,7 +115,7 @@ class TrainingSets:
         return found
 
     def describe(self) -> str:
-        """Which directories, how much is in them, and their weights."""
+        """Return the directories, their sizes and their weights."""
         alone = len(self.weights) == 1
         return "; ".join(
             self.describe_one(path) + ("" if alone else f", weight {weight:g}")
@@ -123,7 +123,7 @@ class TrainingSets:
         )
 
     def describe_one(self, path: Path) -> str:
-        """A directory and the sizes of its splits."""
+        """Return a directory and the sizes of its splits."""
         if (path / "metadata.json").is_file():
             splits = shards.read_metadata(path)["splits"]
             sizes = ", ".join(f"{n:,} {split}" for split, n in splits.items())
@@ -137,7 +137,7 @@ class TrainingSets:
         return f"{path} ({sizes})"
 
     def describe_filters(self) -> list[str]:
-        """What filters do to each data set, a line each; [] without filters."""
+        """Describe how filters change each data set, a line each; [] without any."""
         if self.filters == Filters():
             return []
         return [

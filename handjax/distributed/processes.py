@@ -85,8 +85,8 @@ def compare(facts: dict[str, Any], say: Any) -> None:
     """Check that all processes run the same thing; every process calls it.
 
     Args:
-        facts: what has to be the same everywhere, such as versions and config.
-        say: receives a line about clocks that differ.
+        facts: What has to be the same everywhere, such as versions and config.
+        say: Receives a line about clocks that differ.
 
     Raises:
         UserError: names the process, the fact, and both values.
@@ -115,7 +115,7 @@ def compare(facts: dict[str, Any], say: Any) -> None:
 
 
 def _gather(mine: dict[str, Any]) -> list[dict[str, Any]]:
-    """The dict of every process, in order."""
+    """Return the dict of every process, in order."""
     from jax.experimental import multihost_utils
 
     text = json.dumps(mine, sort_keys=True).encode()
@@ -128,11 +128,11 @@ def _gather(mine: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def all_agree(yes: bool, after: Any = None) -> bool:
-    """Whether every process says yes; every process calls it.
+    """Return whether every process says yes; every process calls it.
 
     Args:
-        yes: what this process says.
-        after: arrays of a program that may still run. Accelerators run programs one
+        yes: What this process says.
+        after: Arrays of a program that may still run. Accelerators run programs one
             after another. CPUs do not: what processes send each other for two programs
             at once can take all threads of a process, and each waits for the other.
     """
@@ -152,7 +152,7 @@ def wait_for_all(what: str) -> None:
     devices do not allow; so this asks the service that knows who is alive.
 
     Args:
-        what: has been done; the same on all of them.
+        what: Has been done; the same on all of them.
     """
     if jax.process_count() > 1:
         from orbax.checkpoint import multihost
@@ -170,8 +170,8 @@ def leave_if_alone(error: BaseException, last_step: str) -> None:
     The usual end of a process waits for all others; the dead one would never come.
 
     Args:
-        error: what went wrong.
-        last_step: sentence about the last checkpoint.
+        error: What went wrong.
+        last_step: Sentence about the last checkpoint.
     """
     while not isinstance(error, jax.errors.JaxRuntimeError):
         if error.__cause__ is None:

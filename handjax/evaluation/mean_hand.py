@@ -105,7 +105,7 @@ class MeanHandSums:
             sums.add(batch, output)
 
     def state(self) -> dict[str, np.ndarray]:
-        """All that was added up, for `merge`."""
+        """Return the sums, for `merge`."""
         parts = {"aligned": self._aligned.state(), "relative": self._relative.state()}
         return split_shares.packed(parts)
 
@@ -115,6 +115,6 @@ class MeanHandSums:
         self._relative.merge(split_shares.unpacked(state, "relative"))
 
     def means(self) -> dict[str, float | None]:
-        """The same keys as a model's metrics."""
+        """Return the baseline's errors under the keys of a model's metrics."""
         aligned = self._aligned.means()
         return self._relative.means() | {name: aligned[name] for name in _ALIGNED}

@@ -64,7 +64,7 @@ def collect(
 
 
 def _nothing(split: Split) -> dict[str, np.ndarray]:
-    """A share of a split that has fewer hands than there are processes."""
+    """Return the arrays of a share that has no hands."""
     points = np.zeros((0, split.counts.joints, 3))
     return {
         "keys": np.zeros(0, str),
@@ -77,7 +77,7 @@ def _nothing(split: Split) -> dict[str, np.ndarray]:
 
 
 def joined(parts: list[PhotoHands], order: np.ndarray | None = None) -> PhotoHands:
-    """Hands of several parts after each other, or in another order."""
+    """Concatenate hands of several parts, in another order if one is given."""
     found = [arrays(part) for part in parts]
     whole = {name: np.concatenate([x[name] for x in found]) for name in found[0]}
     if order is not None:
@@ -86,13 +86,13 @@ def joined(parts: list[PhotoHands], order: np.ndarray | None = None) -> PhotoHan
 
 
 def arrays(hands: PhotoHands) -> dict[str, np.ndarray]:
-    """Hands as arrays alone; `from_arrays` undoes it."""
+    """Return hands as plain arrays; `from_arrays` undoes it."""
     found = {name: x for name, x in hands._asdict().items() if x is not None}
     return {name: np.asarray(x) for name, x in found.items()}
 
 
 def from_arrays(found: Mapping[str, np.ndarray]) -> PhotoHands:
-    """Hands of `arrays`; other arrays may be there, too."""
+    """Return the hands of `arrays`; further arrays are ignored."""
     fields = {name: found.get(name) for name in PhotoHands._fields}
     return PhotoHands(**{**fields, "keys": tuple(found["keys"].tolist())})
 

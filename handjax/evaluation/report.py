@@ -128,7 +128,7 @@ def _merged(
 def benchmark_name(
     found: Trained, split: str, procrustes: str, tta_mode: str | None
 ) -> str:
-    """Data set and split; earlier stages, other protocols and TTA are told apart."""
+    """Return a name of data set and split, with stage, protocol and TTA."""
     name = found.stage.name
     parts = [evaluated_on(found.config, name), split]
     if name != found.stages[-1].name:
@@ -141,7 +141,7 @@ def benchmark_name(
 
 
 def _definitions(config: Any, mean: MeanHand | None) -> dict[str, str]:
-    """What the numbers mean, in the file that holds them."""
+    """Explain the numbers, for the file that holds them."""
     used = f"the first {mean.count} training hands" if mean else "no training hand"
     return {
         "pa": "joints and vertices aligned separately by a similarity transform",
@@ -175,7 +175,7 @@ class Progress:
 
 
 def table(report: dict[str, Any]) -> str:
-    """Model, floor and baseline under each other."""
+    """Format model, floor and baseline under each other."""
     rows = [("mean hand", m) for m in report["baseline"].values()]
     rows.append((f"{report['family']} {report['stage']}", report["metrics"]))
     for tenth, metrics in (report.get("confidence") or {}).items():

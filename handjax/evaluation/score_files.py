@@ -16,7 +16,7 @@ from handjax.metrics.mesh_errors import PROTOCOLS
 
 
 def alignment(benchmark: Benchmark, procrustes: str | None) -> str:
-    """The benchmark's own alignment, or the one that is asked for.
+    """Return the benchmark's own alignment, or the requested one.
 
     Raises:
         UserError: The benchmark aligns nothing, or not like that.
@@ -33,7 +33,7 @@ def alignment(benchmark: Benchmark, procrustes: str | None) -> str:
 
 
 def settings(benchmark: Benchmark, given: Mapping[str, str | None]) -> dict[str, str]:
-    """Options of a benchmark: those that are given, and the defaults of the others.
+    """Return a benchmark's options: the given ones, and defaults of the others.
 
     Raises:
         UserError: The benchmark has no such option, or no such value of it.
@@ -71,7 +71,7 @@ def report(
     options: Mapping[str, str],
     file: Path,
 ) -> dict[str, Any]:
-    """Scores of one file of predictions, and all that says what they are.
+    """Score one file of predictions; return the scores and what defines them.
 
     Args:
         benchmark: Whose protocol is used.
@@ -113,7 +113,7 @@ def file_stem(benchmark: Benchmark, procrustes: str, options: Mapping[str, str])
 
 
 def write(report: dict[str, Any], stem: Path) -> tuple[Path, Path]:
-    """`<stem>.json`, and `<stem>_scores.txt` in the form of the official scripts."""
+    """Write `<stem>.json`, and `<stem>_scores.txt` as the official scripts do."""
     lines = [
         f"{name}: {'nan' if score['value'] is None else format(score['value'], 'f')}\n"
         for name, score in report["scores"].items()
@@ -126,7 +126,7 @@ def write(report: dict[str, Any], stem: Path) -> tuple[Path, Path]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """Every score with its unit and its protocol."""
+    """Format every score with its unit and its protocol."""
     number = f"{report['count']:,}"
     if report["annotated"] != report["count"]:
         number += f" of {report['annotated']:,}"
@@ -148,5 +148,5 @@ def table(report: dict[str, Any]) -> str:
 
 
 def tta_line(said: Mapping[str, Any]) -> str:
-    """What `tta.describe` says, in words."""
+    """Return in words what `tta.describe` returns."""
     return "test-time augmentation {mode!r}, {views} views: {what}".format(**said)

@@ -87,7 +87,7 @@ class StageSums:
 
     @property
     def count(self) -> int:
-        """Hands so far."""
+        """Number of hands so far."""
         return self._model.count // self._answers
 
     def add(self, batch: Batch, output: HandOutput) -> None:
@@ -100,7 +100,7 @@ class StageSums:
         self.indices.append(np.asarray(batch.index)[np.asarray(batch.example_valid)])
 
     def report(self) -> dict[str, Any]:
-        """What it comes to.
+        """Return the errors.
 
         Returns:
             `count` (hands), `metrics` (keys of `metrics.METRICS`; None where the split
@@ -118,7 +118,7 @@ class StageSums:
         }
 
     def state(self) -> split_shares.Arrays:
-        """All of it, for `merge`."""
+        """Return all sums, for `merge`."""
         parts = {name: part.state() for name, part in self._parts().items()}
         indices = np.concatenate([np.zeros(0, np.int64), *self.indices])
         return {"indices": indices, **split_shares.packed(parts)}
@@ -137,7 +137,7 @@ class StageSums:
 
 
 def _repeated(batch: Batch, times: int) -> Batch:
-    """The truth of each answer: the batch again and again, without its pictures."""
+    """Repeat the batch's truth once per answer; images dropped."""
     if times == 1:
         return batch
     truth = batch._replace(image=None)

@@ -33,7 +33,7 @@ def predicted(
     tta_mode: str | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> PhotoHands | None:
-    """The hands of a split in the cameras of their photos, in its order.
+    """Predict the hands of a split in their photos' cameras, in its order.
 
     Args:
         trained: The model and its data.

@@ -153,7 +153,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def refusal(path: str, name: str, allowed: Allowed) -> RefusedPickleError:
-    """The error for a global that a format does not need."""
+    """Return the error for a global that a format does not need."""
     names = sorted(f"{m}.{n}" for m, n in allowed)
     return RefusedPickleError(
         f"{path}: refused to load {name}, which is not in this format. Allowed: "

@@ -106,13 +106,13 @@ def _read_safetensors(name: str) -> dict[str, np.ndarray]:
 
 
 def _read_zip(name: str) -> Any:
-    """Archive of `<root>/data.pkl`, `<root>/data/<key>` and `<root>/byteorder`."""
+    """Read an archive of `<root>/data.pkl`, `<root>/data/<key>` and `byteorder`."""
     try:
         with zipfile.ZipFile(name) as archive:
             pickles = [n for n in archive.namelist() if n.endswith("data.pkl")]
             if len(pickles) != 1:
                 raise UserError(
-                    f"{name}: a zip archive without data.pkl is no checkpoint of "
+                    f"{name}: a zip archive without data.pkl is not a checkpoint of "
                     "torch.save. Was it unpacked and packed, or another file?"
                 )
             root = pickles[0].removesuffix("data.pkl")
@@ -142,7 +142,7 @@ def _stored(data: bytes, dtype: np.dtype, count: int, order: str) -> np.ndarray:
 
 
 def _read_legacy(file: Any, name: str) -> Any:
-    """Pickles of magic number, protocol, system, object, keys; then the storages."""
+    """Read pickles of magic number, protocol, system, object, keys; then storages."""
     if safe_pickle.load_from(file, {}, name) != _LEGACY_MAGIC:
         raise UserError(
             f"{name}: a pickle, but not one of torch.save. Allowed are files of "

@@ -63,7 +63,7 @@ class _Setting:
         pass
 
     def append(self, _):
-        """Forget."""
+        """Ignore the item."""
 
     extend = add = append
 
@@ -161,7 +161,7 @@ class _Dict(dict):
 
 
 def _allowed() -> dict[tuple[str, str], Any]:
-    """Stand-ins, new for every file, for what `torch.save` of tensors names."""
+    """Return stand-ins, new for every file, for the globals of `torch.save`."""
 
     def ordered_dict(items=()):
         return _Dict(items)
@@ -191,7 +191,7 @@ def _allowed() -> dict[tuple[str, str], Any]:
 
 
 def _numpy_scalars() -> dict[tuple[str, str], Any]:
-    """For optimiser states: a learning rate out of a numpy schedule is np.float64."""
+    """Read np.float64: a learning rate of a numpy schedule in an optimiser."""
 
     def scalar(dtype, data):
         if not isinstance(dtype, np.dtype) or dtype.kind not in "fiub":
@@ -210,7 +210,7 @@ def _numpy_scalars() -> dict[tuple[str, str], Any]:
 
 
 def _view(storage: Any, offset: Any, size: Any, stride: Any) -> np.ndarray:
-    """A tensor on its storage.
+    """Return a tensor on its storage.
 
     Raises:
         UserError: It would reach outside of it.

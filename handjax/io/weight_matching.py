@@ -44,13 +44,13 @@ class ConversionError(UserError):
 
     @property
     def count(self) -> int:
-        """Entries that differ."""
+        """Number of entries that differ."""
         return len(self.only_in_file) + len(self.missing) + len(self.other_shapes)
 
     def renamed(
         self, called: Callable[[str], str], skipped: Sequence[str]
     ) -> "ConversionError":
-        """The same with the names of the file, and what it skips."""
+        """Return the same with the file's names, and what the file skips."""
         return ConversionError(
             self.name,
             self.advice,

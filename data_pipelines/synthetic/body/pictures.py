@@ -81,8 +81,8 @@ def ensure(
         The directory.
 
     Raises:
-        UserError: Numbers out of range, a model that is no body with SMPL's tree, or a
-            directory with other contents.
+        UserError: Numbers are out of range, the model is not a body with SMPL's tree, or
+            the directory has other contents.
         shards.ShardError: The disk is full or cannot be written.
     """
     directory = Path(directory).expanduser()
@@ -108,7 +108,7 @@ def ensure(
 
 
 def built_in(directory: Path) -> Path:
-    """The model file in a directory; made if it is not there."""
+    """Return the model file in a directory; make it if it does not exist."""
     if not (directory / MODEL).exists():
         mesh.save(directory / MODEL)
     return directory / MODEL
@@ -216,7 +216,7 @@ def _clothing(bone: str) -> int:
 
 
 def sample_pose(rng: np.random.Generator) -> Float[np.ndarray, "24 3"]:
-    """Axis-angle of each joint in camera axes: upright, turned to any side, tilted."""
+    """Draw axis-angle of each joint in camera axes: upright, turned, tilted."""
     pose = np.zeros((24, 3))
     for joint, name in enumerate(SMPL_JOINTS):
         side, _, part = name.partition("_")
@@ -234,7 +234,7 @@ def sample_pose(rng: np.random.Generator) -> Float[np.ndarray, "24 3"]:
 def camera(
     rng: np.random.Generator, vertices: Float[np.ndarray, "vertex 3"], size: int
 ) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"]]:
-    """Camera matrix, and where the body goes to be in the picture, metres."""
+    """Return the camera matrix, and the body's place in front of it, metres."""
     focal = size * rng.uniform(1.1, 1.6)
     intrinsics = np.array([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1.0]])
     depth = focal / size * rng.uniform(1.7, 2.5)
@@ -246,7 +246,7 @@ def camera(
 def background(
     rng: np.random.Generator, size: int
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Clouds of two colours with a few boxes in the way, and noise."""
+    """Draw clouds of two colours with a few boxes in the way, and noise."""
     first, second = rng.uniform(20, 235, (2, 3))
     clouds = cv2.resize(
         rng.uniform(0, 1, (5, 5)), (size, size), interpolation=cv2.INTER_CUBIC

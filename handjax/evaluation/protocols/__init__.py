@@ -105,7 +105,7 @@ class Benchmark(abc.ABC):
 
     @abc.abstractmethod
     def read_truth(self, source: Path, **settings: str) -> Any:
-        """Ground truth as published.
+        """Read the ground truth as published.
 
         Raises:
             UserError: Something in it is damaged, or not what the layout says.
@@ -114,7 +114,7 @@ class Benchmark(abc.ABC):
 
     @abc.abstractmethod
     def read_predictions(self, path: Path) -> Any:
-        """A file of predictions, every number of it looked at.
+        """Read a file of predictions and check every number.
 
         Raises:
             UserError: It is not in the benchmark's format, or holds numbers that are
@@ -124,13 +124,13 @@ class Benchmark(abc.ABC):
 
     @abc.abstractmethod
     def check(self, predictions: Any) -> list[str]:
-        """What looks wrong about predictions that can be read, without the truth."""
+        """Return what looks wrong about readable predictions, without the truth."""
 
     @abc.abstractmethod
     def scores(
         self, truth: Any, predictions: Any, *, procrustes: str
     ) -> dict[str, Score]:
-        """The script's numbers under the script's names.
+        """Return the official script's numbers under its names.
 
         Args:
             truth: What `read_truth` returned.
@@ -143,15 +143,15 @@ class Benchmark(abc.ABC):
 
     @abc.abstractmethod
     def count(self, truth: Any, predictions: Any) -> Count:
-        """How many samples are scored, and how many there are."""
+        """Return how many samples are scored, and how many there are."""
 
     @abc.abstractmethod
     def metrics(self, scores: dict[str, Score]) -> dict[str, float | None]:
-        """Those scores that are a key of `metrics.METRICS`, in its unit."""
+        """Return the scores that are a key of `metrics.METRICS`, in its unit."""
 
     @abc.abstractmethod
     def from_hands(self, hands: PhotoHands, truth: Any | None) -> Any:
-        """Predictions in the benchmark's axes, units and joint order.
+        """Convert hands to the benchmark's axes, units and joint order.
 
         Args:
             hands: In the order of the benchmark's samples.
@@ -164,7 +164,7 @@ class Benchmark(abc.ABC):
 
     @abc.abstractmethod
     def write(self, path: Path, predictions: Any) -> None:
-        """A file that `read_predictions`, and the authors' script, can read."""
+        """Write a file that `read_predictions` and the official script can read."""
 
 
 def check_order(
@@ -199,12 +199,12 @@ def check_order(
 
 
 def names() -> tuple[str, ...]:
-    """Benchmarks that can be scored."""
+    """Return the names of the benchmarks."""
     return tuple(_FILES)
 
 
 def load(name: str) -> Benchmark:
-    """The benchmark of a name.
+    """Return the benchmark of a name.
 
     Raises:
         UserError: There is none; lists those there are.

@@ -44,7 +44,7 @@ class Meshes(NamedTuple):
 
     @property
     def count(self) -> int:
-        """Samples."""
+        """Number of samples."""
         return len(self.joints3d)
 
 
@@ -61,7 +61,7 @@ class Names(NamedTuple):
 def scores(
     truth: Meshes, predictions: Meshes, *, names: Names, procrustes: str
 ) -> dict[str, Score]:
-    """Every key of scores.txt, in its order.
+    """Return every key of scores.txt, in its order.
 
     Args:
         truth: In the benchmark's order.
@@ -133,7 +133,7 @@ def scaled_and_moved(
     tip: int,
     wrist: int,
 ) -> Float[np.ndarray, "sample joint 3"]:
-    """HO3D's scale-translation alignment.
+    """Apply HO3D's scale-translation alignment.
 
     A prediction whose two joints coincide has no scale: as in the script it is not
     divided by it, but multiplied by the target's all the same.
@@ -152,7 +152,7 @@ def by_joints(
     prediction: Float[np.ndarray, "joint 3"],
     vertices: Float[np.ndarray, "vertex 3"],
 ) -> Float[np.ndarray, "vertex 3"]:
-    """A mesh without correspondence, moved as the script does by its joints' transform.
+    """Move a mesh without correspondence by its joints' transform, as the script.
 
     s R^T |target| of the normalised joints acts on vertices of the prediction's size.
     """
@@ -185,7 +185,7 @@ def _check(truth: Meshes, predictions: Meshes, procrustes: str) -> None:
 
 
 def _correspond(truth: Meshes, predictions: Meshes) -> bool:
-    """Whether the first mesh has the target's vertices; then all have to."""
+    """Return whether the first mesh has the target's vertices; then all must."""
     number = len(truth.vertices[0])
     if len(predictions.vertices[0]) != number:
         return False

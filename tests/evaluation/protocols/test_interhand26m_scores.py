@@ -238,7 +238,7 @@ def test_hands_of_a_picture_come_together(truth):
     with pytest.raises(ValueError, match="more than once"):
         BENCHMARK.from_hands(hands._replace(is_right=np.ones(7, bool)), truth)
     keys = ("images/test/other.jpg", *hands.keys[1:])
-    with pytest.raises(ValueError, match="no picture of the ground truth"):
+    with pytest.raises(ValueError, match="not a picture of the ground truth"):
         BENCHMARK.from_hands(hands._replace(keys=keys), truth)
     with pytest.raises(ValueError, match="are not where the ground truth"):
         BENCHMARK.from_hands(hands._replace(truth3d=points + 0.02), truth)
