@@ -45,7 +45,7 @@ class Finding(NamedTuple):
     mean: float
     largest: float
     count: int
-    """Hands that have it."""
+    """Number of hands that have the quantity."""
 
     def line(self) -> str:
         """Return one line for people to read."""
@@ -57,7 +57,7 @@ class Finding(NamedTuple):
 def _parser() -> Parser:
     parser = Parser("data check", __doc__)
     add = parser.add_argument
-    add("directory", help="of the prepared data set")
+    add("directory", help="directory of the prepared data set")
     add(
         "--hand",
         default="",
@@ -82,7 +82,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> list[str]:
-    """Print findings; returns what is damaged."""
+    """Print findings; return what is damaged."""
     from data_pipelines.sources import conventions
     from data_pipelines.storage import shards
 

@@ -1,6 +1,6 @@
 """Published data sets, one file each.
 
-A file is a data set because it lies here. It has
+Every file in this folder is a data set. It has
 
     BUILDER: Builder                        what it is, its licence, how to get it
     def index(source, split) -> Index       read annotations that many examples share
@@ -34,7 +34,7 @@ def load(name: str) -> ModuleType:
     """Import a data set's file.
 
     Raises:
-        UserError: There is none of that name.
+        UserError: No data set has that name.
     """
     if name not in names():
         raise UserError(f"{name!r} is not one of the data sets: {', '.join(names())}.")
@@ -45,8 +45,8 @@ def open_source(name: str, root: Path) -> tuple[ModuleType, Source, str]:
     """Return the reader of a directory with a data set, the directory, and its kind.
 
     Args:
-        name: Of the data set.
-        root: Directory that the user gave; with HaMeR's tars of it, these are read.
+        name: Name of the data set.
+        root: Directory that the user gave; if it has HaMeR's tars, these are read.
     """
     module = load(name)
     tars = hamer_tars.folder(root, name)

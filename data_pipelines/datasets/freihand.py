@@ -77,7 +77,7 @@ def index(source: Source, split: str) -> Index:
 
 
 def _check(source: Source, folder: str, columns: dict[str, np.ndarray]) -> None:
-    """Compare files that have to belong together: mixed versions do not."""
+    """Check that the files belong together: mixed versions do not."""
     xyz, K = columns["xyz"], columns["K"]
     scale = source.json_arrays(f"{folder}_scale.json", (), "lengths of a bone, metres")
     if len(scale) == len(xyz):
@@ -136,9 +136,9 @@ def example(
 def _mano(
     columns: dict[str, np.ndarray], frame: int, models: HandModels
 ) -> dict[str, Any]:
-    """Pose and shape; where the hand is follows from the mesh.
+    """Return pose and shape; the place of the hand follows from the mesh.
 
-    The file's own placement (two pixels and a scale) is that of a weak perspective, and
+    The file's own placement (two pixels and a scale) is a weak perspective, which is
     less exact.
     """
     numbers = columns["mano"][frame, 0]

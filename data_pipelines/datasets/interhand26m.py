@@ -50,7 +50,7 @@ BUILDER = Builder(
 _SIDES = {"right": (True,), "left": (False,), "interacting": (True, False)}
 _IMAGE = ("file_name", "width", "height", "capture", "frame_idx", "camera")
 _WRIST = 20
-"""Of each hand's 21 joints, in the data set's order."""
+"""Index of each hand's wrist among its 21 joints, in the data set's order."""
 
 
 def index(source: Source, split: str) -> Index:

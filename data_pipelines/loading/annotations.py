@@ -1,4 +1,4 @@
-"""Annotations of a batch of records, brought to right hands; numpy only.
+"""Convert the annotations of a batch of records to right hands; numpy only.
 
 Left hands are mirrored here, and nowhere else in training: camera, labels and pose
 together (`Hands.mirror` does the picture). Every later step sees right hands.
@@ -72,7 +72,7 @@ class Hands(NamedTuple):
     annotated: np.ndarray
     """(batch, joint): whether `joints2d` is known."""
     confidence: np.ndarray
-    """(batch, joint): how sure it is, 0..1; 1 where it is a projection."""
+    """(batch, joint): confidence of `joints2d`, 0..1; 1 for projections."""
     bbox_center: np.ndarray
     bbox_size: np.ndarray
     last_px: np.ndarray
@@ -92,8 +92,8 @@ def right_hands(
     code: a data set's own 2-D annotation may disagree with its 3-D one.
 
     Args:
-        records: With `FIELDS`.
-        counts: Of their data set.
+        records: Records with `FIELDS`.
+        counts: Counts of their data set.
         poser: Makes meshes of parameters where no mesh is stored.
 
     Raises:
@@ -168,7 +168,7 @@ def finite(records: Sequence[dict[str, Any]], name: str) -> np.ndarray:
     """Return a field of the batch in float64; raise if a value is not finite.
 
     Raises:
-        BadRecordError: Names a record with an infinity or no number in it.
+        BadRecordError: Names a record with a value that is not finite.
     """
     values = stacked(records, name).astype(np.float64)
     finite = np.isfinite(values).reshape(len(values), -1)
@@ -182,7 +182,7 @@ def _cameras(records: Sequence[dict[str, Any]]) -> np.ndarray:
     """Return camera matrices, assumed where a record has none.
 
     Raises:
-        BadRecordError: Names a record with a camera that is none.
+        BadRecordError: Names a record whose focal lengths are not positive.
     """
     K = finite(records, "K")
     for row in np.flatnonzero(~flags(records, "has_K")):
@@ -215,7 +215,7 @@ def _vertices(records: Sequence[dict[str, Any]], count: int) -> np.ndarray:
 def tight_boxes(hands: Hands, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return centre and extent of the boxes around the joints inside the photos.
 
-    Where fewer than two of them are, the stored box; where there is none, the photo.
+    With fewer than two joints inside, the stored box; without one, the whole photo.
     """
     points, seen = hands.joints2d, inside[..., None]
     low = np.where(seen, points, np.inf).min(axis=1)

@@ -1,8 +1,8 @@
 """Random boxes, turns and colours of training examples; numpy, a batch at a time.
 
 Two published recipes with their amounts as config values: SimpleHand's, which TokenHand
-inherits, and HaMeR's, which Hamba inherits. A recipe says what its draws mean
-(`Changes`); what is done with that is the same for both. Every example has its own row
+inherits, and HaMeR's, which Hamba inherits. A recipe turns its draws into `Changes`,
+which are applied in the same way for both. Every example has its own row
 of uniform numbers (`draws`), which depends on the seed and on the example's position in
 training alone, not on batches, threads or processes.
 """
@@ -24,10 +24,10 @@ _TURNED = 9  # of HaMeR's recipe, which does not flip
 
 
 class Changes(NamedTuple):
-    """What is done to each example of a batch."""
+    """Changes to each example of a batch."""
 
     shift: Float[np.ndarray, "batch 2"]
-    """Of the box's centre, pixels of the photo."""
+    """Movement of the box's centre, pixels of the photo."""
     growth: Float[np.ndarray, "batch"]
     """Factor on the sides of the tight box."""
     angle: Float[np.ndarray, "batch"]
@@ -39,7 +39,7 @@ class Changes(NamedTuple):
     contrast: Float[np.ndarray, "batch"]
     """Factor on all channels."""
     brightness: Float[np.ndarray, "batch"]
-    """What is added, as a share of 255."""
+    """Added value, as a share of 255."""
 
 
 class AugmentConfig(NamedTuple):
@@ -75,7 +75,7 @@ class AugmentConfig(NamedTuple):
         Args:
             drawn: From `draws`.
             extent: Width and height of the tight boxes, pixels.
-            box_scale: Their growth in evaluation; `scale` stands in its place.
+            box_scale: Their growth in evaluation; not used, `scale` replaces it.
         """
         del box_scale
         (low, high), (dark, bright) = self.scale, self.brightness
@@ -258,17 +258,17 @@ def move_boxes(
     """Move and grow boxes; their centres stay in the picture.
 
     Args:
-        changes: Of the examples.
-        center: X, y of the tight boxes.
+        changes: Changes of the examples.
+        center: Centres (x, y) of the tight boxes.
         extent: Their width and height.
-        last_px: X, y of the last pixel of each picture.
+        last_px: Last pixel (x, y) of each picture.
     """
     moved = np.clip(center + changes.shift, 0, last_px)
     return moved, extent * changes.growth[:, None]
 
 
 class Colours(NamedTuple):
-    """What is done to each value x of channel c: min(gain_c x + offset, ceiling)."""
+    """Change of each value x of channel c: min(gain_c x + offset, ceiling)."""
 
     affine: Float[np.ndarray, "batch 3 4"]
     """Gains on the diagonal, offset in the last column."""

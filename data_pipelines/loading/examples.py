@@ -51,11 +51,11 @@ def decode_image(jpeg: bytes) -> np.ndarray:
 
 
 class ExampleMaker(NamedTuple):
-    """Turns decoded records into a batch: what is the same for all batches of a run."""
+    """Turns decoded records into a batch; holds what all batches of a run share."""
 
     crop: CropConfig
     counts: Counts = schema.HAND
-    """Of the records' data set."""
+    """Counts of the records' data set."""
     root: int = skeleton.MIDDLE_MCP
     """Joint (`skeleton.JOINTS` index) that 3-D targets are relative to."""
     anchors: tuple[int, ...] = HAND_ANCHORS

@@ -1,15 +1,16 @@
-"""What of a training record counts, and which records do: HaMeR's filters, by number.
+"""Filter training records and their annotations: HaMeR's filters, with their numbers.
 
-Records keep all that their source says; doubt is the reader's. In order:
+Records keep all that their source says; whether to trust it is up to the reader. In
+order:
 
 1. 2-D joints less sure than `min_confidence` are not annotated.
-2. A pose without betas, or betas without a pose, count for nothing; nor do both where a
-   beta is beyond `max_beta`, for no hand looks so.
+2. A pose without betas, or betas without a pose, are not used. Neither are both if a
+   beta is beyond `max_beta`, since no hand looks like that.
 3. Records with fewer than `min_joints` 2-D joints are left out.
 4. So are those whose fit to the picture has a loss of `max_fit_loss` or more.
 
-Known 2-D joints are those that training uses (`hands.annotated2d`). Evaluation looks at
-every record as it is.
+Known 2-D joints are those that training uses (`annotations.annotated2d`). Evaluation
+takes every record as it is.
 """
 
 from collections.abc import Sequence
@@ -69,16 +70,16 @@ def counted(record: dict[str, Any], filters: Filters) -> dict[str, Any]:
 
 
 class Judged(NamedTuple):
-    """What filters do to records."""
+    """Effect of the filters on records."""
 
     left_out: dict[str, np.ndarray]
     """Reason -> which of the records, each in one of them at most."""
     changed: dict[str, np.ndarray]
-    """What is taken from records that stay -> which of them."""
+    """Removed annotation -> which of the remaining records lose it."""
 
 
 def judge(records: Sequence[dict[str, Any]], filters: Filters) -> Judged:
-    """Say what is left out, and what is changed of the rest."""
+    """Return which records are left out, and what is changed of the others."""
     after = [counted(record, filters) for record in records]
     known = annotated2d(after).sum(axis=1)
     few = known < filters.min_joints

@@ -1,4 +1,4 @@
-"""Batches for training and evaluation, as a grain graph.
+"""Make batches for training and evaluation with a grain graph.
 
     positions -> mixed -> indices, shuffled, repeated -> grouped
               -> this process's groups -> batch (read, decode, crop, augment)
@@ -73,12 +73,12 @@ def train_batches(
     Args:
         sources: Datasets and their weights; one or more.
         make: Turns records into a batch.
-        batch_size: Of this process.
-        seed: Of order, mixture and augmentation; 0 or more.
+        batch_size: Batch size of this process.
+        seed: Seed of order, mixture and augmentation; 0 or more.
         start_step: Number of batches to skip (without reading them).
         process: Which rows of the global batches these are: process 0 makes the first,
             process 1 those that follow, and so on.
-        threads: That prepare batches ahead of time; 0 prepares none.
+        threads: Number of threads that prepare batches ahead of time; 0 prepares none.
         max_corrupt: Unreadable records that are replaced.
 
     Raises:
@@ -130,13 +130,13 @@ def eval_batches(
     yields the same number of full batches and none counts an example twice.
 
     Args:
-        split: To evaluate on.
+        split: Split to evaluate on.
         make: Turns records into a batch; augmentation is left out.
-        batch_size: Of this process.
+        batch_size: Batch size of this process.
         num: Number of examples; 0 for all.
         process: Which examples these are: every `process.count`-th.
         posable: As `Source.posable`.
-        threads: That prepare batches ahead of time; 0 prepares none.
+        threads: Number of threads that prepare batches ahead of time; 0 prepares none.
         max_corrupt: Unreadable records that may be left out (`example_valid` False);
             none by default, since a score must be over the whole split.
 

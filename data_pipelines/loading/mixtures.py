@@ -1,9 +1,8 @@
-"""Mixtures of data sets: whose example comes when, exactly.
+"""Decide exactly which data set of a mixture gives each training example.
 
-The order of a mixture is a function of the position in training alone: nothing has to
-be remembered to resume it, and how many examples each data set has given after n is
-known without counting them. Every stretch of it has the shares of the whole, as nearly
-as whole examples can.
+The order of a mixture depends only on the position in training: resuming needs no
+state, and the number of examples that each data set has given after n is computed, not
+counted. Every stretch has the shares of the whole, as nearly as whole examples can.
 """
 
 import math
@@ -15,7 +14,7 @@ from handjax.errors import UserError
 
 
 class Order:
-    """Which source gives the example at each place of an endless mixture."""
+    """Order of the sources in an endless mixture."""
 
     def __init__(self, weights: Sequence[float]):
         """Take weights by their decimals: three times 0.1 is 0.3 here.
@@ -35,8 +34,9 @@ class Order:
     def drawn(self, count: int) -> list[int]:
         """Return how many of the first `count` examples each source has given.
 
-        One after the other takes its share, rounded up, of what those before it have
-        left; so none is ever as many examples away from its share as there are sources.
+        Each source in turn takes its share, rounded up, of what the sources before it
+        have left; so a count differs from its share by fewer examples than there are
+        sources.
         """
         found, rest = [], sum(self._parts)
         for part in self._parts:

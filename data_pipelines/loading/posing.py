@@ -1,4 +1,4 @@
-"""Meshes of a batch of poses, fast enough for a loader; numpy, float32.
+"""Pose the meshes of a batch, fast enough for a loader; numpy, float32.
 
 Data sets that have MANO parameters seldom have meshes, which would be half of a record.
 """
@@ -14,10 +14,10 @@ class Poser:
     """Pose one hand or body model, by `handjax.mano.numpy_skinning`."""
 
     def __init__(self, file: ManoFile, root: int):
-        """Take what posing needs of a model.
+        """Precompute what posing needs from a model.
 
         Args:
-            file: Of the right hand, or of a body.
+            file: Model of the right hand, or of a body.
             root: Joint of its skeleton that meshes without a place are put at.
         """
         vertices, numbers = len(file.v_template), file.shapedirs.shape[-1]

@@ -1,4 +1,4 @@
-"""Records of a split as they count, with others in the place of damaged ones."""
+"""Read filtered records of a split, and replace damaged ones."""
 
 import logging
 import threading
@@ -59,8 +59,8 @@ class CorruptRecords:
 class Reader:
     """Random access to the records of a split, ready for `ExampleMaker`.
 
-    In the place of an unreadable record comes the next readable one (its `index`
-    tells), so that batches stay the same on every run.
+    An unreadable record is replaced by the next readable one (see its `index`), so that
+    batches are the same on every run.
     """
 
     def __init__(
@@ -77,9 +77,9 @@ class Reader:
         Args:
             split: The records.
             corrupt: Counts those that cannot be read.
-            rows: Positions of those that are given, by their number here; None for all.
-            filters: What of them counts.
-            posable: Whether their MANO parameters are of the hand model of the run.
+            rows: Positions of the records to read; None for all.
+            filters: Which of their annotations are used.
+            posable: Whether their MANO parameters belong to the hand model of the run.
         """
         self._split, self._corrupt = split, corrupt
         self._rows = np.arange(len(split)) if rows is None else rows
@@ -103,7 +103,7 @@ class Reader:
         )
 
     def reject(self, index: int, error: ValueError) -> None:
-        """Never give a record (of this position) again, because of what is wrong."""
+        """Report the record at this position, and never return it again."""
         where = self._split.locate(index)
         self._corrupt.add(where, str(error).removeprefix(f"{where}: "))
         self._bad.add(index)
@@ -113,7 +113,7 @@ def with_replacements(
     wanted: Sequence[tuple[Reader, int]],
     make: Callable[[list[dict[str, Any]]], Batch],
 ) -> Batch:
-    """Make a batch, with other records for those that turn out to be damaged.
+    """Make a batch; replace records that turn out to be damaged.
 
     Args:
         wanted: Reader of each row, and number of its record there.

@@ -1,7 +1,7 @@
-"""Makes a prepared data set of a published one: resumable, in parallel, accounted for.
+"""Prepare a published data set: resumable, parallel, every record accounted for.
 
-    index      annotations that many examples share, read once (`tables`)
-    shards     each by one process, from the index and the source (`shard_jobs`)
+    index      annotations that many examples share, read once (`index_files`)
+    shards     each by one process, from the index and the source (`one_shard`)
     manifest   what was kept, what was dropped and why, checksums
 
 The result does not depend on the number of processes, on who runs them (a pool of this
@@ -31,7 +31,7 @@ from handjax.io import atomic_files
 from handjax.mano import numpy_skinning
 
 VERSION = 1
-"""Of the records: raised whenever the same source gives other ones."""
+"""Version of the records, raised whenever a source gives different ones."""
 MANIFEST = "manifest.json"
 
 
@@ -49,14 +49,14 @@ def prepare(
     """Prepare splits of a data set, going on where an interrupted job stopped.
 
     Args:
-        dataset: Its name, `datasets.names()`.
+        dataset: Name of the data set, one of `datasets.names()`.
         source: Directory with what was downloaded.
         out: Directory of the prepared data set; may hold other splits of it.
-        splits: Those to prepare; () for the default ones.
+        splits: Splits to prepare; () for the default ones.
         hand: MANO for poses that need it (`conventions.load_models`), "" for none.
-        workers: Processes; 1 for this one alone.
-        beam: Runner of Apache Beam in their place.
-        beam_options: Of its pipeline.
+        workers: Number of processes; 1 runs in this one.
+        beam: Runner of Apache Beam to use instead.
+        beam_options: Options of its pipeline.
 
     Returns:
         `out`.
@@ -108,7 +108,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
     except ValueError:
         if (out / MANIFEST).is_file() or any(out.glob("*.array_record-*")):
             raise
-        # A job that failed before its first shard leaves nothing to keep to.
+        # A job that failed before its first shard leaves nothing to be consistent with.
         (out / "settings.json").unlink(missing_ok=True)
         shutil.rmtree(out / one_shard.WORK, ignore_errors=True)
         check_same(out, settings)
@@ -156,8 +156,8 @@ def _make(job: Job, split: str, runner: Runner) -> None:
 def _index(job: Job, split: str) -> tuple[Index, str]:
     """Return the index of a split and its SHA-256.
 
-    It is read from the source unless it is there and the files are as they were then:
-    whoever replaces a file and runs the command again means the new one.
+    The index is made again if a file has changed since: whoever replaces a file and
+    runs the command again wants the new one.
     """
     directory = one_shard.index_directory(job, split)
     note = directory.with_name("files.json")
@@ -198,7 +198,7 @@ def _remove_strangers(out: Path, split: str, total: int) -> None:
 
 
 def _write_entry(job: Job, index: Index, parts: Sequence[Part]) -> None:
-    """Put a split that is complete into the manifest.
+    """Add a complete split to the manifest.
 
     Raises:
         SourceError: No example was kept.

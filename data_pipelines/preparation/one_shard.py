@@ -1,7 +1,7 @@
-"""One shard of a prepared data set: what a worker process, or a Beam worker, makes.
+"""Make one shard of a prepared data set, in a worker process or a Beam worker.
 
-A shard is a range of the index. Its content depends on the source alone, so it does not
-matter who writes it, how often, or in which order.
+A shard is a range of the index. Its content depends on the source alone, not on who
+writes it, how often, or in which order.
 """
 
 import collections
@@ -25,13 +25,13 @@ WORK = ".work"
 
 
 class Job(NamedTuple):
-    """All that a process needs to know."""
+    """A job, as every process receives it."""
 
     dataset: str
     source: str
     out: str
     hand: str
-    """As `conventions.load_models` takes it."""
+    """Argument `hand` of `conventions.load_models`."""
 
 
 class Task(NamedTuple):
@@ -41,7 +41,7 @@ class Task(NamedTuple):
     number: int
     total: int
     index_sha256: str
-    """Of the index that it is made from."""
+    """Hash of the index that the shard is made from."""
 
     def path(self, job: Job) -> Path:
         """Return the file of the shard."""
@@ -52,11 +52,11 @@ class Task(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What is in a shard."""
+    """Content of a finished shard."""
 
     file: str
     examples: int
-    """Of the index; those that were not dropped are records."""
+    """Examples of the index; those that were not dropped are records."""
     records: int
     right: int
     """Records of right hands."""
@@ -91,7 +91,7 @@ def write(job: Job, task: Task) -> Part:
     """Write a shard, then the note that it is complete.
 
     Raises:
-        SourceError: What was downloaded is not as it should be.
+        SourceError: A downloaded file is missing or damaged.
         ShardError: The disk is full or cannot be written.
     """
     opened = _open(job, task.split, task.index_sha256)

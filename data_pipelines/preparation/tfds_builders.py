@@ -1,4 +1,4 @@
-"""The published data sets as builders of tensorflow_datasets.
+"""Builders of tensorflow_datasets for the published data sets.
 
     builder = tfds_builders.builder("freihand", data_dir=DIR)
     builder.download_and_prepare(
@@ -6,8 +6,8 @@
     )
     builder.as_data_source("train")
 
-They make the same records by the same functions, for those who keep their data sets
-the tfds way; TensorFlow is not needed. `python -m data_pipelines.prepare` is the way of
+They make the same records with the same functions, for users of tfds; TensorFlow is not
+needed. `python -m data_pipelines.prepare` is the way of
 this package: it goes on after an interruption, works in parallel, keeps the published
 order and accounts for what it drops.
 """
@@ -69,7 +69,7 @@ def builder(
     """Return the builder of a data set.
 
     Args:
-        name: Of the data set, `datasets.names()`.
+        name: Name of the data set, one of `datasets.names()`.
         data_dir: Where tfds keeps its data sets.
         hand: MANO for poses that need it (`conventions.load_models`), "" for none.
 

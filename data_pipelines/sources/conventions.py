@@ -1,7 +1,7 @@
-"""How each data set writes hands down, and the way from there to a record.
+"""Convert each data set's own conventions to those of a record.
 
-One row a data set. Records have metres, OpenCV camera axes, the 21 joints of
-`skeleton.JOINTS`, and poses as absolute axis-angle; what differs from that stands in
+One row per data set. Records have metres, OpenCV camera axes, the 21 joints of
+`skeleton.JOINTS`, and poses as absolute axis-angle; every difference from that is in
 the row and nowhere else:
 
     order       of the 21 joints: a gather, `skeleton.ORDERS`
@@ -10,9 +10,9 @@ the row and nowhere else:
     first_pixel coordinate of the centre of the first one: 0, or 1 as Matlab counts
     pose        what MANO's 45 numbers are: `POSES`
     tips        vertices that are its finger tips: `skeleton.MANO_TIPS`
-    left        cure of MANO_LEFT that its annotators used: `mano_files.LEFT_SHAPEDIRS`
+    left        cure of MANO_LEFT that its annotators used: `model_files.LEFT_SHAPEDIRS`
 
-numpy only. Left hands stay left here; mirroring is the reader's (`hands.py`).
+numpy only. Left hands stay left here; readers mirror them (`loading/annotations.py`).
 """
 
 import warnings
@@ -32,7 +32,7 @@ OPENGL = (1.0, -1.0, -1.0)
 """y up, the camera looks along -z: half a turn about x, so rotations stay such."""
 
 POSES = ("none", "flat", "mean", "pca")
-"""What the finger numbers of a MANO pose are: not there; absolute axis-angle;
+"""Meaning of the finger numbers of a MANO pose: absent; absolute axis-angle;
 axis-angle relative to the mean pose of the model's file (added number by number);
 coefficients of its principal components, then relative to that mean."""
 
@@ -41,10 +41,10 @@ _LEFT_MODEL = {"as_is": 1, "x_negated": 2, "all_negated": 3}
 
 
 class Convention(NamedTuple):
-    """One row; see the module."""
+    """Conventions of one data set; see the module."""
 
     source: str
-    """Where these facts are from."""
+    """Source of these facts."""
     order: str = "openpose"
     unit: float = 1.0
     axes: tuple[float, float, float] = OPENCV
@@ -106,7 +106,7 @@ ROWS: dict[str, Convention] = {
 
 
 class HandModels(NamedTuple):
-    """MANO as a data set's annotators used it; None where it was not given."""
+    """MANO as a data set's annotators used it; None if not given."""
 
     right: ManoFile | None = None
     left: ManoFile | None = None
@@ -120,7 +120,7 @@ def load_models(name: str, hand: str | Path) -> HandModels:
     """Read the hand models that re-pose a data set.
 
     Args:
-        name: Of the data set.
+        name: Name of the data set.
         hand: `"open"`, or the folder with MANO_RIGHT and MANO_LEFT, or a single file
             where only right hands are annotated; "" for none.
 
@@ -182,12 +182,12 @@ def absolute_pose(
     """Convert a data set's pose to absolute axis-angle, in its own axes.
 
     Args:
-        name: Of the data set.
+        name: Name of the data set.
         pose: Three numbers of the wrist, and 45 of the fingers in the data set's form.
         model: Hand of that side, for its mean pose and components.
 
     Returns:
-        None where the form needs a model and there is none.
+        None if the form needs a model and none is given.
     """
     pose, form = np.array(pose, np.float64), ROWS[name].pose
     if form == "flat":
@@ -195,7 +195,7 @@ def absolute_pose(
     if model is None:
         return None
     if form == "pca":
-        # Not `@`: BLAS may round otherwise with another number of threads.
+        # Not `@`: rounding in BLAS may depend on the number of threads.
         pose[3:] = np.einsum("c,ca->a", pose[3:], model.hands_components)
     pose[3:] += model.hands_mean
     return pose
@@ -225,8 +225,8 @@ def parameters(
     transl' = R (w + transl) + t - w.
 
     Args:
-        name: Of the data set.
-        model: Hand of that side, or None; what cannot be told without it is left out.
+        name: Name of the data set.
+        model: Hand of that side, or None; parameters that need it are left out.
         is_right: Side of the hand.
         pose: As `absolute_pose` takes it.
         betas: Shape.

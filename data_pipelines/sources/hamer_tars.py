@@ -1,4 +1,4 @@
-"""HaMeR's training data: tar files of pictures and pickled annotations.
+"""Read HaMeR's training data: tar files of pictures and pickled annotations.
 
     freihand-train/000000.tar ... 000130.tar        members of one sample, in a row:
         <key>.jpg (or jpeg, png)
@@ -47,7 +47,7 @@ OF = {
     "halpe": Tars("halpe-train", 22, 34_289),
     "mpii_nzsl": Tars("mpiinzsl-train", 15, 15_184),
 }
-"""By the data set's name here."""
+"""Tars by the data set's name here."""
 
 KIND = "HaMeR's tars"
 _PICTURES = ("jpg", "jpeg", "png")
@@ -196,7 +196,7 @@ def example(
 
 
 class _Hand:
-    """Annotations of one hand."""
+    """The annotations of one hand."""
 
     def __init__(self, source: Source, key: str, fields: dict[str, Any]):
         self._source, self._key, self._fields = source, key, fields

@@ -1,4 +1,4 @@
-"""The files of HO-3D and H2O-3D, which one method (HOnnotate) annotated.
+"""Read the files of HO-3D and H2O-3D, which one method (HOnnotate) annotated.
 
     {train,evaluation}/SEQ/rgb/0000.jpg or .png     640 x 480
     {train,evaluation}/SEQ/meta/0000.pkl            Python 2 pickle of a dict
@@ -27,9 +27,9 @@ def read_index(source: Source, split: str, suffix: str) -> Index:
     """Read the frames in official order, and the test split's truth if it exists.
 
     Args:
-        source: With the files.
+        source: Directory with the files.
         split: "train" or "test".
-        suffix: Of pictures, ".png" or ".jpg".
+        suffix: Suffix of pictures, ".png" or ".jpg".
     """
     folder = FOLDERS[split]
     listed = f"{folder}.txt"
@@ -79,7 +79,7 @@ def hand(
     """Return one hand of a frame.
 
     Args:
-        source: With the files.
+        source: Directory with the files.
         index: As `read_index` gave it.
         frame: Number of the frame.
         models: Hand models of both sides.

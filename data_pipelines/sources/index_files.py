@@ -1,6 +1,6 @@
-"""Columns of numbers on disk that processes read without copying them.
+"""Write and read columns of numbers that processes share without copying.
 
-An index (`builders.Index`) of millions of hands is read from a data set's own files
+An index (`description.Index`) of millions of hands is read from a data set's own files
 once, and then by every process from here: one `.npy` a column, mapped into memory.
 """
 

@@ -31,7 +31,7 @@ def elements(path: Path, key: str = "") -> Iterator[Any]:
             for element in ijson.items(file, prefix, use_float=True):
                 yield element
                 count += 1
-        # ijson gives nothing for a list that is not there, too.
+        # For a list that does not exist ijson yields nothing, as for an empty one.
         if not count and not _has_list(path, key):
             raise UserError(f"there is no list {key!r} in it".replace(" ''", ""))
     except ijson.JSONError as error:

@@ -1,4 +1,4 @@
-"""Pictures as they are stored: as published, or cropped around the hand.
+"""Make stored pictures: as published, or cropped around the hand.
 
 Pixels as in `schema`: the centre of the first one is (0, 0). EXIF orientation is not
 applied, neither here nor by readers, since annotations are of the pixels as stored.
@@ -22,14 +22,14 @@ LONGEST = 512
 """Pixels along the longer side of a stored picture; larger ones are reduced."""
 QUALITY = 95
 _SMALLEST = 32
-"""Pixels along the side of a box, at least: of a dot there is still a picture."""
+"""Least pixels along the side of a box, so that even a dot gets a picture."""
 
 Box = tuple[Float[np.ndarray, "2"], Float[np.ndarray, "2"]]
 """Centre and size (width, height), pixels."""
 
 
 class Lens(NamedTuple):
-    """A camera whose picture is not a pinhole's."""
+    """A camera with lens distortion."""
 
     K: Float[np.ndarray, "3 3"]
     distortion: Float[np.ndarray, "5"]
@@ -53,14 +53,14 @@ def store(data: bytes, box: Box | None = None, lens: Lens | None = None) -> Pict
 
     Args:
         data: Content of the published file.
-        box: Of the hand; None keeps the whole picture at its size.
-        lens: Whose distortion is taken out; the box is of the undistorted picture.
+        box: Box of the hand; None keeps the whole picture at its size.
+        lens: Lens whose distortion is removed; the box is in undistorted pixels.
 
     Returns:
-        The published bytes where they are a colour JPEG that need not be changed.
+        The published bytes if they are a colour JPEG that need not be changed.
 
     Raises:
-        UserError: The picture is truncated or none at all.
+        UserError: The picture is truncated or cannot be decoded.
     """
     image = _decoded(data)
     width, height = image.size
@@ -116,7 +116,7 @@ def numbers(data: bytes) -> np.ndarray:
     """Read the pixels of a picture as they are stored, e.g. of a mask.
 
     Raises:
-        UserError: The picture is truncated or none at all.
+        UserError: The picture is truncated or cannot be decoded.
     """
     return np.asarray(_decoded(data))
 
@@ -164,9 +164,9 @@ def fields(
     """Return the fields of a record that are in stored pixels.
 
     Args:
-        picture: That is stored.
+        picture: The stored picture.
         joints2d: Source pixels, and confidence.
-        box: Of the hand, source pixels.
+        box: Box of the hand, source pixels.
         K: Camera matrix of the source picture.
     """
     origin, scale = picture.origin, picture.scale

@@ -1,4 +1,4 @@
-"""Reading what the user downloaded.
+"""Read the files that the user downloaded.
 
 Every error names the file, what was expected in it and which archive it comes from.
 """
@@ -29,7 +29,7 @@ class Source:
 
     Args:
         root: That directory.
-        builder: Of the data set.
+        builder: Description of the data set.
     """
 
     def __init__(self, root: Path, builder: Builder):
@@ -59,7 +59,7 @@ class Source:
 
         Args:
             relative: Below the source directory.
-            what: Is expected there, for the message.
+            what: Expected content, for the message.
 
         Raises:
             SourceError: It is missing.
@@ -108,7 +108,7 @@ class Source:
         """Read a JSON file.
 
         Raises:
-            SourceError: It is missing, or truncated or no JSON.
+            SourceError: It is missing, truncated or not JSON.
         """
         try:
             return json.loads(self.read(relative, what))
@@ -156,11 +156,11 @@ class Source:
 
         Args:
             relative: Below the source directory.
-            shape: Of each.
-            what: They are, for messages.
+            shape: Shape of each array.
+            what: Their meaning, for messages.
 
         Returns:
-            All of them; meshes, which are the most numbers, in float32.
+            All arrays; meshes, the largest, in float32.
 
         Raises:
             SourceError: The file is missing or truncated, or an array has another
@@ -219,7 +219,7 @@ class Source:
         Args:
             relative: Below the source directory.
             box: Centre and size, pixels; None for the whole picture.
-            lens: Whose distortion is taken out; pixels of the box are without it.
+            lens: Lens whose distortion is removed; the box is in undistorted pixels.
 
         Raises:
             SourceError: It is missing or damaged.

@@ -21,9 +21,9 @@ DATASETS = (
     "own",
     "synthetic_body",
 )
-"""Where a record comes from; stored by position, so new names go to the end."""
+"""Sources of records; stored by position, so new names go to the end."""
 
 PREPARED = tuple(
     name for name in DATASETS if name not in ("synthetic", "own", "synthetic_body")
 )
-"""What `data_pipelines.prepare` makes: the keys of `config.data.mixture.shares`."""
+"""Data sets of `data_pipelines.prepare`: the keys of `config.data.mixture.shares`."""

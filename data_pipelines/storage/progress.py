@@ -1,4 +1,4 @@
-"""Progress of a long job: a bar on a terminal, a line now and then in a log."""
+"""Show progress of a long job: a bar on a terminal, occasional lines in a log."""
 
 import sys
 import time
@@ -49,7 +49,7 @@ class Report:
             self._line()
 
     def add(self, count: int) -> None:
-        """Say that `count` more are finished."""
+        """Report that `count` more are finished."""
         self.done += count
         if self._bar:
             rate = f"{self.rate():.1f} {self.unit}/s"

@@ -1,12 +1,12 @@
-"""One stored record: one hand in one picture. Fields, units, and bytes to and fro.
+"""Encode and decode a record, one hand in one picture: its fields and units.
 
 Records say what the source says: left hands are stored unmirrored, poses are absolute
 (flat mean), 3-D is in the OpenCV camera of the stored picture (x right, y down, z
-forward; metres), 2-D in its pixels (the centre of the first pixel is (0, 0)). What a
-source does not annotate is absent from the example and comes back as zeros with its
-`has_` flag False; absence is never guessed from zeros.
+forward; metres), 2-D in its pixels (the centre of the first pixel is (0, 0)). Fields
+that a source does not annotate are absent from the example and come back as zeros with
+their `has_` flag False; absence is never guessed from zeros.
 
-A data set of bodies has the same fields with its own counts, which stand in its
+A data set of bodies has the same fields with its own counts, which are in its
 `metadata.json`; without them the counts are a hand's.
 """
 
@@ -24,7 +24,7 @@ SCHEMA_VERSION = 1
 
 
 class Counts(NamedTuple):
-    """How many of what a data set annotates; by default a hand's."""
+    """Numbers of annotated vertices, joints and bones; by default a hand's."""
 
     vertices: int = 778
     joints: int = 21
@@ -40,7 +40,7 @@ class Counts(NamedTuple):
 HAND = Counts()
 
 UNKNOWN = 255
-"""Value of `occluded` where nobody has looked."""
+"""Value of `occluded` where it is not annotated."""
 
 _ARRAYS: dict[str, tuple[tuple[int | str, ...], Any]] = {
     "image_size": ((2,), np.int32),
@@ -118,7 +118,7 @@ def encode(example: dict[str, Any], counts: Counts = HAND) -> bytes:
     Args:
         example: Fields of the schema; `image` as JPEG bytes. `has_*` flags follow from
             which fields are present.
-        counts: Of the data set.
+        counts: Counts of the data set.
 
     Raises:
         UserError: For an unknown or missing field, a wrong shape, or an image that is
@@ -191,12 +191,12 @@ def decode(
     """Decode one record; `image` stays JPEG bytes, `dataset` becomes its name.
 
     Arrays are read-only views where that saves a copy. This is `features()`'s own
-    decoding at a tenth of its cost, which would be more than that of the picture.
+    decoding at a tenth of its cost; the full cost would exceed that of the picture.
 
     Args:
-        record: What `encode` made.
-        fields: Those that are needed; None for all.
-        counts: Of the data set.
+        record: Bytes from `encode`.
+        fields: Names of the fields to decode; None for all.
+        counts: Counts of the data set.
 
     Raises:
         UserError: If the bytes are not a record of this schema version.
@@ -216,7 +216,7 @@ def decode(
 
 
 def preload() -> None:
-    """Import what reading and writing records needs; before any thread is started.
+    """Import what reading and writing records needs, before any thread is started.
 
     While TFDS is imported, `import` itself is replaced for all threads, and one that
     imports a function meanwhile, as Orbax does when it saves, gets something else.

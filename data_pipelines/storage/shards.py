@@ -1,11 +1,11 @@
-"""Datasets on disk: ArrayRecord shards in TFDS layout, written shard by shard.
+"""Write and read datasets on disk: ArrayRecord shards in TFDS layout.
 
     DIR/<name>-<split>.array_record-00000-of-00008
     DIR/features.json, DIR/dataset_info.json   for tfds.builder_from_directory(DIR)
     DIR/metadata.json                  hand model, counts, schema version, settings
 
-A shard appears under its name only when it is complete, so an interrupted job goes on
-where it stopped and a reader never meets half a file.
+A shard appears under its name only when it is complete, so an interrupted job continues
+where it stopped and a reader never sees half a file.
 """
 
 import errno
@@ -21,14 +21,14 @@ from data_pipelines.storage import schema
 from handjax.errors import HandjaxError, MissingFileError, UserError
 
 RECORDS_PER_SHARD = 2_500
-"""Of about 20 kB: 50 MB, small enough to lose little when a job is interrupted."""
+"""At about 20 kB each, 50 MB: little is lost when a job is interrupted."""
 
 ABANDONED_AFTER_S = 3600.0
-"""Age at which an unfinished shard is taken for a killed job's."""
+"""Age from which an unfinished shard counts as left by a killed job."""
 _FULL_BYTES = 1 << 20
 _FORMAT = "group_size:1,uncompressed"
-"""One record a chunk, for random reads; JPEG does not compress, and undoing it would
-take four times as long as the read."""
+"""One record per chunk, for random reads. No compression: it cannot shrink JPEG, and
+decompressing would take four times as long as the read."""
 
 
 class ShardError(HandjaxError, RuntimeError):
@@ -60,17 +60,17 @@ def write_split(
     shards: int | None = None,
     on_records: Callable[[int], None] | None = None,
 ) -> None:
-    """Write the shards of a split that are not there yet.
+    """Write the shards of a split that do not exist yet.
 
     Args:
-        directory: Of the dataset; made if missing.
-        name: Of the dataset, e.g. "synthetic".
+        directory: Directory of the dataset; made if missing.
+        name: Name of the dataset, e.g. "synthetic".
         split: "train" or "test".
         count: Number of records.
         records: (first, last) -> encoded records `first` up to, not including, `last`;
             must not depend on how the range is cut.
         shards: Number of files; None chooses by `RECORDS_PER_SHARD`.
-        on_records: Told how many more records are on disk.
+        on_records: Called with the number of records newly on disk.
 
     Raises:
         ShardError: When the disk is full or the folder cannot be written; finished
@@ -94,11 +94,11 @@ def write_shard(path: Path, records: Iterable[bytes]) -> int:
     """Write one shard, which appears under its name only when it is complete.
 
     Args:
-        path: Of the shard, in a folder that exists.
-        records: Encoded, in order.
+        path: Path of the shard, in a folder that exists.
+        records: Encoded records, in order.
 
     Returns:
-        How many there were.
+        The number of records.
 
     Raises:
         OSError: When the disk is full or the folder cannot be written.
@@ -117,7 +117,7 @@ def write_shard(path: Path, records: Iterable[bytes]) -> int:
         finally:
             _close(writer, partial)
         _sync(partial)
-        # Some failures of the disk are silent in the writer: read it back.
+        # The writer does not report every failure of the disk: read the shard back.
         if _count(partial) != count:
             raise OSError(errno.EIO, f"{partial.name} could not be read back")
         partial.rename(path)
@@ -137,7 +137,7 @@ def _sync(path: Path) -> None:
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Delete what killed jobs left of a shard; a running one touches its file often."""
+    """Delete what killed jobs left of a shard; running jobs touch their file often."""
     for left in path.parent.glob(f".{path.name}.partial-*"):
         if time.time() - left.stat().st_mtime > ABANDONED_AFTER_S:
             left.unlink(missing_ok=True)
@@ -175,16 +175,16 @@ def write_metadata(
     made_by: dict[str, Any] | None = None,
     counts: schema.Counts = schema.HAND,
 ) -> None:
-    """Write what readers need beside the shards, once they are all there.
+    """Write what readers need beside the shards, once all exist.
 
     Args:
-        directory: Of the dataset.
-        name: Of the dataset.
+        directory: Directory of the dataset.
+        name: Name of the dataset.
         splits: Split -> number of records.
         description: What the data is, with its licence.
         hand: `name` and `sha256` of the hand model of the annotations, if any.
         made_by: Settings that reproduce the dataset.
-        counts: With which its records were encoded.
+        counts: Counts with which its records were encoded.
     """
     import tensorflow_datasets as tfds
 
@@ -263,7 +263,7 @@ def counts_of(metadata: dict[str, Any]) -> schema.Counts:
 
 
 def _shard_files(directory: Path, split: str) -> list[Path]:
-    # Names that begin with a dot are of shards being written.
+    # Shards that are being written have names that begin with a dot.
     return sorted(directory.glob(f"[!.]*-{split}.array_record-*-of-*"))
 
 
@@ -311,7 +311,7 @@ def open_split(directory: Path | str, split: str) -> "Split":
 
 
 class Split:
-    """Records of a split by index, decoded when asked for."""
+    """Records of a split by index, decoded on access."""
 
     def __init__(self, paths: list[Path], metadata: dict[str, Any], name: str):
         import grain
@@ -320,9 +320,9 @@ class Split:
         for path, count in zip(paths, counts, strict=True):
             if count < 0:
                 raise ShardError(
-                    f"Shard {str(path)!r} is truncated or no ArrayRecord file. Delete "
-                    "it and run the command that made the dataset again: only this "
-                    "shard is written anew."
+                    f"Shard {str(path)!r} is truncated or not an ArrayRecord file. "
+                    "Delete it and run the command that made the dataset again: only "
+                    "this shard is written anew."
                 )
         expected = metadata["splits"][name]
         if sum(counts) != expected:
@@ -351,7 +351,9 @@ class Split:
             UserError: Names shard and position of a record that cannot be read.
         """
         if not 0 <= index < len(self):
-            raise IndexError(f"{self.name} has {len(self)} records; no record {index}.")
+            raise IndexError(
+                f"{self.name} has {len(self)} records; {index} is not one of them."
+            )
         try:
             return schema.decode(self._source[int(index)], fields, self.counts)
         except Exception as error:

@@ -1,4 +1,4 @@
-"""Whether saved arrays are the ones that were written, and the ones that are wanted."""
+"""Verify that saved arrays are those that were written, and those that are expected."""
 
 import gc
 import hashlib
@@ -19,9 +19,9 @@ from handjax.io import console
 
 
 def sha256(flat: dict[str, Any]) -> str:
-    """Hash of named arrays, the same on every machine; "" for none.
+    """Return a hash of named arrays, the same on every machine; "" for none.
 
-    Every process calls it, for arrays may be split over processes.
+    Every process calls it, since arrays may be split over processes.
     """
     digest = hashlib.sha256()
     for name in sorted(flat):
@@ -58,7 +58,7 @@ def verify(tree: Any, expected: dict[str, int]) -> None:
     """Compare with the `checksums` of when it was saved.
 
     Raises:
-        OSError: Names the first array that differs.
+        OSError: An array differs; names the first.
     """
     found = checksums(tree)
     wrong = [k for k in sorted(found) if expected.get(k, found[k]) != found[k]]
@@ -69,11 +69,11 @@ def verify(tree: Any, expected: dict[str, int]) -> None:
 def unreadable(directory: Path) -> str:
     """Return what is wrong with the files of a checkpoint; "" if nothing is.
 
-    The process that asks reads all of it on its own. Restoring is done by all processes
+    One process reads everything on its own: restoring is done by all processes
     together, and would wait for ever for one that has met a broken file.
 
     Args:
-        directory: Of the step.
+        directory: Directory of the step.
     """
     alone = ocp.options.MultiprocessingOptions(
         primary_host=jax.process_index(),

@@ -1,8 +1,8 @@
-"""Checkpoints of a workdir: written in the background, found again after any crash.
+"""Write checkpoints in the background, and restore them after any crash.
 
 `checkpoints/<stage>/<step>/` holds `variables` (params and every other collection),
 `train` (optimiser state, random key) and `meta` (JSON: stage, config, hashes, sums of
-the metrics not yet logged). The position of the loader is the step.
+metrics that are not yet logged). The step is also the position of the loader.
 """
 
 import errno
@@ -25,11 +25,11 @@ from handjax.errors import HandjaxError, UserError
 logging.getLogger("absl").setLevel(logging.ERROR)
 
 _NOT_THE_FILE = (MemoryError, TypeError, NameError, jax.errors.JaxRuntimeError)
-"""What may go wrong while reading without the checkpoint being at fault."""
+"""Read errors that do not mean the checkpoint is corrupt."""
 
 
 class Restored(NamedTuple):
-    """What `Checkpoints.restore` found."""
+    """A checkpoint that `Checkpoints.restore` has read."""
 
     step: int
     variables: Any
@@ -67,7 +67,7 @@ class Checkpoints:
     def keep_best(self, step: int) -> None:
         """Keep this step's checkpoint besides the others, until another is the best.
 
-        Nothing on disk says so: it has to be called again for every new `Checkpoints`.
+        It is not recorded on disk: call it again for every new `Checkpoints`.
         """
         self._best.step = step
 
@@ -79,7 +79,7 @@ class Checkpoints:
         """Write a checkpoint in the background; the arrays may be donated afterwards.
 
         Raises:
-            CheckpointError: If the disk is full or the last write has failed.
+            CheckpointError: The disk is full or the last write has failed.
         """
         if step in self._manager.all_steps():
             return
@@ -103,7 +103,7 @@ class Checkpoints:
         """Block until the last save is on disk.
 
         Raises:
-            CheckpointError: If it failed.
+            CheckpointError: The save failed.
         """
         try:
             self._manager.wait_until_finished()
@@ -120,7 +120,7 @@ class Checkpoints:
     ) -> Restored | None:
         """Restore the newest readable checkpoint; None where there is none.
 
-        One that cannot be read is moved to `checkpoints/unreadable/` and said; the one
+        An unreadable one is moved to `checkpoints/unreadable/` and reported; the one
         before it is tried next.
 
         Args:
@@ -129,8 +129,8 @@ class Checkpoints:
             say: Receives one line for each checkpoint that cannot be read.
 
         Raises:
-            CheckpointError: If there are checkpoints and none can be read.
-            UserError: If the newest is of a model with other names or shapes.
+            CheckpointError: There are checkpoints and none can be read.
+            UserError: The newest is of a model with other names or shapes.
         """
         steps = self.steps()
         for step in reversed(steps):
@@ -144,7 +144,7 @@ class Checkpoints:
                 raise
             except Exception as error:
                 say(self._set_aside(step, error))
-            else:  # it is fine, and we must not touch it
+            else:  # intact, but of another model: leave it where it is
                 raise UserError(
                     f"Checkpoint {self.directory}/{step} does not fit this config: "
                     f"{misfit}. Use the config it was made with, or another --workdir."
@@ -182,10 +182,10 @@ class Checkpoints:
         return Restored(step, found["variables"], found["train"], meta)
 
     def _check_together(self, step: int) -> None:
-        """Agree on whether a step can be read, before all begin to read it.
+        """Agree on whether a step can be read, before any process reads it.
 
         Raises:
-            OSError: On every process, if the first one says it cannot.
+            OSError: Process 0 cannot read it; raised on every process.
         """
         if jax.process_count() == 1:
             return
@@ -223,9 +223,9 @@ class Checkpoints:
         failed = f"Could not save a checkpoint to {self.directory}: {first_line(error)}"
         if not self.directory.exists():
             return CheckpointError(
-                f"{failed}. The folder is no longer there: somebody has moved or "
+                f"{failed}. The folder is gone: somebody has moved or "
                 "deleted it while this run was training. Put it back and run the same "
-                "command to go on from its last checkpoint, or begin anew."
+                "command to go on from its last checkpoint, or start again."
             )
         steps = self.steps()
         last = f"step {steps[-1]} is intact" if steps else "there is none before it"

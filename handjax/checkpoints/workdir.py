@@ -44,8 +44,7 @@ def load_variables(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Load one checkpoint's variables onto the first device, and its metadata.
 
-    Shapes come from the checkpoint itself, so that one written by a pod can be read on
-    a laptop.
+    Shapes come from the checkpoint itself, so that a laptop can read one of a pod.
     """
     directory = (Path(workdir) / "checkpoints" / stage).absolute()
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -80,7 +79,7 @@ def load_for_inference(
         workdir: Directory of a `handjax.train` run.
         stage: None for the last stage that has a checkpoint.
         step: None for the newest one.
-        change: Makes another config of the run's one before the model is built.
+        change: Function that changes the run's config before the model is built.
 
     Returns:
         (config, model, variables, stage name, step).
@@ -118,8 +117,8 @@ def build_model(family: Any, config: ConfigDict, **fields: Any) -> Any:
 
     Args:
         family: Module of a family.
-        config: Of a run.
-        **fields: What the config does not say, for those that the model has: `dtype` of
+        config: Config of a run.
+        **fields: Fields that are not in the config, if the model has them: `dtype` of
             the computation, `edges` between joints.
 
     Raises:

@@ -1,4 +1,4 @@
-"""FastViT's entries as Apple names them, to timm's names.
+"""Rename FastViT's entries from Apple's names to timm's.
 
 Apple's network is one list, `network.N`: blocks of a stage, the step down to the next,
 the position code. timm has stages; steps down are where they begin.

@@ -1,8 +1,8 @@
-"""Any published backbone: which one it is, its variables, and what was left out.
+"""Identify and convert any published backbone.
 
-What a family's `import_torch` does with each entry is learned by running it on arrays
-that are filled with the entry's number: the numbers in its result say where every
-variable comes from, and the numbers that are gone are the skipped entries.
+To learn where every variable comes from, a family's `import_torch` is run on arrays
+that are filled with the number of their entry: the numbers in its result name the
+sources, and missing numbers are skipped entries.
 """
 
 import re
@@ -26,7 +26,7 @@ RULES = (
     (r"(^|\.)num_batches_tracked$", "counters of torch's batch norms"),
     (r"^(head|fc|classifier|fc_norm|norm)\.", "the classifier"),
 )
-"""What may be skipped, and why."""
+"""Entries that may be skipped, and why."""
 
 
 class Imported(NamedTuple):
@@ -46,8 +46,8 @@ def import_backbone(state_dict: StateDict, name: str = "") -> Imported:
 
     Raises:
         ConversionError: They do not fit the nearest backbone.
-        UserError: They are of no known backbone, of another one than `name`, or
-            fused.
+        UserError: The weights are of an unknown backbone, of another one than `name`,
+            or fused.
     """
     state_dict = _unfused(_apple_names.renamed(state_dict))
     probe = {
@@ -125,7 +125,7 @@ def _probed(
             continue
     if not misfits:
         raise UserError(
-            f"The weights are of no backbone that handjax knows; they begin with "
+            "handjax knows no backbone with these weights; they begin with "
             f"{', '.join(list(probe)[:4])}. It knows {', '.join(_names())}."
         )
     nearest = min(misfits, key=lambda error: error.count)

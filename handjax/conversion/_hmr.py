@@ -1,4 +1,4 @@
-"""What the Lightning checkpoints of HaMeR and Hamba have in common.
+"""Convert what the Lightning checkpoints of HaMeR and Hamba have in common.
 
 Names in a file and paths of variables meet in a table; `assemble` moves the entries,
 takes the hand model from `--hand` and compares all with the family's network.
@@ -32,7 +32,7 @@ RULES = (
     (r"^mano\.", "MANO's arrays, which are taken from --hand"),
     (r"^initialized$", "a flag of the training code"),
 )
-"""What may be skipped beside the backbone's, and why."""
+"""Entries that may be skipped beside the backbone's, and why."""
 
 _BACKBONE = "backbone."
 _STACKED = re.compile(r"(.+)/(\d+)")
@@ -51,12 +51,12 @@ def assemble(
 
     Args:
         state_dict: Entries of the file.
-        options: Of the conversion.
-        config: Of the family, with the sizes of this file; backbone, crop and hand are
-            filled in.
+        options: Options of the conversion.
+        config: Config of the family, with the sizes of this file; backbone, crop and
+            hand are filled in.
         table: All entries but the backbone's and those that `RULES` skip.
         licence: One line.
-        stage: That the weights are the end of.
+        stage: Stage whose result the weights are.
 
     Raises:
         ConversionError: An entry is missing, unknown or of another shape.
@@ -131,7 +131,7 @@ def moved(
 
     Args:
         state_dict: Entries of the file.
-        table: Where each goes.
+        table: Where each entry goes.
         skipped: Gets the names that `rules` skip.
         rules: Patterns of names, and why those are skipped.
     """
@@ -147,7 +147,7 @@ def moved(
         value = np.asarray(value).astype(np.float32, copy=False)
         try:
             found[path] = layout(value)
-        except (ValueError, IndexError):  # other axes, which the check will tell
+        except (ValueError, IndexError):  # other axes, which the check reports
             found[path] = value
     return found
 
@@ -227,7 +227,7 @@ def linear(key: str, path: str, *, bias: bool = True) -> Table:
 
 
 def norm(key: str, path: str) -> Table:
-    """Scale and bias of a normalisation."""
+    """Convert scale and bias of a normalisation."""
     return {
         f"{key}.weight": (f"params/{path}/scale", np.asarray),
         f"{key}.bias": (f"params/{path}/bias", np.asarray),

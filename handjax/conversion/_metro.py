@@ -1,4 +1,4 @@
-"""What the hand networks of METRO and FastMETRO have in common.
+"""Convert what the hand networks of METRO and FastMETRO have in common.
 
 Both predict 195 of MANO's vertices. Which ones, and the way back to 778, are in METRO's
 `mano_downsampling.npz` and are part of what the weights mean: `--hierarchy` names it.
@@ -19,7 +19,7 @@ from handjax.mano import model_files
 
 TIPS = "metro"
 LEVEL = 1
-"""Of the hierarchy: the 195 vertices."""
+"""Level of the hierarchy with the 195 vertices."""
 ROOT = "wrist"
 BUILT = (
     "--hierarchy=built: vertices are meaningless unless the weights were trained with "
@@ -28,8 +28,8 @@ BUILT = (
 
 _BACKBONE = "backbone."
 _CHILDREN = ("conv1", "bn1", "", "", "layer1", "layer2", "layer3", "layer4")
-"""Of torchvision's ResNet, in order: both projects put them into a list, which has
-numbers for names; ReLU and pooling have no entries."""
+"""Modules of torchvision's ResNet, in order: both projects put them into a list, whose
+names are numbers; ReLU and pooling have no entries."""
 
 
 def assemble(
@@ -47,15 +47,15 @@ def assemble(
 
     Args:
         state_dict: Entries of the file.
-        options: Of the conversion.
-        config: Of the family, with the sizes of this file; backbone and hand are filled
-            in.
+        options: Options of the conversion.
+        config: Config of the family, with the sizes of this file; backbone and hand are
+            filled in.
         table: All entries but the backbone's and those that `rules` skip.
         rules: Patterns of names that are skipped, and why.
         licence: One line.
-        name: Of the network.
-        at_rest: From a hand's file to vertices and joints that the network is given;
-            None for the flat hand.
+        name: Name of the network.
+        at_rest: Function from a hand's file to the vertices and joints that the network
+            is given; None for the flat hand.
 
     Raises:
         ConversionError: An entry is missing, unknown or of another shape.

@@ -1,4 +1,4 @@
-"""CLIP's text tower, for meshes of texts.
+"""Convert CLIP's text tower, for meshes of texts.
 
     python -m handjax.convert model.safetensors --from clip_text --to weights/clip
     python -m handjax.train --config configs/mmhmr.py:text --workdir runs/text \
@@ -34,7 +34,7 @@ RULES = (
     (r"(^|\.)(position_ids|attn_mask)$", "constants of the code"),
     (r"^(input_resolution|context_length|vocab_size)$", "constants of the code"),
 )
-"""What may be skipped, and why."""
+"""Entries that may be skipped, and why."""
 
 _NOTE = (
     "the network has CLIP's quick GELU; weights that were trained with the plain one, "
@@ -48,7 +48,7 @@ def convert(state_dict: Mapping[str, np.ndarray], options: Options) -> Converted
 
     Raises:
         ConversionError: An entry is missing, unknown or of another shape.
-        UserError: It is of no text tower, or not of `options.name`.
+        UserError: It is not a text tower, or not the one of `options.name`.
     """
     hugging_face = any(key.startswith("text_model.") for key in state_dict)
     if not hugging_face and "token_embedding.weight" not in state_dict:

@@ -1,4 +1,4 @@
-"""Directories that `handjax.convert` makes, and `config.init_from` reads.
+"""Write directories with `handjax.convert`, and read them for `config.init_from`.
 
 A backbone is `weights.safetensors`, flat names such as "params/conv1/kernel"; a whole
 model is a workdir with config.json and one checkpoint. Both have `conversion.json`.

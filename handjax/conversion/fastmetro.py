@@ -25,7 +25,7 @@ RULES = _backbones.RULES[:1]
 
 _TRANSFORMERS = ("transformer_1", "transformer_2")
 _HEADS = 8
-"""Released; no shape tells into how many heads the channels are cut."""
+"""Heads of the released network; the shapes of its weights do not tell."""
 
 
 def convert(state_dict: _hmr.StateDict, options: Options) -> Converted:
@@ -33,8 +33,8 @@ def convert(state_dict: _hmr.StateDict, options: Options) -> Converted:
 
     Raises:
         ConversionError: An entry is missing, unknown or of another shape.
-        UserError: `options.hand` or `options.hierarchy` is not given, or it is no
-            hand network of FastMETRO.
+        UserError: `options.hand` or `options.hierarchy` is not given, or it is
+            not a hand network of FastMETRO.
         OSError: The hand model or the hierarchy cannot be read.
     """
     config = files.load_config("tore:paper").unlock()

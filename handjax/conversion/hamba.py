@@ -1,11 +1,10 @@
-r"""Hamba's released checkpoint.
+r"""Convert Hamba's released checkpoint.
 
     python -m handjax.convert hamba.ckpt --from hamba --to runs/hamba \
         --hand MANO_RIGHT.pkl
     python -m handjax.predict photo.jpg --workdir runs/hamba --output out
 
 The mean parameters are the file's own. MANO's arrays in it are left alone: they come
-from handjax.errors import UserError
 from your copy of MANO. Widths and depths are read off the weights.
 
 Where the release samples its tokens depends on a switch that is not in the weights and
@@ -19,6 +18,7 @@ import numpy as np
 
 from handjax.config import files
 from handjax.conversion import Converted, Options, _hmr
+from handjax.errors import UserError
 
 SOURCE = "https://github.com/humansensinglab/Hamba"
 LICENCE = "code and weights CC BY-NC 4.0, for non-commercial use; MANO's own"

@@ -1,4 +1,4 @@
-"""SimpleHand's released checkpoints (`epoch_200_rerun1`, `epoch_200_rerun2`).
+"""Convert SimpleHand's released checkpoints (`epoch_200_rerun1`, `epoch_200_rerun2`).
 
     python -m handjax.convert epoch_200_rerun1 --from simplehand --to runs/simplehand \
         --hand MANO_RIGHT.pkl
@@ -103,7 +103,7 @@ def _head(state_dict: Mapping[str, np.ndarray]) -> tuple[dict, list[str]]:
         value = np.asarray(value).astype(np.float32)
         try:
             found[path] = layout(value)
-        except ValueError:  # another number of axes, which the check will tell
+        except ValueError:  # another number of axes, which the check reports
             found[path] = value
     return found, counters
 
@@ -147,7 +147,7 @@ def _expected(
 
 
 def _table() -> dict[str, Entry]:
-    """Name in the file -> where it goes, for everything outside of the backbone."""
+    """Return name in the file -> where it goes, for all but the backbone."""
     up, norm = "generator/upsample0", "generator/upsample0/norm"
     table: dict[str, Entry] = {
         **_linear("keypoints_2d_head", "joints2d_head"),

@@ -1,4 +1,4 @@
-"""Backbones of timm (PyTorch image models), with ImageNet weights.
+"""Convert backbones of timm (PyTorch image models), with ImageNet weights.
 
     python -m handjax.convert model.safetensors --from timm --to fastvit_ma36
     python -m handjax.train ... --config.init_from=fastvit_ma36

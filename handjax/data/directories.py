@@ -1,7 +1,7 @@
-"""Where the data sets of a run lie: the one evaluated on, and those to train on.
+"""Find the data sets of a run: the one to evaluate on, and those to train on.
 
-Training takes `config.data.dir` alone, or the mixture of `config.data.mixture` instead;
-and beside either the directories of `config.data.mix`. The built-in data set is made on
+Training takes `config.data.dir` alone, or the mixture of `config.data.mixture` instead,
+and in both cases the directories of `config.data.mix`. The built-in data set is made on
 first use.
 """
 
@@ -35,8 +35,8 @@ def cache_root() -> Path:
 def default_directory(data: Data) -> Path:
     """Return the directory of built-in data where `config.data.dir` is empty.
 
-    The name has all that decides the pictures, down to the hand they are rendered of,
-    so that a newer handjax makes its own beside the old ones.
+    Its name has all that decides the pictures, including the hand model, so that a
+    newer handjax makes its own data beside the old.
     """
     from data_pipelines.synthetic import generate
 
@@ -59,8 +59,8 @@ def evaluated(data: Data, hand_file: ManoFile, *, create: bool) -> Path:
 
     Args:
         data: `config.data`.
-        hand_file: Of the run.
-        create: Whether to render the built-in one if it is not there.
+        hand_file: Hand model of the run.
+        create: Whether to render the built-in data if they do not exist.
 
     Raises:
         UserError: a named data set without a directory, or built-in data of a body.
@@ -81,7 +81,7 @@ def evaluated(data: Data, hand_file: ManoFile, *, create: bool) -> Path:
 
 
 def _render(data: Data, directory: Path) -> None:
-    """Make the built-in data set unless it is there; one process does the work."""
+    """Make the built-in data set unless it exists; one process does the work."""
     from data_pipelines import synthetic
 
     if jax.process_index() == 0:
@@ -144,7 +144,7 @@ def shares(data: Data) -> dict[str, float]:
                 f"config.data.mixture.shares.{name}={share!r} must be a number of at "
                 "least 0, which leaves the data set out."
             )
-    # Sorted, for the order decides how each is shuffled.
+    # Sorted, since the order decides how each is shuffled.
     return {n: float(x) for n, x in sorted(data.mixture.shares.items()) if x}
 
 
@@ -179,10 +179,10 @@ def trained_on(data: Data, evaluated_on: Path) -> dict[Path, float]:
 
     Args:
         data: `config.data`.
-        evaluated_on: What `evaluated` gave.
+        evaluated_on: Result of `evaluated`.
 
     Raises:
-        UserError: A weight that makes no sense, or shares of data sets nowhere.
+        UserError: A weight is not positive, or shares lack their directory.
     """
     found = {_in_mixture(data, name): share for name, share in shares(data).items()}
     return (found or {evaluated_on: 1.0}) | _mixed_in(data)

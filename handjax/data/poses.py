@@ -1,8 +1,8 @@
-"""Batches of meshes without pictures, posed on the fly: what a tokenizer trains on.
+"""Make batches of posed meshes without pictures, as a tokenizer trains on.
 
 Poses come from the pose prior of the synthetic data (endless, drawn from a seed), from
-a file, or show letters, the mesh from whatever hand model the run uses. Poses alone go
-with the batches of stages that have a discriminator (`with_real_poses`).
+a file, or show letters; meshes come from the hand model of the run. Stages with a
+discriminator get real poses besides (`with_real_poses`).
 """
 
 from collections.abc import Iterator
@@ -25,16 +25,16 @@ from handjax.mano.model_files import ManoFile
 from handjax.types import Batch
 
 DEPTH = 0.5
-"""Metres from the camera to the root: a nominal place, for nothing is photographed."""
+"""Metres from a nominal camera to the root; nothing is photographed."""
 
 
 class Letters(NamedTuple):
-    """What turns letters into texts and views."""
+    """How letters become texts and views."""
 
     text: Int[np.ndarray, "letter length"]
     """Token ids of each of `letters.names()`."""
     max_turn: float
-    """Of the hands, degrees; see `LetterSource`."""
+    """Largest turn of the hands, degrees; see `LetterSource`."""
 
 
 def pose_batches(
@@ -53,17 +53,16 @@ def pose_batches(
     """Yield batches without end; update n is the same however a run resumes.
 
     Args:
-        hand_file: Whose mesh is posed.
-        batch_size: Of this process.
-        seed: Of the poses.
+        hand_file: Hand model to pose.
+        batch_size: Batch size of this process.
+        seed: Seed of the poses.
         start_step: Number of batches to skip.
         root: Joint that is subtracted.
         crop_size: Side of the nominal crop, pixels.
-        file: Where poses come from, all of them once before any comes again; None for
-            the prior.
+        file: Source of the poses, each once before any is repeated; None for the prior.
         process: Which batches of the run are drawn; all processes together draw what
             one alone would, in order.
-        threads: That draw poses ahead of time.
+        threads: Number of threads that draw poses ahead of time.
         letters_as: Draw hands that show letters instead, with `Batch.text`.
     """
     if letters_as is None:
@@ -94,17 +93,17 @@ def letters_in_order(
     """Yield a number of hands that show letters, once; the last batch is padded.
 
     Args:
-        hand_file: Whose mesh is posed.
-        split: "test": none of them is trained on; "train": the first that are.
+        hand_file: Hand model to pose.
+        split: "test": hands that are never trained on; "train": the first that are.
         num: Number of hands.
-        batch_size: Of every batch; padding has `example_valid` False.
-        seed: Of the poses.
+        batch_size: Size of every batch; padding has `example_valid` False.
+        seed: Seed of the poses.
         root: Joint that is subtracted.
         crop_size: Side of the nominal crop, pixels.
-        letters_as: Texts and views.
+        letters_as: How letters become texts and views.
 
     Raises:
-        UserError: There is no such split.
+        UserError: The split is neither "train" nor "test".
     """
     streams = {"train": letters.TRAIN, "test": letters.TEST}
     if split not in streams:
@@ -126,8 +125,8 @@ def _maker(
     hand_file: ManoFile, letters_as: Letters | None, *, root: int, crop_size: int
 ) -> Any:
     """Return a function from rows of a source to a batch."""
-    # On the host and in the loader's threads, so that no accelerator (and no step in
-    # its queue) is waited for.
+    # On the CPU, in the loader's threads: on an accelerator it would wait for the
+    # training steps in the queue.
     cpu = jax.local_devices(backend="cpu")[0]
     hand = jax.device_put(hand_model.HandModel.from_file(hand_file), cpu)
 
@@ -174,16 +173,15 @@ def with_real_poses(
     """Yield the batches with `real_pose` and `real_betas`.
 
     Args:
-        batches: Of this process, from update `start_step` on.
-        file: Where poses come from, all of them once before any comes again; None for
-            the prior.
+        batches: Batches of this process, from update `start_step` on.
+        file: Source of the poses, each once before any is repeated; None for the prior.
         per_example: Poses for each example of a batch.
-        batch_size: Of this process.
-        seed: Of the poses or their order.
+        batch_size: Batch size of this process.
+        seed: Seed of the poses or of their order.
         start_step: Number of batches that were skipped.
         process: Which batches of the run are drawn; all processes together draw what
             one alone would, in order.
-        threads: That draw poses ahead of time.
+        threads: Number of threads that draw poses ahead of time.
     """
     drawn = _drawn(file, seed, poses.REAL)
     of_examples = drawn.batch(per_example, drop_remainder=True)

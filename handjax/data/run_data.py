@@ -1,8 +1,8 @@
-"""From `config.data` to the batches of a stage.
+"""Turn `config.data` into the batches of a stage.
 
 Training reads the "train" split, of one data set or of a mixture (`training_sets`), and
 evaluation "test" of `config.data.name`. The built-in data set is made on first use; a
-named one has to be there, and nothing is ever replaced silently.
+named one has to exist; nothing is ever substituted silently.
 """
 
 import functools
@@ -46,11 +46,11 @@ __all__ = ["OpenData", "default_directory", "example_batch", "for_stage", "open_
 def open_data(
     config: ml_collections.ConfigDict, hand_file: ManoFile, *, create: bool = True
 ) -> "OpenData":
-    """Open the data of a run, rendering the built-in set first if it is not there.
+    """Open the data of a run; render the built-in set first if it does not exist.
 
     Args:
-        config: Of the run.
-        hand_file: Poses without pictures are of this hand.
+        config: Config of the run.
+        hand_file: Hand model of poses without pictures.
         create: Whether to render, and to keep what filters find; otherwise a missing
             built-in set is only described.
 
@@ -90,13 +90,14 @@ class OpenData:
         evaluated: Path | None = None,
         keep: bool = True,
     ):
-        """Know where data are; they are opened when they are needed.
+        """Store where data are; they are opened when they are needed.
 
         Args:
-            config: Of the run.
-            directories: Those to train on, and their weights.
-            hand_file: Of the run.
-            evaluated: Directory of `config.data.name`; None for the first of those.
+            config: Config of the run.
+            directories: Directories to train on, and their weights.
+            hand_file: Hand model of the run.
+            evaluated: Directory of `config.data.name`; None for the first of
+                `directories`.
             keep: Whether to keep what filters find for the next run.
         """
         self.config, self.data = config, config.data
@@ -130,7 +131,7 @@ class OpenData:
         return f"trained on {trained}; evaluated on {self.data.name} in {where}"
 
     def fingerprint(self) -> str:
-        """Hash of what the data sets say of themselves, wherever they are."""
+        """Return a hash of the data sets' metadata, wherever they are."""
         digest = hashlib.sha256()
         for directory in [*self.directories, self.evaluated]:
             path = directory / "metadata.json"
@@ -146,11 +147,11 @@ class OpenData:
         """Return how many of a stage's first examples come from each data set.
 
         Args:
-            stage: Of the run.
-            examples: Of all processes together.
+            stage: A stage of the run.
+            examples: Number of examples of all processes together.
 
         Returns:
-            [] for examples that are made, not read.
+            One entry per data set; [] for examples that are generated, not read.
         """
         kind = self.config.stages[stage.name].data
         if kind == "images":
@@ -244,13 +245,13 @@ class OpenData:
         set has test pictures.
 
         Raises:
-            UserError: For a share of examples that are made, not read.
+            UserError: A share of generated examples was asked for.
         """
         if self._is_labelled(stage):
             if share.count > 1:
                 raise UserError(
-                    f"--share: the examples of stage {stage.name!r} are made, not "
-                    "read; evaluate it in one process."
+                    f"--share: the examples of stage {stage.name!r} are "
+                    "generated, not read; evaluate it in one process."
                 )
             return self._letters_in_order(split, self.config.eval.num)
         return self._in_order(split, self.config.eval.num, stage.needs_image, share)
@@ -269,7 +270,7 @@ class OpenData:
     def train_split(self, stage: Stage) -> Iterator[Batch]:
         """Return a stage's training data once, in order, without pictures.
 
-        Of a mixture, that of the data set which is evaluated on.
+        For a mixture, the data set that is evaluated on.
         """
         if self._is_labelled(stage):
             return self._letters_in_order("train", self.data.num_train)

@@ -1,4 +1,4 @@
-"""The data sets that a run trains on: what the filters leave, and how much is seen."""
+"""Open the data sets that a run trains on, filter them, and count their examples."""
 
 import functools
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from handjax.mano.model_files import ManoFile
 
 
 class TrainingSet(NamedTuple):
-    """A data set whose records are known."""
+    """A data set with its filtered records."""
 
     name: str
     source: Source
@@ -28,7 +28,7 @@ class TrainingSet(NamedTuple):
 
 
 class TrainingSets:
-    """Those of a run, opened when they are needed."""
+    """The training data sets of a run, opened lazily."""
 
     def __init__(
         self,
@@ -46,10 +46,10 @@ class TrainingSets:
             weights: Directory -> weight in the mixture.
             hand_file: Hands without a mesh are posed with it.
             unmade: Directory of built-in data that may not be rendered yet.
-            keep: Whether to keep what filters find for the next run.
+            keep: Whether to keep the selections for the next run.
 
         Raises:
-            ValueError: The filters make no sense.
+            UserError: A filter is out of range.
         """
         self.weights = dict(weights)
         self.filters = filters.from_config(data.filters.to_dict())
@@ -60,7 +60,7 @@ class TrainingSets:
     def opened(self) -> dict[Path, TrainingSet]:
         """The data sets by directory; without one that is yet to be rendered.
 
-        Process 0 looks at all records first; the others find what it has kept.
+        Process 0 filters all records first; the others read its result.
 
         Raises:
             MissingFileError: Data sets are missing.
@@ -150,9 +150,9 @@ def is_annotators_hand(metadata: Mapping[str, Any], hand_file: ManoFile) -> bool
     """Return whether a data set's MANO parameters belong to the hand model of the run.
 
     Args:
-        metadata: Of the data set. If it names no model, the data set was prepared
-            without one, and its parameters are MANO's.
-        hand_file: Of the run.
+        metadata: Metadata of the data set. If it names no model, the data set was
+            prepared without one, and its parameters are MANO's.
+        hand_file: Hand model of the run.
     """
     name = metadata.get("hand", {}).get("name") or "mano"
     return hand_file.name == name and hand_file.is_right

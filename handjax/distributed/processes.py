@@ -1,8 +1,8 @@
-"""Several processes of one run: how they find each other, agree, and notice a death.
+"""Let the processes of a run find each other, agree, and notice that one has died.
 
-Where `jax.distributed` knows the cluster (Cloud TPU, Slurm, Kubernetes, MPI), a process
-needs to be told nothing; elsewhere it is told the address of process 0, how many there
-are, and which one it is.
+Where `jax.distributed` recognises the cluster (Cloud TPU, Slurm, Kubernetes, MPI), a
+process needs no arguments; elsewhere it gets the address of process 0, the number of
+processes, and its own number.
 """
 
 import itertools
@@ -20,17 +20,17 @@ from handjax.errors import UserError
 from handjax.io import console
 
 MAX_CLOCK_S = 60.0
-"""Clocks that are further apart make logs of several hosts hard to read together."""
+"""Seconds between clocks from which logs of several hosts are hard to compare."""
 
 _FACTS_BYTES = 4096
 _MAX_WAIT_S = 24 * 3600
-"""Long: a process that has died is noticed by its missing heartbeats."""
+"""Long, since a process that has died is noticed by its missing heartbeats."""
 _BARRIERS = itertools.count()
-"""Every one needs a name of its own."""
+"""Numbers for the names of barriers, which must be unique."""
 
 
 class Cluster(NamedTuple):
-    """What a process is told of the others; nothing: `jax.distributed` finds it out."""
+    """How to reach the other processes; by default `jax.distributed` finds out."""
 
     coordinator: str = ""
     """Address and port of process 0, `host:1234`."""
@@ -39,7 +39,7 @@ class Cluster(NamedTuple):
     timeout_s: int = 300
     """How long to wait for the others at start."""
     heartbeat_s: int = 100
-    """A process that is silent for so long is taken for dead."""
+    """A process that is silent for this long counts as dead."""
 
 
 def join(cluster: Cluster) -> None:
@@ -132,7 +132,7 @@ def all_agree(yes: bool, after: Any = None) -> bool:
 
     Args:
         yes: What this process says.
-        after: Arrays of a program that may still run. Accelerators run programs one
+        after: Outputs of a program that may still run. Accelerators run programs one
             after another. CPUs do not: what processes send each other for two programs
             at once can take all threads of a process, and each waits for the other.
     """
@@ -148,11 +148,11 @@ def all_agree(yes: bool, after: Any = None) -> bool:
 def wait_for_all(what: str) -> None:
     """Block until every process is here.
 
-    They may be an hour apart (one renders, the others wait), which connections between
-    devices do not allow; so this asks the service that knows who is alive.
+    They may be an hour apart (one renders, the others wait), longer than connections
+    between devices allow; so this uses the coordination service.
 
     Args:
-        what: Has been done; the same on all of them.
+        what: What has been done; the same on all of them.
     """
     if jax.process_count() > 1:
         from orbax.checkpoint import multihost
@@ -167,7 +167,7 @@ def wait_for_all(what: str) -> None:
 def leave_if_alone(error: BaseException, last_step: str) -> None:
     """End this process with a message if the error means that another one has died.
 
-    The usual end of a process waits for all others; the dead one would never come.
+    A normal exit waits for all other processes, and so for ever for the dead one.
 
     Args:
         error: What went wrong.

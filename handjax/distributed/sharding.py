@@ -1,4 +1,4 @@
-"""Device mesh, where each array lives, and batches that span hosts.
+"""Device mesh, shardings of arrays, and batches that span hosts.
 
 The mesh has two axes. `data` splits the batch; `fsdp` splits the batch too and also the
 large parameters with their optimiser state, for models that one device cannot hold.
@@ -14,14 +14,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from handjax.errors import UserError
 
 MIN_SPLIT_SIZE = 2**16
-"""Parameters with fewer elements are not worth the traffic of splitting them."""
+"""Least elements of a parameter for which splitting is worth the traffic."""
 
 
 def make_mesh(config: ml_collections.ConfigDict, devices: Any = None) -> Mesh:
     """Return the mesh of `config.mesh` over all devices of all hosts.
 
     Raises:
-        UserError: If the sizes do not multiply to the number of devices.
+        UserError: The sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     data, fsdp = config.data, config.fsdp
@@ -80,10 +80,10 @@ def per_process(stage: ml_collections.ConfigDict, mesh: Mesh, key: str) -> int:
     Args:
         stage: `config.stages.<name>`; its `batch_size` is over all hosts.
         mesh: The devices that share the batch.
-        key: Of `stage` in the config, for the message.
+        key: Key of `stage` in the config, for the message.
 
     Raises:
-        UserError: If the devices cannot share the batch equally, in as many parts as
+        UserError: The devices cannot share the batch equally, in as many parts as
             the stage accumulates.
     """
     parts = mesh.size * stage.accumulate
@@ -107,7 +107,7 @@ def global_batch(mesh: Mesh, batch: Any) -> Any:
 def shared_batch(mesh: Mesh, batch: Any) -> Any:
     """Return global arrays from a batch that every process has loaded whole.
 
-    Copies of the last example fill it up to what the devices can share equally.
+    Copies of the last example pad it to a multiple of the devices.
     """
     where = batch_sharding(mesh)
 

@@ -1,4 +1,4 @@
-"""Hands that a model finds on a split, in the frames that benchmarks score them in.
+"""Predict hands of a split, in the frames that benchmarks score them in.
 
 Undoes what `data_pipelines.loading.examples` does to a record, by
 `inference.placement`. A model that predicts neither a depth nor 2-D joints leaves the
@@ -35,12 +35,12 @@ def collect(
     """Predict a split.
 
     Args:
-        predict: Compiled; gives one answer for each hand.
+        predict: Compiled function that gives one answer for each hand.
         variables: Its first argument.
         eval_batches: Numpy batches of the split, padding marked by `example_valid`.
-        split: Where their records are.
-        root: Joint that the answers are relative to.
-        on_batch: Called with the number of hands done so far.
+        split: The split with their records.
+        root: Joint that predictions are relative to.
+        on_batch: Called with the number of hands so far.
 
     Returns:
         The hands, and their positions in the split.

@@ -1,4 +1,4 @@
-"""Errors of a trained model on a split of its data: the report, and the table of it."""
+"""Report and tabulate the errors of a trained model on a split of its data."""
 
 import time
 from pathlib import Path
@@ -30,19 +30,18 @@ def make(
     """Evaluate a trained model and write `eval/<step>/<benchmark>.json`.
 
     Args:
-        found: Of the workdir.
-        split: Of its data.
-        procrustes: A key of `metrics.PROTOCOLS`.
-        tta_mode: A key of `tta.MODES`; None looks once.
-        share: What this process evaluates.
+        found: Model and data of the workdir.
+        split: Split of its data.
+        procrustes: A key of `mesh_errors.PROTOCOLS`.
+        tta_mode: A key of `tta.MODES`; None predicts once.
+        share: Share that this process evaluates.
 
     Returns:
-        The report and where it stands; no report while other processes' shares are
-        missing.
+        The report and its path; no report while shares of other processes are missing.
 
     Raises:
-        UserError: Test-time augmentation of a stage without pictures, or examples
-            that are missing or counted twice.
+        UserError: Test-time augmentation was asked of a stage without pictures, or
+            examples are missing or counted twice.
     """
     config, stage = found.config, found.stage
     if tta_mode and not stage.needs_image:
@@ -53,7 +52,7 @@ def make(
     augmentation = tta.describe(tta_mode)
     if augmentation:
         print(
-            f"{tta_line(augmentation)}; a word after every "
+            f"{tta_line(augmentation)}; progress after every "
             f"{config.eval.batch_size} hands (config.eval.batch_size)",
             flush=True,
         )
@@ -70,7 +69,7 @@ def make(
             **where,
         )
     }
-    # What stages make of the true mesh is the floor of those that see a picture.
+    # The reconstruction of the true mesh is the floor of the stages that see a picture.
     floors = [s for s in found.stages if stage.needs_image and not s.needs_image]
     sums |= {floor.name: _measured(found, floor, **where) for floor in floors}
     benchmark = benchmark_name(found, split, procrustes, tta_mode)
@@ -113,7 +112,7 @@ def _merged(
     name: str,
     about: dict[str, Any],
 ) -> bool:
-    """Add the other processes' sums; whether they are all there."""
+    """Add the sums of the other processes; return whether all exist."""
     if share.count == 1:
         return True
     state = split_shares.packed({k: sums.state() for k, sums in measured.items()})
@@ -159,14 +158,14 @@ def _definitions(config: Any, mean: MeanHand | None) -> dict[str, str]:
 
 
 class Progress:
-    """A line every few seconds, so that a long evaluation shows it is alive."""
+    """Prints a line every few seconds, so that a long evaluation shows it is alive."""
 
     def __init__(self, every_s: float = 5.0):
         self._every_s = every_s
         self._start = self._last = time.monotonic()
 
     def __call__(self, count: int) -> None:
-        """Say so, if it is time."""
+        """Print a line, if it is time."""
         now = time.monotonic()
         if now - self._last >= self._every_s:
             self._last = now

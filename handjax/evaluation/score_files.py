@@ -1,7 +1,7 @@
 """Score or check a file of predictions by a benchmark's protocol; reports and tables.
 
 A report is the JSON that evaluation writes: benchmark, protocol, options, count, the
-script's own `scores` with units, and those of them that are `metrics` of handjax.
+script's own `scores` with units, and the `metrics` of handjax among them.
 """
 
 import hashlib
@@ -54,7 +54,7 @@ def settings(benchmark: Benchmark, given: Mapping[str, str | None]) -> dict[str,
 
 
 def describe(benchmark: Benchmark, procrustes: str, options: Mapping[str, str]) -> str:
-    """Name and options of a protocol in one line, for tables and files."""
+    """Return name and options of a protocol in one line, for tables and files."""
     parts = [f"{benchmark.name} by {benchmark.about}"]
     if procrustes:
         parts.append(PROTOCOLS[procrustes])
@@ -74,15 +74,15 @@ def report(
     """Score one file of predictions; return the scores and what defines them.
 
     Args:
-        benchmark: Whose protocol is used.
-        truth: What its `read_truth` returned.
-        predictions: What its `read_predictions` returned.
-        procrustes: What `alignment` returned.
-        options: What `settings` returned.
-        file: Where the predictions are from.
+        benchmark: Benchmark whose protocol is used.
+        truth: Result of its `read_truth`.
+        predictions: Result of its `read_predictions`.
+        procrustes: Result of `alignment`.
+        options: Result of `settings`.
+        file: File that the predictions come from.
 
     Raises:
-        UserError: Truth and predictions do not fit; says what.
+        UserError: Truth and predictions do not fit; says how.
     """
     scores = benchmark.scores(truth, predictions, procrustes=procrustes)
     count = benchmark.count(truth, predictions)
@@ -106,7 +106,7 @@ def _sha256(path: Path) -> str:
 
 
 def file_stem(benchmark: Benchmark, procrustes: str, options: Mapping[str, str]) -> str:
-    """Name of a report's files; options that are not the default are told apart."""
+    """Return the name of a report's files, with options that are not the default."""
     default = {**settings(benchmark, {}), "procrustes": alignment(benchmark, None)}
     given = {"procrustes": procrustes, **options}
     return "_".join([benchmark.name, *(v for k, v in given.items() if v != default[k])])

@@ -17,7 +17,7 @@ class Trained(NamedTuple):
     """A model and its data, ready to be evaluated."""
 
     config: Any
-    """Of the run, with the changes of the command line."""
+    """Config of the run, with the changes of the command line."""
     model: Any
     variables: Any
     stage: Stage
@@ -66,7 +66,7 @@ def load(
     """Read a workdir and open its data.
 
     Args:
-        workdir: Of a run.
+        workdir: Directory of a run.
         stage: None for the last one that has a checkpoint.
         step: None for the newest one.
         overrides: Keys of the config and their values, or texts of them.

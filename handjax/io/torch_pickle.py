@@ -1,8 +1,8 @@
-"""The pickles of `torch.save`, read without PyTorch.
+"""Read the pickles of `torch.save` without PyTorch.
 
-`safe_pickle` gives them tensors, plain containers and numbers, nothing else. Lightning
+`safe_pickle` allows tensors, plain containers and numbers, nothing else. Lightning
 saves its program's settings beside the weights, as objects of configuration libraries:
-those are read past, and their entries of the checkpoint come back as None.
+these are skipped, and their entries of the checkpoint come back as None.
 """
 
 import re
@@ -42,7 +42,7 @@ _LIBRARIES = re.compile(
     r"|(typing|argparse|pathlib)\.\w+|collections\.defaultdict"
     r"|builtins\.(bool|dict|float|int|list|long|object|set|str|tuple)"
 )
-"""Globals that settings are made of."""
+"""Globals that settings consist of."""
 
 
 class _Setting:
@@ -76,7 +76,7 @@ class _StorageType(NamedTuple):
 
 
 class _Storage(NamedTuple):
-    """What a persistent id stands for."""
+    """A storage, as a persistent id names it."""
 
     array: np.ndarray
 
@@ -86,11 +86,11 @@ def load(
     name: str,
     storage: Callable[[str, np.dtype, int], np.ndarray],
 ) -> Any:
-    """Read one.
+    """Read one pickle of `torch.save`.
 
     Args:
         file: Open, in binary; stands behind the pickle afterwards.
-        name: What messages call the file.
+        name: Name of the file in messages.
         storage: Returns the storage of a key, given its type and length.
 
     Raises:
@@ -135,7 +135,7 @@ def _setting(module: str, name: str) -> type[_Setting] | None:
 
 
 def _first_setting(value: Any) -> str:
-    """Name of a stand-in somewhere in it, "" if there is none."""
+    """Return the name of a stand-in somewhere in a value, "" if there is none."""
     stack, seen = [value], set()
     while stack:
         value = stack.pop()

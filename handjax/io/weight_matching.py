@@ -1,4 +1,4 @@
-"""Weights from elsewhere that do not fit a network, and the report that says how."""
+"""Compare foreign weights with a network, and report how they do not fit."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -74,8 +74,8 @@ def check(
 
     Args:
         given: Shapes of the weights by path.
-        expected: Shapes that the network has.
-        name: What to call the network.
+        expected: Shapes of the network.
+        name: Name of the network in the message.
         advice: Last sentence of the message.
         skipped: Entries of the file that a rule left out.
         variables: Kept as `ConversionError.given`.

@@ -28,7 +28,7 @@ NAME = "synthetic_body"
 MODEL = "body.npz"
 """The built-in body in the directory of its pictures, for `config.hand.source`."""
 VERSION = 1
-"""Of the pictures: raised whenever the same seed gives other ones."""
+"""Version of the pictures, raised whenever a seed gives different ones."""
 _SHEET = 32
 
 _LIMITS = {
@@ -81,8 +81,8 @@ def ensure(
         The directory.
 
     Raises:
-        UserError: Numbers are out of range, the model is not a body with SMPL's tree, or
-            the directory has other contents.
+        UserError: Numbers are out of range, the model does not have SMPL's tree, or the
+            directory has other contents.
         shards.ShardError: The disk is full or cannot be written.
     """
     directory = Path(directory).expanduser()

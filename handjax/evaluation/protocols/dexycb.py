@@ -38,7 +38,7 @@ SERIALS = (
 )
 """Cameras, in the toolkit's order."""
 SEQUENCES = 100
-"""Of each subject."""
+"""Number of sequences of each subject."""
 
 _ALL = range(10), range(8), tuple(range(SEQUENCES))
 _FIFTH = tuple(i for i in range(SEQUENCES) if i % 5 == 4)
@@ -119,7 +119,7 @@ class DexYcb(Benchmark):
         numbers, counts = np.unique(np.array(ids), return_counts=True)
         if (counts > 1).any():
             raise UserError(
-                f"{path}: frame {numbers[counts > 1][0]} stands there more than once "
+                f"{path}: frame {numbers[counts > 1][0]} occurs more than once "
                 f"({(counts > 1).sum():,} such frames); each frame needs one line."
             )
         return Frames(np.array(ids), np.stack(joints3d))

@@ -112,7 +112,7 @@ class HInt(Benchmark):
         for key, rows in value.items():
             name = _SUFFIX.sub("", key)
             if name in found:
-                raise UserError(f"{path}: {name!r} stands there more than once.")
+                raise UserError(f"{path}: {name!r} occurs more than once.")
             found[name] = _joints2d(rows, path, key)
         return found
 
@@ -309,7 +309,7 @@ def _evaluation_file(path: Path, folder: str) -> Annotated:
     scale = np.asarray(arrays["scale"], np.float64).reshape(len(joints), -1)
     names = tuple(f"{folder}/{stem}" for stem in stems)
     if len(set(names)) != len(names):
-        raise UserError(f"{path}: a picture stands there more than once.")
+        raise UserError(f"{path}: a picture occurs more than once.")
     return Annotated(
         names=names,
         joints2d=joints[..., :2],

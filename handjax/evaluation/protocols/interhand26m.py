@@ -51,7 +51,7 @@ _FOLDERS = (
     "all",
     "{split}",
 )
-"""Where releases 0.0 and 1.0 keep the files of a split."""
+"""Folders of a split's files in releases 0.0 and 1.0."""
 _SIDES = {"right": (1, 0), "left": (0, 1), "interacting": (1, 1)}
 
 
@@ -69,7 +69,7 @@ class Truth(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """Of any samples, in any order."""
+    """Predictions of any samples, in any order."""
 
     ids: Int[np.ndarray, "sample"]
     joints3d: Float[np.ndarray, "sample 42 3"]
@@ -130,7 +130,7 @@ class InterHand(Benchmark):
                 f"{None if sides is None else sides.shape}. {_FORMAT}"
             )
         if len(np.unique(ids)) != len(ids):
-            raise UserError(f"{path}: an annotation stands there more than once.")
+            raise UserError(f"{path}: an annotation occurs more than once.")
         if np.isinf(joints).any():
             raise UserError(f"{path}: holds infinity.")
         return Predictions(ids, joints, sides)
@@ -199,7 +199,7 @@ class InterHand(Benchmark):
                 raise UserError(f"record {key!r} is not a picture of the ground truth.")
             side = RIGHT if hands.is_right[i] else LEFT
             if np.isfinite(joints3d[row, side]).any():
-                raise UserError(f"record {key!r}: that hand is there more than once.")
+                raise UserError(f"record {key!r}: that hand occurs more than once.")
             joints3d[row, side] = 1e3 * hands.joints3d[i, np.argsort(gather)]
             annotated = np.where(truth.valid[row], truth.joints3d[row].T, np.nan).T
             expected[i] = annotated[side][gather] / 1e3

@@ -1,4 +1,4 @@
-"""Benchmarks whose predictions are joints and vertices of each sample, in pred.json."""
+"""Benchmarks whose predictions are joints and vertices of samples, in pred.json."""
 
 from pathlib import Path
 from typing import ClassVar
@@ -20,7 +20,7 @@ from handjax.metrics.mesh_errors import PROTOCOLS
 
 
 class MeshBenchmark(Benchmark):
-    """What FreiHAND and HO3D share."""
+    """Shared part of the FreiHAND and HO3D benchmarks."""
 
     file_name: ClassVar[str] = "pred.zip"
     alignments: ClassVar[tuple[str, ...]] = tuple(PROTOCOLS)

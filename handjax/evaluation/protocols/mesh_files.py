@@ -1,4 +1,4 @@
-"""pred.json and pred.zip of FreiHAND and HO3D, and the lists of their ground truth.
+"""Read and write pred.json and pred.zip of FreiHAND and HO3D, and their truth.
 
 pred.json is a list of two lists, joints (sample, 21, 3) and vertices (sample, 778, 3),
 in metres and in the order of the data set; pred.zip has it at its root. The ground
@@ -74,7 +74,7 @@ def read_truth(folder: Path, where_from: str, split: str = "evaluation") -> Mesh
         path = truth_file(folder, f"{split}_{name}.json", where_from)
         value = parsed(path.read_text(), path)
         if not isinstance(value, list) or not value:
-            raise UserError(f"{path}: holds no list of samples. {where_from}")
+            raise UserError(f"{path}: does not hold a list of samples. {where_from}")
         found.append(_samples(value, path, name))
     joints, vertices = found
     if len(joints) != len(vertices):
@@ -185,7 +185,7 @@ def parsed(text: str, path: Path) -> Any:
     """Read the JSON of a file.
 
     Raises:
-        UserError: It is none.
+        UserError: It is not JSON.
     """
     try:
         return json.loads(text)

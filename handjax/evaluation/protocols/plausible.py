@@ -1,8 +1,8 @@
-"""What looks wrong about predicted hands, told without the truth.
+"""Find what looks wrong about predicted hands, without the truth.
 
-Every function takes joints of many hands and returns sentences, none where all is well.
-Scripts score hands in the wrong unit, axes or joint order without a word; these look at
-the hands as a whole, so that one strange hand says nothing.
+Every function takes joints of many hands and returns sentences, none if all is well.
+Scripts score hands in the wrong unit, axes or joint order silently; these functions
+look at all hands together, so that one strange hand does not matter.
 """
 
 import numpy as np
@@ -14,10 +14,10 @@ HAND_SIZE_M = (0.05, 0.5)
 """Largest extent of a hand along an axis: a fist of a child to more than a hand."""
 
 _CLEARLY_SHORTER = 0.85
-"""Bones in the right order are that much shorter than in any other known one."""
+"""Factor by which bones are shorter in the right order than in other known ones."""
 
 Hands = Float[np.ndarray, "hand 21 axis"]
-"""3-D, or 2-D where depth is not looked at."""
+"""3-D, or 2-D where depth does not matter."""
 
 
 def findings(
@@ -36,7 +36,7 @@ def findings(
         opengl: Whether z points backwards.
     """
     if not len(joints3d):
-        return ["there is no hand in it"]
+        return ["it has no hands"]
     same = constant(joints3d)
     if same:
         return same
