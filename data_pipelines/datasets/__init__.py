@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 from data_pipelines.sources import hamer_tars
-from data_pipelines.sources.reading import Source
+from data_pipelines.sources.reading import DownloadedFiles
 from handjax.errors import UserError
 
 PUBLISHED = "published files"
@@ -41,7 +41,7 @@ def load(name: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name}")
 
 
-def open_source(name: str, root: Path) -> tuple[ModuleType, Source, str]:
+def open_source(name: str, root: Path) -> tuple[ModuleType, DownloadedFiles, str]:
     """Return the reader of a directory with a data set, the directory, and its kind.
 
     Args:
@@ -52,5 +52,5 @@ def open_source(name: str, root: Path) -> tuple[ModuleType, Source, str]:
     tars = hamer_tars.folder(root, name)
     if tars is not None:
         builder = hamer_tars.builder(module.BUILDER)
-        return hamer_tars, Source(tars, builder), hamer_tars.KIND
-    return module, Source(root, module.BUILDER), PUBLISHED
+        return hamer_tars, DownloadedFiles(tars, builder), hamer_tars.KIND
+    return module, DownloadedFiles(root, module.BUILDER), PUBLISHED

@@ -11,7 +11,7 @@ import numpy as np
 from data_pipelines.sources import conventions, pictures
 from data_pipelines.sources.conventions import HandModels
 from data_pipelines.sources.description import Archive, Builder, Index
-from data_pipelines.sources.reading import Source
+from data_pipelines.sources.reading import DownloadedFiles
 from handjax.mano import numpy_skinning
 
 BUILDER = Builder(
@@ -48,7 +48,7 @@ pixels, which is this at the default growth of 1.25."""
 _SIZE = 224
 
 
-def index(source: Source, split: str) -> Index:
+def index(source: DownloadedFiles, split: str) -> Index:
     """Read the lists of annotations; of the test split those that are there."""
     folder = _FOLDERS[split]
     cameras = source.json_arrays(f"{folder}_K.json", (3, 3), "camera matrices")
@@ -76,7 +76,9 @@ def index(source: Source, split: str) -> Index:
     return Index(split, count, columns)
 
 
-def _check(source: Source, folder: str, columns: dict[str, np.ndarray]) -> None:
+def _check(
+    source: DownloadedFiles, folder: str, columns: dict[str, np.ndarray]
+) -> None:
     """Check that the files belong together: mixed versions do not."""
     xyz, K = columns["xyz"], columns["K"]
     scale = source.json_arrays(f"{folder}_scale.json", (), "lengths of a bone, metres")
@@ -108,7 +110,7 @@ def _picture(split: str, number: int) -> str:
 
 
 def example(
-    source: Source, index: Index, row: int, models: HandModels
+    source: DownloadedFiles, index: Index, row: int, models: HandModels
 ) -> dict[str, Any]:
     """Return one picture with the annotation of its frame."""
     columns = index.columns

@@ -17,7 +17,7 @@ import numpy as np
 from data_pipelines.sources import conventions, pictures
 from data_pipelines.sources.conventions import HandModels
 from data_pipelines.sources.description import Archive, Builder, Index, text
-from data_pipelines.sources.reading import Source
+from data_pipelines.sources.reading import DownloadedFiles
 
 _COUNTS = {
     **{"train_newdays": 9_666, "train_visor": 2_780, "train_ego4d": 11_652},
@@ -53,7 +53,7 @@ def folder(split: str) -> str:
     return f"{part.upper()}_{_SUBSETS.get(subset, subset)}"
 
 
-def index(source: Source, split: str) -> Index:
+def index(source: DownloadedFiles, split: str) -> Index:
     """List the annotations that have a picture."""
     names = source.names(folder(split), "*.json", "pairs of .jpg and .json")
     stems = [f"{folder(split)}/{name.removesuffix('.json')}" for name in names]
@@ -67,7 +67,7 @@ def index(source: Source, split: str) -> Index:
 
 
 def example(
-    source: Source, index: Index, row: int, models: HandModels
+    source: DownloadedFiles, index: Index, row: int, models: HandModels
 ) -> dict[str, Any]:
     """Return the hand of one file."""
     del models  # there is no MANO

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from data_pipelines import datasets
 from data_pipelines.sources import conventions, index_files
 from data_pipelines.sources.description import DroppedError, Index
-from data_pipelines.sources.reading import Source
+from data_pipelines.sources.reading import DownloadedFiles
 from data_pipelines.storage import schema, shards
 from handjax.errors import UserError
 from handjax.io import atomic_files
@@ -132,7 +132,7 @@ def write(job: Job, task: Task) -> Part:
 
 class _Opened(NamedTuple):
     module: Any
-    source: Source
+    source: DownloadedFiles
     index: Index
     models: conventions.HandModels
 

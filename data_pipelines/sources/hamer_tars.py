@@ -22,7 +22,7 @@ import numpy as np
 from data_pipelines.sources import conventions, pictures
 from data_pipelines.sources.conventions import HandModels
 from data_pipelines.sources.description import Archive, Builder, Index, text
-from data_pipelines.sources.reading import Source, SourceError
+from data_pipelines.sources.reading import DownloadedFiles, SourceError
 from handjax.io import safe_pickle
 
 
@@ -80,7 +80,7 @@ def builder(published: Builder) -> Builder:
     )
 
 
-def index(source: Source, split: str) -> Index:
+def index(source: DownloadedFiles, split: str) -> Index:
     """List the hands of all samples."""
     names = [f"{number:06d}.tar" for number in range(_count(source))]
     rows, keys = [], []
@@ -93,7 +93,7 @@ def index(source: Source, split: str) -> Index:
     return Index(split, len(rows), columns)
 
 
-def _count(source: Source) -> int:
+def _count(source: DownloadedFiles) -> int:
     """Count the tars, which have to be numbered without a gap."""
     there = {path.name for path in source.root.glob("*.tar")}
     for number in range(len(there)):
@@ -106,7 +106,7 @@ Place = tuple[int, int]
 """Offset and size of a member's content."""
 
 
-def _samples(source: Source, name: str) -> Iterator[tuple[str, Place, Place]]:
+def _samples(source: DownloadedFiles, name: str) -> Iterator[tuple[str, Place, Place]]:
     """Yield key, picture and annotation of each sample."""
     what = "samples of a picture and a .data.pyd each"
     found: dict[str, dict[str, Place]] = {}
@@ -136,7 +136,7 @@ def _check_end(path: Path, found: dict[str, dict[str, Place]]) -> None:
             raise EOFError("its end is missing")
 
 
-def _read(source: Source, name: str, place: Place) -> bytes:
+def _read(source: DownloadedFiles, name: str, place: Place) -> bytes:
     offset, size = place
     try:
         with open(source.root / name, "rb") as file:
@@ -147,7 +147,9 @@ def _read(source: Source, name: str, place: Place) -> bytes:
     return data
 
 
-def _hands(source: Source, name: str, offset: int, size: int) -> list[dict[str, Any]]:
+def _hands(
+    source: DownloadedFiles, name: str, offset: int, size: int
+) -> list[dict[str, Any]]:
     data = _read(source, name, (offset, size))
     allowed = safe_pickle.plain_globals()
     try:
@@ -161,7 +163,7 @@ def _hands(source: Source, name: str, offset: int, size: int) -> list[dict[str, 
 
 
 def example(
-    source: Source, index: Index, row: int, models: HandModels
+    source: DownloadedFiles, index: Index, row: int, models: HandModels
 ) -> dict[str, Any]:
     """Return one hand of one sample."""
     del models  # poses are absolute already
@@ -198,7 +200,7 @@ def example(
 class _Hand:
     """The annotations of one hand."""
 
-    def __init__(self, source: Source, key: str, fields: dict[str, Any]):
+    def __init__(self, source: DownloadedFiles, key: str, fields: dict[str, Any]):
         self._source, self._key, self._fields = source, key, fields
 
     def array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -17,13 +17,13 @@ import numpy as np
 from data_pipelines.sources import conventions, pictures
 from data_pipelines.sources.conventions import HandModels
 from data_pipelines.sources.description import DroppedError, Index, text
-from data_pipelines.sources.reading import Source
+from data_pipelines.sources.reading import DownloadedFiles
 
 FOLDERS = {"train": "train", "test": "evaluation"}
 _PREFIX = {True: "rightHand", False: "leftHand"}
 
 
-def read_index(source: Source, split: str, suffix: str) -> Index:
+def read_index(source: DownloadedFiles, split: str, suffix: str) -> Index:
     """Read the frames in official order, and the test split's truth if it exists.
 
     Args:
@@ -68,7 +68,7 @@ def _meta(split: str, line: str) -> str:
 
 
 def hand(
-    source: Source,
+    source: DownloadedFiles,
     index: Index,
     frame: int,
     models: HandModels,
@@ -140,7 +140,7 @@ def hand(
 class _Meta:
     """Annotations of one frame."""
 
-    def __init__(self, source: Source, path: str):
+    def __init__(self, source: DownloadedFiles, path: str):
         self._source, self._path = source, path
         self._what = "a dict with the annotations of a frame"
         self._fields = source.pickle(path, self._what)

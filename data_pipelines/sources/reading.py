@@ -24,7 +24,7 @@ class SourceError(UserError):
     """What was downloaded is not as it should be; the message says what to do."""
 
 
-class Source:
+class DownloadedFiles:
     """Files below the directory that the user gave.
 
     Args:

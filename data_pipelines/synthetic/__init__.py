@@ -1,4 +1,4 @@
-"""Annotated renders of the built-in hand.
+"""Render annotated pictures of the built-in hand.
 
 `generate.ensure(directory, num, num_test)` makes them on first use;
 `poses.PosePriorSource` gives poses and shapes without pictures.

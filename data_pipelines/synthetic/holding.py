@@ -1,4 +1,4 @@
-"""Grasps: the hand closes around a thing until it touches, and things never cut it.
+"""Close the hand around a thing until it touches; things never cut into the hand.
 
 Frame: the hand's rest frame with the wrist joint at the origin (palm towards -y).
 """
@@ -17,7 +17,7 @@ from handjax.mano import numpy_skinning
 CONTACT = 0.0
 """Signed distance at which a finger stops, metres."""
 DEEPEST = -0.0015
-"""Signed distance of the deepest vertex that is let pass (skin yields a little)."""
+"""Least signed distance of a vertex that is accepted (skin yields a little)."""
 _STEPS = 10
 _PALM = (0, 1, 4, 7, 10)
 
@@ -71,10 +71,10 @@ def stand_in_the_way(
     around: Float[np.ndarray, "3"],
     reach: float,
 ) -> Placed | None:
-    """Draw a thing near the hand that touches nothing of it.
+    """Draw a thing near the hand that does not touch it.
 
     Args:
-        rng: Source of randomness.
+        rng: Random generator.
         points: Vertices to keep away from, camera axes, metres.
         around: Middle of the hand.
         reach: How far from there the thing may be, metres.
@@ -119,7 +119,7 @@ def _rest_on_palm(placed: Placed, posed: np.ndarray) -> Placed:
 
 
 def _closing(rng, hand, betas, between, placed, fingers) -> np.ndarray:
-    """Share of the way from open to closed at which each joint's finger touches."""
+    """Return how far each joint's finger closes until it touches, 0..1."""
     opened, closed = between
     steps = np.linspace(0, 1, _STEPS)
     gap = np.empty((_STEPS, 5))

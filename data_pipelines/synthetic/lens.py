@@ -1,4 +1,4 @@
-"""From light to a photograph: blur, exposure, vignetting, noise, tone curve."""
+"""Turn light into a photograph: blur, exposure, vignetting, noise, tone curve."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from jaxtyping import Float, UInt8
 SHOULDER = 0.6
 """Linear light from which the tone curve bends."""
 _GREY = 0.2
-"""Mean light that the automatic exposure aims at, and goes half of the way to."""
+"""Mean light that the automatic exposure aims at; it goes half of the way."""
 
 
 class Lens(NamedTuple):
@@ -27,9 +27,9 @@ class Lens(NamedTuple):
     grain: float
     """Size of the noise's grain, pixels."""
     quality: int
-    """Of the JPEG."""
+    """Quality of the JPEG."""
     seed: int
-    """Of the noise."""
+    """Seed of the noise."""
 
 
 def sample(rng: np.random.Generator) -> Lens:

@@ -1,9 +1,9 @@
-"""Hands that show letters of the American manual alphabet: poses with a label.
+"""Draw hands that show letters of the American manual alphabet: labelled poses.
 
     python -m data_pipelines.synthetic.letters letters.png    a page of them to look at
 
-The letters are those among the named poses of the prior: of the ones that are held
-still, those that fingers alone tell apart. All are shown with the fingers up, H too.
+The letters are among the named poses of the prior: those that are held still and that
+the fingers alone tell apart. All are shown with the fingers up, H too.
 """
 
 import functools
@@ -53,7 +53,7 @@ class LetterSource(BlockSource):
         """Make the source.
 
         Args:
-            seed: Of all that is drawn.
+            seed: Seed of everything drawn.
             length: Number of items.
             max_turn: Largest turn away from fingers up, palm to the camera; degrees,
                 and uniform among the turns that are smaller.

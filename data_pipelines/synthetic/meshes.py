@@ -1,4 +1,4 @@
-"""The surfaces of a scene: skin, sleeve, things, and the table or wall behind."""
+"""Make the surfaces of a scene: skin, sleeve, things, and the table or wall behind."""
 
 from typing import NamedTuple
 
@@ -36,7 +36,7 @@ class Mesh(NamedTuple):
     vertices: Float[np.ndarray, "vertex 3"]
     faces: Int[np.ndarray, "face 3"]
     texture: Float[np.ndarray, "vertex 3"]
-    """Where noise and patterns are looked up, metres."""
+    """Coordinates for noise and patterns, metres."""
     albedo: Float[np.ndarray, "vertex 3"]
     """Linear RGB."""
     gloss: Float[np.ndarray, "vertex"]

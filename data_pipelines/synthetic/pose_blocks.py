@@ -1,8 +1,8 @@
-"""The pose prior, many poses at a time: for tokenizers, which need thousands a second.
+"""Draw many poses of the prior at a time: tokenizers need thousands a second.
 
 The distribution is that of `PosePrior.sample`, drawn in whole arrays; one pose at a
-time takes ten times as long. Pictures keep the other one, for their poses are to stay
-what they are.
+time takes ten times as long. Pictures keep the slower one, so that their poses do not
+change.
 """
 
 import numpy as np

@@ -1,6 +1,6 @@
-"""Plausible finger poses: named ones, blends and synergies, inside joint limits.
+"""Draw plausible finger poses: named ones, blends and synergies, inside joint limits.
 
-A proposal that makes two finger capsules overlap is thrown away. Set by hand, not
+A proposal whose finger capsules overlap is discarded. All numbers are set by hand, not
 learned from captured poses.
 """
 

@@ -1,4 +1,4 @@
-"""One picture and its annotations, from a seed; the fields of `schema`."""
+"""Make one picture and its annotations from a seed; the fields of `schema`."""
 
 import io
 
@@ -8,7 +8,7 @@ from PIL import Image
 from data_pipelines.synthetic import render, scene
 
 SPLITS = {"train": 1, "test": 2}
-"""Splits and the number that keeps their randomness apart."""
+"""Splits, and the number that separates their randomness."""
 LEAST_VISIBLE = 0.35
 """Share of the hand's silhouette that must be seen; other scenes are drawn again."""
 _MIRROR = np.array([1.0, -1.0, -1.0])
@@ -85,7 +85,7 @@ def _record(
 
 
 def project(points: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
-    """Pinhole projection to pixels; the centre of the first pixel is (0, 0)."""
+    """Project to pixels by a pinhole; the centre of the first pixel is (0, 0)."""
     homogeneous = points @ intrinsics.T
     return homogeneous[:, :2] / homogeneous[:, 2:]
 

@@ -1,4 +1,4 @@
-"""Scene to photograph: z-buffer, shadow maps, shading, skin scattering, camera."""
+"""Render a scene: z-buffer, shadow maps, shading, skin scattering, camera."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from handjax.visualization.rasterizer import Raster, rasterize
 SUPERSAMPLING = 2
 _SHADOW_MAP = 256
 _SCATTER = (0.0016, 0.0007, 0.0005)
-"""How far light wanders in skin, metres (red, green, blue)."""
+"""Distance that light scatters in skin, metres (red, green, blue)."""
 
 
 class Picture(NamedTuple):
@@ -23,9 +23,9 @@ class Picture(NamedTuple):
 
     image: UInt8[np.ndarray, "size size 3"]
     visible: float
-    """Share of the annotated mesh's silhouette that nothing hides."""
+    """Visible share of the annotated mesh's silhouette."""
     mask: Bool[np.ndarray, "size size"]
-    """Where the annotated hand is seen."""
+    """Mask of the pixels that show the annotated hand."""
     hidden: Bool[np.ndarray, "21"]
     """Joints behind a thing or behind another part of the hand."""
 
@@ -35,8 +35,9 @@ def render(scene: Scene, *, least_visible: float | None = None) -> Picture | Non
 
     Args:
         scene: What to draw.
-        least_visible: Scenes that show less of the hand, or the forearm's end, give
-            None before the costly part; None draws every scene.
+        least_visible: Least visible share of the hand: scenes below it, and those that
+            show the forearm's end, give None before the costly part. None draws
+            every scene.
     """
     size = scene.around.background.shape[0]
     focal = scene.intrinsics[0, 0] * SUPERSAMPLING

@@ -1,4 +1,4 @@
-"""One random scene: hand, arm, clothes, things, camera, light."""
+"""Draw one random scene: hand, arm, clothes, things, camera, light."""
 
 from typing import NamedTuple
 
@@ -35,7 +35,7 @@ class Scene(NamedTuple):
 
 
 class Sampler:
-    """Draws scenes; holds what is read once."""
+    """Draws scenes; holds the assets, which are read once."""
 
     def __init__(self, image_size: int, max_turn: int | float = 180.0):
         self.image_size, self.max_turn = image_size, max_turn

@@ -1,4 +1,4 @@
-"""Skin: tone, redness, nails and where it folds."""
+"""Draw skin: tone, redness, nails and folds."""
 
 import functools
 from typing import NamedTuple
@@ -28,7 +28,7 @@ _PAINTED_NAILS = 0.06
 
 
 class SkinMap(NamedTuple):
-    """Where on the drawn mesh the skin differs, 0..1 per vertex."""
+    """Variation of the skin over the drawn mesh, 0..1 per vertex."""
 
     palm: Float[np.ndarray, "vertex"]
     knuckle: Float[np.ndarray, "vertex"]

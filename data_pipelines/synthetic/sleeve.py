@@ -1,4 +1,4 @@
-"""Sleeves: a tube of cloth with a hem and folds around the forearm."""
+"""Draw sleeves: a tube of cloth with a hem and folds around the forearm."""
 
 import numpy as np
 from jaxtyping import Float, Int

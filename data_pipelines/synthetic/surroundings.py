@@ -1,4 +1,4 @@
-"""Light and background: panoramas, plain walls, and tables that catch shadows."""
+"""Draw light and background: panoramas, plain walls, tables that catch shadows."""
 
 import functools
 import io
@@ -36,7 +36,7 @@ class Light(NamedTuple):
 
 
 class Surroundings(NamedTuple):
-    """What lights the scene and what is behind it."""
+    """Lights and background of the scene."""
 
     background: Float[np.ndarray, "size size 3"]
     """Linear RGB."""

@@ -1,9 +1,9 @@
 """Look into a codebook of hand tokens: use, effect of codes, swaps, neighbours, maps.
 
 Works for any family whose tokenizer turns meshes or poses into indices, and codes into
-meshes: `Codebook` holds the two functions, `Hands` are both meshes and poses. Distances
-on meshes are millimetres. The notebook `explore_codebook.ipynb` shows what is here and
-holds no logic of its own.
+meshes: `Codebook` holds the two functions, `TokenizedHands` are both meshes and poses.
+Distances on meshes are millimetres. The notebook `explore_codebook.ipynb` shows what is
+here and holds no logic of its own.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from handjax.visualization import render
 Decode = Callable[[np.ndarray], np.ndarray]
 
 
-class Hands(NamedTuple):
+class TokenizedHands(NamedTuple):
     """Hands as meshes and as poses; a tokenizer takes the one that it reads."""
 
     vertices: Float[np.ndarray, "hand 778 3"]
@@ -31,7 +31,7 @@ class Codebook(NamedTuple):
     """A trained tokenizer, seen from its codes."""
 
     embedding: Float[np.ndarray, "code dim"]
-    encode: Callable[[Hands], np.ndarray]
+    encode: Callable[[TokenizedHands], np.ndarray]
     """Hands -> indices (hand token)."""
     decode: Decode
     """Codes (hand token dim) -> vertices (hand 778 3), metres."""
@@ -131,7 +131,7 @@ def _trained(steps: int) -> str:
     return workdir
 
 
-def sample_hands(config: Any, num: int, *, seed: int = 10_000) -> Hands:
+def sample_hands(config: Any, num: int, *, seed: int = 10_000) -> TokenizedHands:
     """Random hands that training has not seen.
 
     Where tokens say nothing of the shape, because poses are what is tokenized, all
@@ -165,7 +165,7 @@ def sample_hands(config: Any, num: int, *, seed: int = 10_000) -> Hands:
         vertices, _ = jax.jit(hand_model.skin)(hand, batch.mano_pose, 0 * batch.betas)
         joints = hand_constants.joints_from_vertices(hand.joint_regressor, vertices)
         vertices = np.asarray(vertices - joints[:, root][:, None])
-    return Hands(vertices, batch.mano_pose)
+    return TokenizedHands(vertices, batch.mano_pose)
 
 
 # --- what codes do ------------------------------------------------------------------

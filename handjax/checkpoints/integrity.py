@@ -117,7 +117,7 @@ def quiet() -> Iterator[None]:
         orbax_log.setLevel(level)
 
 
-def misfit(mine: Any, theirs: Any) -> str:
+def difference(mine: Any, theirs: Any) -> str:
     """Return how two trees of arrays differ in names and shapes; "" if they do not."""
     a, b = ({k: tuple(v.shape) for k, v in named(tree)} for tree in (mine, theirs))
     lists = {

@@ -137,8 +137,8 @@ class Checkpoints:
             try:
                 with integrity.quiet():
                     self._check_together(step)
-                    misfit = integrity.misfit(variables, self._shapes(step))
-                    if not misfit:
+                    difference = integrity.difference(variables, self._shapes(step))
+                    if not difference:
                         return self._restore(step, variables, train)
             except _NOT_THE_FILE:
                 raise
@@ -147,7 +147,8 @@ class Checkpoints:
             else:  # intact, but of another model: leave it where it is
                 raise UserError(
                     f"Checkpoint {self.directory}/{step} does not fit this config: "
-                    f"{misfit}. Use the config it was made with, or another --workdir."
+                    f"{difference}. Use the config it was made with, or another "
+                    "--workdir."
                 )
         if steps:
             raise CheckpointError(

@@ -29,7 +29,7 @@ class LeftOutError(HandjaxError, ValueError):
     """A record that gives no example; says why."""
 
 
-class Source(NamedTuple):
+class HandRecord(NamedTuple):
     """A record with the box of its hand, in the stored photo and not mirrored."""
 
     record: dict[str, Any]
@@ -63,7 +63,7 @@ class Example(NamedTuple):
     is_right: bool
 
 
-def open_record(split: Split, index: int) -> Source:
+def open_record(split: Split, index: int) -> HandRecord:
     """Read a record and find its box.
 
     Raises:
@@ -100,7 +100,7 @@ def annotated(source: Source) -> HandInCamera | None:
 
 
 def make(
-    source: Source,
+    source: HandRecord,
     file: ManoFile,
     config: CropConfig,
     *,

@@ -112,23 +112,23 @@ def _probed(
 ) -> tuple[ModuleType, str, dict[str, tuple[str, ...]]]:
     """Return family, name and the entries that each variable comes from."""
     families = [backbones.family(name)] if name else list(_families())
-    misfits: list[ConversionError] = []
+    errors: list[ConversionError] = []
     for family in families:
         try:
             with _weights.found_names() as found:
                 variables = family.import_torch(probe)
             return family, found[-1], _origins(variables, list(probe))
         except ConversionError as error:
-            misfits.append(error)
+            errors.append(error)
         except Exception:
             # Another family's names: its renaming may stumble over them anywhere.
             continue
-    if not misfits:
+    if not errors:
         raise UserError(
             "handjax knows no backbone with these weights; they begin with "
             f"{', '.join(list(probe)[:4])}. It knows {', '.join(_names())}."
         )
-    nearest = min(misfits, key=lambda error: error.count)
+    nearest = min(errors, key=lambda error: error.count)
     origins = _origins(nearest.given, list(probe))
     used = {key for keys in origins.values() for key in keys}
     raise nearest.renamed(

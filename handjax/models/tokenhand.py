@@ -383,7 +383,7 @@ def tokenizer_loss(
     Examples without a mesh count for nothing, nor do they for batch statistics.
     """
     valid = jnp.asarray(batch.vertices_valid)
-    vertices = jnp.asarray(batch.vertices)[supervision.stand_ins(valid)]
+    vertices = jnp.asarray(batch.vertices)[supervision.valid_replacements(valid)]
     (output, tokens, quantized), updates = model.apply(
         variables,
         vertices,
@@ -400,7 +400,7 @@ def tokenizer_loss(
         "commitment": jnp.mean(jnp.where(valid, far, 0.0)),
     }
     metrics = {**quantized.metrics, "mm": _millimetres(output, batch)}
-    return terms, metrics, supervision.moved(updates, variables, valid)
+    return terms, metrics, supervision.updates_if_any_valid(updates, variables, valid)
 
 
 def mesh_loss(

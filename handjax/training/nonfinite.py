@@ -150,7 +150,7 @@ def read(directory: Path) -> tuple[Kept, Batch]:
 def brought(batch: Batch) -> str:
     """What the batch itself has that is not finite where it counts; "" if nothing."""
     found = []
-    for name, values in supervision.cleared(batch)._asdict().items():
+    for name, values in supervision.zero_unannotated(batch)._asdict().items():
         if values is None or not jnp.issubdtype(values.dtype, jnp.floating):
             continue
         finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)

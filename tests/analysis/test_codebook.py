@@ -28,7 +28,7 @@ INDICES = np.array([[0, 1, 2, 3], [1, 1, 3, 0], [2, 1, 0, 4], [0, 1, 2, 3]])
 
 def test_a_tokenizer_is_given_what_it_reads():
     """Meshes unless it says otherwise; hands of mean shape where it reads poses."""
-    hands = cb.Hands(np.zeros((2, 778, 3)), np.ones((2, 16, 3)))
+    hands = cb.TokenizedHands(np.zeros((2, 778, 3)), np.ones((2, 16, 3)))
     for family, field in (("tokenhand", "vertices"), ("mmhmr", "mano_pose")):
         assert models.load(family).Model.tokenizes == field
         assert getattr(hands, field).shape[0] == 2

@@ -1,6 +1,6 @@
 """A skinned body of capsules in SMPL's file format, made from a page of numbers.
 
-For tests, demonstrations and whoever has no licence for a body model: one closed
+For tests, demonstrations and users without a licence for a body model: one closed
 capsule around each of the 24 bones of SMPL's tree, with proportions of our own. Rest
 pose: arms out, y up, the body's left +x, facing +z; metres, the pelvis at the origin.
 """
@@ -35,7 +35,7 @@ _JOINTS = {
     "hand": (0.78, 0.47, 0.0),
     "fingers": (0.87, 0.47, 0.0),
 }
-"""Metres; of limbs the left ones."""
+"""Positions, metres; of limbs the left ones."""
 
 _CAPSULES = {
     "pelvis": ("spine1", 0.15, 0.13),

@@ -1,7 +1,7 @@
-"""Pictures of a body in random poses with exact annotations, as a prepared data set.
+"""Make pictures of a body in random poses, exactly annotated, as a data set.
 
 The body is a shaded mesh in one colour for each piece of clothing, before a background
-of noise and boxes: enough to learn from, and no more. It may be the synthetic one or
+of noise and boxes: just enough to learn from. It may be the synthetic one or
 any model with SMPL's tree.
 """
 
@@ -66,14 +66,14 @@ def ensure(
     seed: int = 0,
     image_size: int = 128,
 ) -> Path:
-    """Make a data set of bodies unless it is there; goes on where one was interrupted.
+    """Make a data set of bodies unless it exists; continue an interrupted one.
 
     Args:
-        directory: Where it lies or shall lie.
+        directory: Directory of the data set.
         num: Examples of the split "train".
         num_test: Examples of the split "test"; none of them is in "train".
         source: Body model in SMPL's format; "" for `MODEL` in the directory, which
-            becomes the built-in one if it is not there.
+            becomes the built-in one if it does not exist.
         seed: Decides every picture, together with its split and number.
         image_size: Side of the pictures, pixels.
 
@@ -118,7 +118,7 @@ def load(source: str | os.PathLike) -> ManoFile:
     """Read a body model.
 
     Raises:
-        UserError: It is none in SMPL's format, or has another tree.
+        UserError: It is not in SMPL's format, or has another tree.
     """
     file = model_files.load(source)
     if tuple(file.parents) != SMPL_PARENTS:

@@ -10,7 +10,7 @@ from miniatures import freihand, hands
 
 from data_pipelines.datasets import freihand as converter
 from data_pipelines.preparation import job
-from data_pipelines.sources.reading import Source, SourceError
+from data_pipelines.sources.reading import DownloadedFiles, SourceError
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_test_pictures_without_ground_truth_have_a_box_and_a_camera(tmp_path):
 
 def failure(root, split="train"):
     with pytest.raises(SourceError) as error:
-        converter.index(Source(root, converter.BUILDER), split)
+        converter.index(DownloadedFiles(root, converter.BUILDER), split)
     return str(error.value)
 
 
