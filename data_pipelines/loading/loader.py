@@ -46,7 +46,7 @@ class Source(NamedTuple):
     rows: np.ndarray | None = None
     """Positions of the records that are read (`selections`); None for all."""
     filters: Filters = Filters()
-    """Which annotations of those records are used."""
+    """Filters of the annotations of those records."""
     posable: bool = False
     """Whether its MANO parameters belong to the hand model of the maker's poser, which
     then makes the meshes that are not stored."""
