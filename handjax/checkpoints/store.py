@@ -206,7 +206,8 @@ class Checkpoints:
         before = self.steps()
         return (
             f"checkpoint {self.stage}/{step} cannot be read "
-            f"({type(error).__name__}: {first_line(error)}); moved to {target}; "
+            f"({type(error).__name__}: {console.first_line(error)}); "
+            f"moved to {target}; "
             + (f"going back to step {before[-1]}" if before else "no older one is left")
         )
 
@@ -221,7 +222,8 @@ class Checkpoints:
     def _failed(self, error: Exception) -> CheckpointError:
         for leftover in self.directory.glob("*orbax-checkpoint-tmp*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        failed = f"Could not save a checkpoint to {self.directory}: {first_line(error)}"
+        reason = console.first_line(error)
+        failed = f"Could not save a checkpoint to {self.directory}: {reason}"
         if not self.directory.exists():
             return CheckpointError(
                 f"{failed}. The folder is gone: somebody has moved or "
@@ -251,12 +253,6 @@ def item_handlers() -> dict[str, Any]:
         "train": ocp.StandardCheckpointHandler(),
         "meta": ocp.JsonCheckpointHandler(),
     }
-
-
-def first_line(error: BaseException) -> str:
-    """Return an exception's message, cut to one line of at most 200 characters."""
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:200]
 
 
 def _num_bytes(leaf: Any) -> int:
