@@ -27,8 +27,8 @@ class PoseFile:
         bones: Joints with a rotation, a hand's by default.
 
     Raises:
-        MissingFileError: if there is no such file.
-        UserError: if it is damaged or does not have these arrays.
+        MissingFileError: If there is no such file.
+        UserError: If it is damaged or does not have these arrays.
     """
 
     def __init__(self, path: str | os.PathLike, bones: int = 16):

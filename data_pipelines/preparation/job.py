@@ -63,7 +63,7 @@ def prepare(
 
     Raises:
         UserError: An unknown name, or a directory with other contents.
-        SourceError: What was downloaded is not as it should be.
+        SourceError: A downloaded file is missing or damaged.
         MissingFileError: There is no hand model at `hand`.
         ShardError: The disk is full or cannot be written.
     """

@@ -126,7 +126,7 @@ def load_models(name: str, hand: str | Path) -> HandModels:
 
     Raises:
         MissingFileError: With the paths tried and where to get MANO.
-        ValueError: It is no hand model in MANO's format.
+        ValueError: It is not a hand model in MANO's format.
     """
     row = ROWS[name]
     if not hand or row.pose == "none":

@@ -21,7 +21,7 @@ from handjax.io import safe_pickle
 
 
 class SourceError(UserError):
-    """What was downloaded is not as it should be; the message says what to do."""
+    """A downloaded file is missing or damaged; the message says what to do."""
 
 
 class DownloadedFiles:

@@ -237,8 +237,8 @@ def read_metadata(directory: Path) -> dict[str, Any]:
     """Read the dataset's `metadata.json`.
 
     Raises:
-        MissingFileError: if the folder holds no finished dataset.
-        ShardError: if it was made for another version of the schema.
+        MissingFileError: The folder holds no finished dataset.
+        ShardError: It was made for another version of the schema.
     """
     path = Path(directory) / "metadata.json"
     if not path.is_file():
@@ -284,8 +284,8 @@ def open_split(directory: Path | str, split: str) -> "Split":
     """Open a split for random access to its records.
 
     Raises:
-        MissingFileError: if there is no finished dataset or no such split.
-        ShardError: if shards are missing or cannot be read.
+        MissingFileError: There is no finished dataset or no such split.
+        ShardError: Shards are missing or cannot be read.
     """
     directory = Path(directory)
     metadata = read_metadata(directory)

@@ -67,8 +67,8 @@ class Workers:
                 yield pending.popleft().result()
         except BrokenProcessPool as error:
             raise HandjaxError(
-                f"One of {self.count} worker processes was killed, probably for want "
-                "of memory. The same command goes on from here; give it fewer "
+                f"One of {self.count} worker processes was killed, probably because "
+                "memory ran out. The same command goes on from here; give it fewer "
                 "--workers."
             ) from error
 

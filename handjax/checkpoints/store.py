@@ -20,6 +20,7 @@ from orbax.checkpoint import checkpoint_managers
 from handjax.checkpoints import integrity
 from handjax.distributed import processes
 from handjax.errors import HandjaxError, UserError
+from handjax.io import console
 
 # Orbax tells absl's log about every default it takes.
 logging.getLogger("absl").setLevel(logging.ERROR)

@@ -28,12 +28,12 @@ def read_config(workdir: Path | str) -> ConfigDict:
     """Read the config that a workdir was trained with.
 
     Raises:
-        MissingFileError: if the directory is no workdir.
+        MissingFileError: The directory is not a workdir.
     """
     path = Path(workdir) / "config.json"
     if not path.is_file():
         raise MissingFileError(
-            f"{str(workdir)!r} is no workdir: it has no config.json. Pass the "
+            f"{str(workdir)!r} is not a workdir: it has no config.json. Pass the "
             "--workdir of a `python -m handjax.train` run."
         )
     return configs.from_json(path.read_text())
@@ -85,7 +85,7 @@ def load_for_inference(
         (config, model, variables, stage name, step).
 
     Raises:
-        MissingFileError: if there is no such checkpoint; lists those there are.
+        MissingFileError: There is no such checkpoint; lists those that exist.
     """
     from handjax import models
     from handjax.family import hand_constants
@@ -122,7 +122,7 @@ def build_model(family: Any, config: ConfigDict, **fields: Any) -> Any:
             the computation, `edges` between joints.
 
     Raises:
-        UserError: if `config.model` has a key that is not a field of the model, or
+        UserError: `config.model` has a key that is not a field of the model, or
             lacks a field that has no default: what a recipe fixes is in the config
             alone.
     """

@@ -94,8 +94,8 @@ def check_free(directory: Path, overwrite: bool) -> None:
         return
     if not is_conversion(directory):
         raise UserError(
-            f"--to={str(directory)!r} exists and is no earlier conversion; name a new "
-            "directory."
+            f"--to={str(directory)!r} exists and is not an earlier conversion; name a "
+            "new directory."
         )
     if not overwrite:
         raise UserError(

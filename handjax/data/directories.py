@@ -63,8 +63,8 @@ def evaluated(data: Data, hand_file: ManoFile, *, create: bool) -> Path:
         create: Whether to render the built-in data if they do not exist.
 
     Raises:
-        UserError: a named data set without a directory, or built-in data of a body.
-        MissingFileError: a directory without that data set.
+        UserError: A named data set without a directory, or built-in data of a body.
+        MissingFileError: A directory without that data set.
     """
     if not is_built_in(data):
         return _named(data)
@@ -192,7 +192,7 @@ def check_there(data: Data, directories: Iterable[Path]) -> None:
     """Refuse to train while data sets are missing.
 
     Raises:
-        MissingFileError: names all that are missing, and what makes them.
+        MissingFileError: Names all that are missing, and what makes them.
     """
     missing = [path for path in directories if not _is_there(path)]
     if not missing:

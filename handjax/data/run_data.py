@@ -55,15 +55,15 @@ def open_data(
             built-in set is only described.
 
     Raises:
-        UserError: for a named data set without a directory.
-        MissingFileError: for a directory without that data set.
+        UserError: A named data set has no directory.
+        MissingFileError: The directory does not hold that data set.
     """
     schema.preload()
     data = config.data
     roots = hand_file.skeleton.roots
     if data.root not in roots:
         raise UserError(
-            f"config.data.root={data.root!r} is no root joint"
+            f"config.data.root={data.root!r} is not a root joint"
             f"{suggest(data.root, roots)}"
         )
     if not hand_file.is_hand and data.augment.get("flip"):
@@ -282,7 +282,7 @@ class OpenData:
         return Letters(_letter_ids(self.config), self.data.label_turn)
 
     def describe_letters(self) -> str:
-        """What labelled poses are, and how they are read."""
+        """Describe labelled poses, and how their texts are read."""
         how = self.config.model.text
         return (
             f"hands that show {' '.join(letters.names())}, within "
@@ -341,7 +341,7 @@ def example_batch(
 
 
 def _letter_ids(config: ml_collections.ConfigDict) -> np.ndarray:
-    """Token ids of the letters, by the encoder of texts of `config.model`."""
+    """Return token ids of the letters, by the text encoder of `config.model`."""
     encode = text_encoder.tokenizer(
         config.model.text,
         labels=config.model.labels,

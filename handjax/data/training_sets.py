@@ -64,7 +64,7 @@ class TrainingSets:
 
         Raises:
             MissingFileError: Data sets are missing.
-            ValueError: The filters leave nothing of one.
+            UserError: The filters leave no record of one.
         """
         there = [path for path in self.weights if not self._to_be_rendered(path)]
         directories.check_there(self._data, there)

@@ -46,7 +46,7 @@ def join(cluster: Cluster) -> None:
     """Wait for the other processes.
 
     Raises:
-        UserError: a value is missing, or the others do not come.
+        UserError: A value is missing, or the others do not come.
     """
     told = cluster.num_processes, cluster.process_id
     if cluster.coordinator and None in told:
@@ -89,7 +89,7 @@ def compare(facts: dict[str, Any], say: Any) -> None:
         say: Receives a line about clocks that differ.
 
     Raises:
-        UserError: names the process, the fact, and both values.
+        UserError: Names the process, the fact, and both values.
     """
     if jax.process_count() == 1:
         return

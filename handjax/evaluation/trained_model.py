@@ -73,7 +73,7 @@ def load(
 
     Raises:
         MissingFileError: There is no such checkpoint, or no data.
-        ValueError: The config or its data make no sense.
+        UserError: The config or its data are not valid.
     """
     config, model, variables, name, step = load_for_inference(
         workdir,

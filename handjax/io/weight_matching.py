@@ -11,7 +11,7 @@ _SHOWN = 8
 
 
 class ConversionError(UserError):
-    """Weights do not fit; the message has four lists, as has the object.
+    """Weights do not fit; the message and the object have four lists.
 
     Shapes are those of handjax's layout (kernels end in their outputs).
     """
