@@ -1,1 +1,1 @@
-"""From photographs and annotations to batches; numpy only in the workers."""
+"""Turn photographs and annotations into batches; numpy only in the workers."""

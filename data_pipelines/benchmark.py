@@ -73,17 +73,18 @@ def measure(
 
     from data_pipelines.loading import loader
     from data_pipelines.loading.augment import AugmentConfig
+    from data_pipelines.loading.examples import ExampleMaker
     from handjax.geometry.crop import CropConfig
 
-    def batches(num_threads: int, load_image: bool = True) -> Callable[[], int]:
+    make = ExampleMaker(CropConfig(size=crop_size), augmentation=AugmentConfig())
+
+    def batches(threads: int, load_image: bool = True) -> Callable[[], int]:
         made = loader.train_batches(
             [loader.Source(split)],
+            make._replace(load_image=load_image),
             batch_size=batch_size,
             seed=0,
-            crop=CropConfig(size=crop_size),
-            augment=AugmentConfig(),
-            load_image=load_image,
-            num_threads=num_threads,
+            threads=threads,
         )
         return lambda: len(next(made).index)
 
@@ -121,7 +122,7 @@ def _result(name: str, metric: str, value: float, unit: str) -> dict[str, Any]:
 
 
 def _rate(task: Callable[[], int], seconds: float, clock: Callable[[], float]) -> float:
-    """Examples a second of a clock, over at least `seconds` of it."""
+    """Return examples per second of a clock, measured over at least `seconds`."""
     done, start = 0, clock()
     while (passed := clock() - start) < seconds or not done:
         done += task()

@@ -45,10 +45,10 @@ class Finding(NamedTuple):
     mean: float
     largest: float
     count: int
-    """Hands that have it."""
+    """Number of hands that have the quantity."""
 
     def line(self) -> str:
-        """For people to read."""
+        """Return one line for people to read."""
         numbers = f"{self.mean:9.3f} {self.unit:3} mean {self.largest:9.3f} max"
         hands = f"{self.count:,} hands"
         return f"{self.split} {self.side:5} {self.quantity:18} {numbers}  ({hands})"
@@ -57,7 +57,7 @@ class Finding(NamedTuple):
 def _parser() -> Parser:
     parser = Parser("data check", __doc__)
     add = parser.add_argument
-    add("directory", help="of the prepared data set")
+    add("directory", help="directory of the prepared data set")
     add(
         "--hand",
         default="",
@@ -82,7 +82,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> list[str]:
-    """Print findings; returns what is damaged."""
+    """Print findings; return what is damaged."""
     from data_pipelines.sources import conventions
     from data_pipelines.storage import shards
 
@@ -104,7 +104,7 @@ def _report(arguments: argparse.Namespace) -> list[str]:
 
 
 def wrong_checksums(directory: Path) -> list[str]:
-    """Shards of the manifest that are missing or whose content has changed."""
+    """Return the shards of the manifest that are missing or have changed."""
     from data_pipelines.preparation import job
 
     wrong = []
@@ -119,7 +119,7 @@ def wrong_checksums(directory: Path) -> list[str]:
 
 
 def _sample(split: Any, num: int) -> tuple[list[dict[str, Any]], list[str]]:
-    """Records spread over a split, without pictures; and those that are unreadable."""
+    """Return records spread over a split, without pictures, and the unreadable ones."""
     from data_pipelines.loading import examples
 
     count = min(num or len(split), len(split))
@@ -143,8 +143,8 @@ def findings(
     """Measure records; see the module.
 
     Args:
-        split: their split.
-        records: decoded.
+        split: Their split.
+        records: Decoded.
         models: `conventions.HandModels` to re-pose them with.
     """
     measured: dict[tuple[str, str, str], list[np.ndarray]] = defaultdict(list)

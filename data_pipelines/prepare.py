@@ -43,7 +43,7 @@ def _parser() -> Parser:
         "--beam",
         default="",
         metavar="RUNNER",
-        help="Apache Beam's runner in their place, e.g. DirectRunner, FlinkRunner",
+        help="runner of Apache Beam to use instead, e.g. DirectRunner, FlinkRunner",
     )
     add(
         "--beam_option",

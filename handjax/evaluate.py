@@ -259,7 +259,7 @@ def _submit(arguments: argparse.Namespace) -> int:
         procrustes=arguments.procrustes,
         options=options,
         tta_mode=arguments.tta,
-        said=found.said(),
+        said=found.provenance(),
     )
     if report:
         print(score_files.table(report))

@@ -88,8 +88,8 @@ class Batch(NamedTuple):
     """Joints of which the place is known, of hands some of whose are not; none without
     the root. None where it is all or none."""
     betas_valid: Bool[AnyArray, "batch"] | None = None
-    """Betas count, be it as what is likely (zero) of a hand whose shape is not known
-    (`data_pipelines.loading.filters`); None where they count with the pose alone."""
+    """Whether betas are supervised; zero betas may serve as a prior
+    (`data_pipelines.loading.filters`). None: `mano_valid` decides."""
 
     @property
     def joints2d_weights(self) -> AnyArray:

@@ -1,6 +1,6 @@
 """Published data sets, one file each.
 
-A file is a data set because it lies here. It has
+Every file in this folder is a data set. It has
 
     BUILDER: Builder                        what it is, its licence, how to get it
     def index(source, split) -> Index       read annotations that many examples share
@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 from data_pipelines.sources import hamer_tars
-from data_pipelines.sources.reading import Source
+from data_pipelines.sources.reading import DownloadedFiles
 from handjax.errors import UserError
 
 PUBLISHED = "published files"
@@ -23,8 +23,8 @@ PUBLISHED = "published files"
 
 
 def names() -> list[str]:
-    """Names of the data sets, in the order of `schema.DATASETS`."""
-    from data_pipelines.storage.schema import DATASETS
+    """Return the data sets' names, in the order of `dataset_names.DATASETS`."""
+    from data_pipelines.storage.dataset_names import DATASETS
 
     found = {module.name for module in pkgutil.iter_modules(__path__)}
     return sorted(found, key=DATASETS.index)
@@ -34,23 +34,23 @@ def load(name: str) -> ModuleType:
     """Import a data set's file.
 
     Raises:
-        UserError: There is none of that name.
+        UserError: No data set has that name.
     """
     if name not in names():
         raise UserError(f"{name!r} is not one of the data sets: {', '.join(names())}.")
     return importlib.import_module(f"{__name__}.{name}")
 
 
-def open_source(name: str, root: Path) -> tuple[ModuleType, Source, str]:
-    """What reads a directory with a data set, the directory, and the kind of source.
+def open_source(name: str, root: Path) -> tuple[ModuleType, DownloadedFiles, str]:
+    """Return the reader of a directory with a data set, the directory, and its kind.
 
     Args:
-        name: of the data set.
-        root: directory that the user gave; with HaMeR's tars of it, these are read.
+        name: Name of the data set.
+        root: Directory that the user gave; if it has HaMeR's tars, these are read.
     """
     module = load(name)
     tars = hamer_tars.folder(root, name)
     if tars is not None:
         builder = hamer_tars.builder(module.BUILDER)
-        return hamer_tars, Source(tars, builder), hamer_tars.KIND
-    return module, Source(root, module.BUILDER), PUBLISHED
+        return hamer_tars, DownloadedFiles(tars, builder), hamer_tars.KIND
+    return module, DownloadedFiles(root, module.BUILDER), PUBLISHED

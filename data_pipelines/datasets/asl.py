@@ -16,7 +16,7 @@ import numpy as np
 from data_pipelines.sources import pictures
 from data_pipelines.sources.conventions import HandModels
 from data_pipelines.sources.description import Archive, Builder, Index, text
-from data_pipelines.sources.reading import Source
+from data_pipelines.sources.reading import DownloadedFiles
 
 BUILDER = Builder(
     name="asl",
@@ -39,7 +39,7 @@ _HELD_BACK = 0.1
 """Share of each class, its last frames, that is the split "val"."""
 
 
-def index(source: Source, split: str) -> Index:
+def index(source: DownloadedFiles, split: str) -> Index:
     """List pictures and their letters."""
     names: list[tuple[str, str]] = []
     dropped: Counter[str] = Counter()
@@ -64,9 +64,9 @@ def index(source: Source, split: str) -> Index:
 
 
 def example(
-    source: Source, index: Index, row: int, models: HandModels
+    source: DownloadedFiles, index: Index, row: int, models: HandModels
 ) -> dict[str, Any]:
-    """A picture and its letter; the signer uses the right hand, with few exceptions."""
+    """Return a picture with its letter; almost all of the signers' hands are right."""
     del models  # there is no MANO
     name = index.columns["name"][row].decode()
     picture = source.picture(name)

@@ -16,7 +16,7 @@ import numpy as np
 from data_pipelines.sources import conventions, pictures
 from data_pipelines.sources.conventions import HandModels
 from data_pipelines.sources.description import Archive, Builder, Index, text
-from data_pipelines.sources.reading import Source, SourceError
+from data_pipelines.sources.reading import DownloadedFiles, SourceError
 
 BUILDER = Builder(
     name="coco_wholebody",
@@ -41,7 +41,7 @@ BUILDER = Builder(
 _SIDES = {True: "righthand", False: "lefthand"}
 
 
-def index(source: Source, split: str) -> Index:
+def index(source: DownloadedFiles, split: str) -> Index:
     """Collect the hands that are annotated."""
     file = f"coco_wholebody_{split}_v1.0.json"
     path = source.first(file, f"annotations/{file}")
@@ -79,9 +79,9 @@ def index(source: Source, split: str) -> Index:
 
 
 def example(
-    source: Source, index: Index, row: int, models: HandModels
+    source: DownloadedFiles, index: Index, row: int, models: HandModels
 ) -> dict[str, Any]:
-    """One hand of one person."""
+    """Return one hand of one person."""
     del models  # there is no MANO
     columns = index.columns
     person, is_right = columns["row"][row].tolist()

@@ -25,7 +25,7 @@ from data_pipelines.sources.description import (
     Index,
     text,
 )
-from data_pipelines.sources.reading import Source
+from data_pipelines.sources.reading import DownloadedFiles
 
 BUILDER = Builder(
     name="dexycb",
@@ -64,12 +64,12 @@ _SUBJECT = "[0-9]*-subject-[0-9][0-9]"
 
 
 def part_of(setup: str, subject: int, sequence: int, camera: int) -> str:
-    """The split that a frame belongs to: "train", "val" or "test".
+    """Return the split that a frame belongs to: "train", "val" or "test".
 
     Args:
         setup: "s0" to "s3".
         subject: 0 to 9.
-        sequence: of the subject, 0 to 99; each object has five in a row.
+        sequence: Of the subject, 0 to 99; each object has five in a row.
         camera: 0 to 7.
     """
     if setup == "s0":
@@ -86,7 +86,7 @@ def part_of(setup: str, subject: int, sequence: int, camera: int) -> str:
     return "test" if thing in (7, 11, 15) else "train"
 
 
-def index(source: Source, split: str) -> Index:
+def index(source: DownloadedFiles, split: str) -> Index:
     """List the frames of a split: by sequence, then camera, then time."""
     setup, _, part = split.rpartition("_")
     folders = source.names(".", _SUBJECT, "a folder for each subject")
@@ -128,7 +128,7 @@ def index(source: Source, split: str) -> Index:
 class _Yaml:
     """A file of named values."""
 
-    def __init__(self, source: Source, path: str):
+    def __init__(self, source: DownloadedFiles, path: str):
         self._source, self._path = source, path
         self._values = source.yaml(path, "named values")
 
@@ -140,7 +140,7 @@ class _Yaml:
         return value
 
 
-def _betas(source: Source, calibration: str) -> np.ndarray:
+def _betas(source: DownloadedFiles, calibration: str) -> np.ndarray:
     path = f"calibration/mano_{calibration}/mano.yml"
     betas = np.array(_Yaml(source, path).get("betas", list), np.float64)
     if betas.shape != (10,):
@@ -148,7 +148,7 @@ def _betas(source: Source, calibration: str) -> np.ndarray:
     return betas
 
 
-def _intrinsics(source: Source, serial: str) -> np.ndarray:
+def _intrinsics(source: DownloadedFiles, serial: str) -> np.ndarray:
     path = f"calibration/intrinsics/{serial}_640x480.yml"
     color = _Yaml(source, path).get("color", dict)
     try:
@@ -160,9 +160,9 @@ def _intrinsics(source: Source, serial: str) -> np.ndarray:
 
 
 def example(
-    source: Source, index: Index, row: int, models: HandModels
+    source: DownloadedFiles, index: Index, row: int, models: HandModels
 ) -> dict[str, Any]:
-    """The hand of one frame."""
+    """Return the hand of one frame."""
     columns = index.columns
     sequence, camera, frame = columns["frame"][row].tolist()
     folder = f"{columns['sequence'][sequence].decode()}/{SERIALS[camera]}"
@@ -197,7 +197,7 @@ def example(
 
 
 def _label(
-    source: Source,
+    source: DownloadedFiles,
     path: str,
     annotation: dict[str, Any],
     name: str,

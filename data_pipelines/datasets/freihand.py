@@ -11,7 +11,7 @@ import numpy as np
 from data_pipelines.sources import conventions, pictures
 from data_pipelines.sources.conventions import HandModels
 from data_pipelines.sources.description import Archive, Builder, Index
-from data_pipelines.sources.reading import Source
+from data_pipelines.sources.reading import DownloadedFiles
 from handjax.mano import numpy_skinning
 
 BUILDER = Builder(
@@ -48,7 +48,7 @@ pixels, which is this at the default growth of 1.25."""
 _SIZE = 224
 
 
-def index(source: Source, split: str) -> Index:
+def index(source: DownloadedFiles, split: str) -> Index:
     """Read the lists of annotations; of the test split those that are there."""
     folder = _FOLDERS[split]
     cameras = source.json_arrays(f"{folder}_K.json", (3, 3), "camera matrices")
@@ -76,8 +76,10 @@ def index(source: Source, split: str) -> Index:
     return Index(split, count, columns)
 
 
-def _check(source: Source, folder: str, columns: dict[str, np.ndarray]) -> None:
-    """Compare files that have to belong together: mixed versions do not."""
+def _check(
+    source: DownloadedFiles, folder: str, columns: dict[str, np.ndarray]
+) -> None:
+    """Check that the files belong together: mixed versions do not."""
     xyz, K = columns["xyz"], columns["K"]
     scale = source.json_arrays(f"{folder}_scale.json", (), "lengths of a bone, metres")
     if len(scale) == len(xyz):
@@ -108,9 +110,9 @@ def _picture(split: str, number: int) -> str:
 
 
 def example(
-    source: Source, index: Index, row: int, models: HandModels
+    source: DownloadedFiles, index: Index, row: int, models: HandModels
 ) -> dict[str, Any]:
-    """One picture with the annotation of its frame."""
+    """Return one picture with the annotation of its frame."""
     columns = index.columns
     frame = row % len(columns["K"])
     name = _picture(index.split, row)
@@ -136,9 +138,9 @@ def example(
 def _mano(
     columns: dict[str, np.ndarray], frame: int, models: HandModels
 ) -> dict[str, Any]:
-    """Pose and shape; where the hand is follows from the mesh.
+    """Return pose and shape; the place of the hand follows from the mesh.
 
-    The file's own placement (two pixels and a scale) is that of a weak perspective, and
+    The file's own placement (two pixels and a scale) is a weak perspective, which is
     less exact.
     """
     numbers = columns["mano"][frame, 0]

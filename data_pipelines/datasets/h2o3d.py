@@ -5,7 +5,7 @@ from typing import Any
 from data_pipelines.sources import honnotate
 from data_pipelines.sources.conventions import HandModels
 from data_pipelines.sources.description import Archive, Builder, Index
-from data_pipelines.sources.reading import Source
+from data_pipelines.sources.reading import DownloadedFiles
 
 BUILDER = Builder(
     name="h2o3d",
@@ -23,16 +23,16 @@ BUILDER = Builder(
 )
 
 
-def index(source: Source, split: str) -> Index:
+def index(source: DownloadedFiles, split: str) -> Index:
     """Read the list of frames; every frame has two examples."""
     frames = honnotate.read_index(source, split, suffix=".jpg")
     return frames._replace(count=2 * frames.count)
 
 
 def example(
-    source: Source, index: Index, row: int, models: HandModels
+    source: DownloadedFiles, index: Index, row: int, models: HandModels
 ) -> dict[str, Any]:
-    """The right hand of a frame, then the left one."""
+    """Return one hand of a frame; the right hand comes before the left."""
     is_right = row % 2 == 0
     return honnotate.hand(
         source, index, row // 2, models, is_right=is_right, two_hands=True

@@ -16,7 +16,7 @@ import numpy as np
 from data_pipelines.sources import conventions, pictures
 from data_pipelines.sources.conventions import HandModels
 from data_pipelines.sources.description import Archive, Builder, Index, text
-from data_pipelines.sources.reading import Source, SourceError
+from data_pipelines.sources.reading import DownloadedFiles, SourceError
 from data_pipelines.storage import schema
 
 BUILDER = Builder(
@@ -46,7 +46,7 @@ _HANDS = {False: slice(94, 115), True: slice(115, 136)}
 _HIDDEN = 1
 
 
-def index(source: Source, split: str) -> Index:
+def index(source: DownloadedFiles, split: str) -> Index:
     """Collect the hands that are annotated, each once."""
     path = f"halpe_{split}_v1.json"
     dropped: Counter[str] = Counter()
@@ -89,9 +89,9 @@ def index(source: Source, split: str) -> Index:
 
 
 def example(
-    source: Source, index: Index, row: int, models: HandModels
+    source: DownloadedFiles, index: Index, row: int, models: HandModels
 ) -> dict[str, Any]:
-    """One hand of one person."""
+    """Return one hand of one person."""
     del models  # there is no MANO
     columns = index.columns
     person, is_right = columns["row"][row].tolist()

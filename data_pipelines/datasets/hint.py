@@ -17,7 +17,7 @@ import numpy as np
 from data_pipelines.sources import conventions, pictures
 from data_pipelines.sources.conventions import HandModels
 from data_pipelines.sources.description import Archive, Builder, Index, text
-from data_pipelines.sources.reading import Source
+from data_pipelines.sources.reading import DownloadedFiles
 
 _COUNTS = {
     **{"train_newdays": 9_666, "train_visor": 2_780, "train_ego4d": 11_652},
@@ -48,12 +48,12 @@ _SUBSETS = {"newdays": "newdays_img", "visor": "epick_img", "ego4d": "ego4d_img"
 
 
 def folder(split: str) -> str:
-    """Where a split lies."""
+    """Return the folder of a split."""
     part, subset = split.split("_", 1)
     return f"{part.upper()}_{_SUBSETS.get(subset, subset)}"
 
 
-def index(source: Source, split: str) -> Index:
+def index(source: DownloadedFiles, split: str) -> Index:
     """List the annotations that have a picture."""
     names = source.names(folder(split), "*.json", "pairs of .jpg and .json")
     stems = [f"{folder(split)}/{name.removesuffix('.json')}" for name in names]
@@ -67,9 +67,9 @@ def index(source: Source, split: str) -> Index:
 
 
 def example(
-    source: Source, index: Index, row: int, models: HandModels
+    source: DownloadedFiles, index: Index, row: int, models: HandModels
 ) -> dict[str, Any]:
-    """The hand of one file."""
+    """Return the hand of one file."""
     del models  # there is no MANO
     stem = index.columns["stem"][row].decode()
     path, what = f"{stem}.json", "a list of {keypoints, occlusion, bbox}"

@@ -5,7 +5,7 @@ from typing import Any
 from data_pipelines.sources import honnotate
 from data_pipelines.sources.conventions import HandModels
 from data_pipelines.sources.description import Archive, Builder, Index
-from data_pipelines.sources.reading import Source
+from data_pipelines.sources.reading import DownloadedFiles
 
 BUILDER = Builder(
     name="ho3d_v3",
@@ -28,13 +28,13 @@ BUILDER = Builder(
 )
 
 
-def index(source: Source, split: str) -> Index:
+def index(source: DownloadedFiles, split: str) -> Index:
     """Read the list of frames."""
     return honnotate.read_index(source, split, suffix=".jpg")
 
 
 def example(
-    source: Source, index: Index, row: int, models: HandModels
+    source: DownloadedFiles, index: Index, row: int, models: HandModels
 ) -> dict[str, Any]:
-    """The right hand of a frame."""
+    """Return the right hand of a frame."""
     return honnotate.hand(source, index, row, models, is_right=True)

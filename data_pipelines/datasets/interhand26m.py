@@ -25,7 +25,7 @@ from data_pipelines.sources.description import (
     Index,
     text,
 )
-from data_pipelines.sources.reading import Source
+from data_pipelines.sources.reading import DownloadedFiles
 from handjax.errors import UserError
 
 _NAME = "interhand26m"
@@ -50,10 +50,10 @@ BUILDER = Builder(
 _SIDES = {"right": (True,), "left": (False,), "interacting": (True, False)}
 _IMAGE = ("file_name", "width", "height", "capture", "frame_idx", "camera")
 _WRIST = 20
-"""Of each hand's 21 joints, in the data set's order."""
+"""Index of each hand's wrist among its 21 joints, in the data set's order."""
 
 
-def index(source: Source, split: str) -> Index:
+def index(source: DownloadedFiles, split: str) -> Index:
     """Collect the hands of all pictures whose wrist is valid."""
     stem = f"annotations/{split}/InterHand2.6M_{split}"
     cameras = _Cameras(source, f"{stem}_camera.json")
@@ -103,7 +103,7 @@ def index(source: Source, split: str) -> Index:
 class _Cameras:
     """Rotation, position and projection of every camera of every capture."""
 
-    def __init__(self, source: Source, path: str):
+    def __init__(self, source: DownloadedFiles, path: str):
         what = "campos, camrot, focal and princpt of each camera"
         self._numbers: dict[tuple[str, str], int] = {}
         self._values: list[np.ndarray] = []
@@ -135,7 +135,7 @@ class _Cameras:
 class _Frames:
     """Joints of both hands at each time of each capture."""
 
-    def __init__(self, source: Source, path: str):
+    def __init__(self, source: DownloadedFiles, path: str):
         what = "world_coord (42 x 3, millimetres) of each frame"
         self._numbers: dict[tuple[str, str], int] = {}
         self._joints: list[np.ndarray] = []
@@ -159,7 +159,7 @@ class _Frames:
 class _Fits:
     """MANO of the frames that have it."""
 
-    def __init__(self, source: Source, path: str):
+    def __init__(self, source: DownloadedFiles, path: str):
         what = "pose, shape and trans of each frame and hand, or null"
         self._numbers: dict[tuple[str, str, bool], int] = {}
         self._fits: list[np.ndarray] = []
@@ -180,7 +180,7 @@ class _Fits:
             raise source.damaged(path, what, f"{error!r}") from None
 
     def number(self, capture: str, frame: str, is_right: bool) -> int:
-        """-1 where there is none."""
+        """Return a number of the row; -1 where there is none."""
         return self._numbers.get((capture, frame, is_right), -1)
 
     def columns(self) -> dict[str, np.ndarray]:
@@ -188,9 +188,9 @@ class _Fits:
 
 
 def example(
-    source: Source, index: Index, row: int, models: HandModels
+    source: DownloadedFiles, index: Index, row: int, models: HandModels
 ) -> dict[str, Any]:
-    """One hand of one picture."""
+    """Return one hand of one picture."""
     columns = index.columns
     width, height, camera, frame, side, fit = columns["row"][row].tolist()
     is_right, name = bool(side), columns["name"][row].decode()

@@ -21,7 +21,7 @@ from data_pipelines.sources.description import (
     Index,
     text,
 )
-from data_pipelines.sources.reading import Source
+from data_pipelines.sources.reading import DownloadedFiles
 
 BUILDER = Builder(
     name="mpii_nzsl",
@@ -50,7 +50,7 @@ _FOLDERS = {
 }
 
 
-def index(source: Source, split: str) -> Index:
+def index(source: DownloadedFiles, split: str) -> Index:
     """List the annotation files."""
     names = [
         f"{folder}/{name}"
@@ -61,9 +61,9 @@ def index(source: Source, split: str) -> Index:
 
 
 def example(
-    source: Source, index: Index, row: int, models: HandModels
+    source: DownloadedFiles, index: Index, row: int, models: HandModels
 ) -> dict[str, Any]:
-    """The hand of one file."""
+    """Return the hand of one file."""
     del models  # there is no MANO
     path = index.columns["name"][row].decode()
     content, what = source.json(path, "hand_pts and is_left"), "hand_pts (21 x 3)"

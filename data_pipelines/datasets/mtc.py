@@ -20,7 +20,7 @@ import numpy as np
 from data_pipelines.sources import conventions, pictures
 from data_pipelines.sources.conventions import HandModels
 from data_pipelines.sources.description import Archive, Builder, Index, text
-from data_pipelines.sources.reading import Source
+from data_pipelines.sources.reading import DownloadedFiles
 
 BUILDER = Builder(
     name="mtc",
@@ -43,7 +43,7 @@ _WHY_NOT = (("overlap", "overlaps another person"), ("occluded", "occluded"))
 _CAMERA = {"K": (3, 3), "R": (3, 3), "t": (3,), "distCoef": (5,)}
 
 
-def index(source: Source, split: str) -> Index:
+def index(source: DownloadedFiles, split: str) -> Index:
     """Collect the views in which a hand is inside, alone and not occluded."""
     path, what = "annotation.pkl", "lists of frames with left_hand and right_hand"
     content = source.pickle(path, what)
@@ -79,7 +79,7 @@ def index(source: Source, split: str) -> Index:
 
 
 def _reason(seen: dict[str, Any]) -> str:
-    """Why a view is left out, or ""."""
+    """Return why a view is left out, or ""."""
     if not seen["insideImg"]:
         return "not inside the picture"
     return next((reason for flag, reason in _WHY_NOT if seen.get(flag)), "")
@@ -88,7 +88,7 @@ def _reason(seen: dict[str, Any]) -> str:
 class _Cameras:
     """The cameras that are used, each once."""
 
-    def __init__(self, source: Source):
+    def __init__(self, source: DownloadedFiles):
         self._source, self._path = source, "camera_data.pkl"
         self._what = "{sequence: {camera: {K, R, t, distCoef}}}"
         self._content = source.pickle(self._path, self._what)
@@ -120,9 +120,9 @@ class _Cameras:
 
 
 def example(
-    source: Source, index: Index, row: int, models: HandModels
+    source: DownloadedFiles, index: Index, row: int, models: HandModels
 ) -> dict[str, Any]:
-    """A hand in one view."""
+    """Return a hand in one view."""
     del models  # there is no MANO
     columns = index.columns
     frame, camera, view, side, hand = columns["row"][row].tolist()

@@ -18,7 +18,7 @@ import numpy as np
 from data_pipelines.sources import conventions, pictures
 from data_pipelines.sources.conventions import HandModels
 from data_pipelines.sources.description import Archive, Builder, DroppedError, Index
-from data_pipelines.sources.reading import Source
+from data_pipelines.sources.reading import DownloadedFiles
 
 BUILDER = Builder(
     name="rhd",
@@ -41,7 +41,7 @@ _MASK = {False: (2, 17), True: (18, 33)}
 """First and last number of a hand in the mask, by `is_right`."""
 
 
-def index(source: Source, split: str) -> Index:
+def index(source: DownloadedFiles, split: str) -> Index:
     """Read the annotations of all pictures."""
     folder = _FOLDERS[split]
     path = f"{folder}/anno_{folder}.pickle"
@@ -68,9 +68,9 @@ def _file(split: str, kind: str, number: int) -> str:
 
 
 def example(
-    source: Source, index: Index, row: int, models: HandModels
+    source: DownloadedFiles, index: Index, row: int, models: HandModels
 ) -> dict[str, Any]:
-    """A hand: of training pictures the left one, then the right one."""
+    """Return one hand; of a training picture the left one comes before the right."""
     del models  # there is no MANO
     if index.split == "train":
         row, side = divmod(row, 2)
@@ -102,8 +102,8 @@ def example(
     }
 
 
-def _larger_is_right(source: Source, index: Index, row: int) -> bool:
-    """Whether the right hand covers more pixels of a picture."""
+def _larger_is_right(source: DownloadedFiles, index: Index, row: int) -> bool:
+    """Return whether the right hand covers more pixels of a picture."""
     number = int(index.columns["number"][row])
     mask = source.pixels(_file(index.split, "mask", number))
     counts = {

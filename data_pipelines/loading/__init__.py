@@ -1,1 +1,1 @@
-"""From shards to batches: read, filter, mix, crop, augment."""
+"""Make batches of shards: read, filter, mix, crop, augment."""

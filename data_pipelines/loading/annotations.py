@@ -1,4 +1,4 @@
-"""Annotations of a batch of records, brought to right hands; numpy only.
+"""Convert the annotations of a batch of records to right hands; numpy only.
 
 Left hands are mirrored here, and nowhere else in training: camera, labels and pose
 together (`Hands.mirror` does the picture). Every later step sees right hands.
@@ -40,7 +40,7 @@ FIELDS = (
     "mano_transl",
     "vertices",
 )
-"""Fields of a record that `examples.make` needs; `readers.Reader` adds `index`, its
+"""Fields of a record that `ExampleMaker` needs; `readers.Reader` adds `index`, its
 position, and `posable`, whether the `Poser` is its annotators' hand model."""
 
 
@@ -72,7 +72,7 @@ class Hands(NamedTuple):
     annotated: np.ndarray
     """(batch, joint): whether `joints2d` is known."""
     confidence: np.ndarray
-    """(batch, joint): how sure it is, 0..1; 1 where it is a projection."""
+    """(batch, joint): confidence of `joints2d`, 0..1; 1 for projections."""
     bbox_center: np.ndarray
     bbox_size: np.ndarray
     last_px: np.ndarray
@@ -86,18 +86,18 @@ def right_hands(
     counts: Counts = schema.HAND,
     poser: Poser | None = None,
 ) -> Hands:
-    """Annotations of a batch, left hands mirrored, 2-D joints as they are trained on.
+    """Return the annotations of a batch as right hands; left hands are mirrored.
 
     2-D joints are projections where 3-D and the camera are known, as in the released
     code: a data set's own 2-D annotation may disagree with its 3-D one.
 
     Args:
-        records: with `FIELDS`.
-        counts: of their data set.
-        poser: makes meshes of parameters where no mesh is stored.
+        records: Records with `FIELDS`.
+        counts: Counts of their data set.
+        poser: Makes meshes of parameters where no mesh is stored.
 
     Raises:
-        BadRecordError: names a record that makes no sense.
+        BadRecordError: Names a record that makes no sense.
     """
     left = ~flags(records, "is_right")
     height, width = stacked(records, "image_size").astype(np.float64).T
@@ -146,7 +146,7 @@ def right_hands(
 
 
 def annotated2d(records: Sequence[dict[str, Any]]) -> np.ndarray:
-    """Whether a 2-D joint (batch, joint) is known: by projection, or as stored."""
+    """Return whether 2-D joints (batch, joint) are known: projected, or stored."""
     joints3d = stacked(records, "joints3d")
     in_front = (joints3d[..., 2] > 1e-6) & (joints3d[..., 3] > 0)
     stored = stacked(records, "joints2d")[..., 2] > 0
@@ -158,17 +158,17 @@ def _projectable(records: Sequence[dict[str, Any]]) -> np.ndarray:
 
 
 def has_mano(records: Sequence[dict[str, Any]]) -> np.ndarray:
-    """Whether pose and betas (batch,) are known, and are those of the right hand."""
+    """Return whether pose and betas (batch,) are known and fit the right-hand model."""
     same = [r["is_right"] or r["left_model"] in _RIGHT_MODEL for r in records]
     known = flags(records, "has_pose") & flags(records, "has_betas")
     return known & np.array(same, bool)
 
 
 def finite(records: Sequence[dict[str, Any]], name: str) -> np.ndarray:
-    """A field of the batch in float64.
+    """Return a field of the batch in float64; raise if a value is not finite.
 
     Raises:
-        BadRecordError: names a record with an infinity or no number in it.
+        BadRecordError: Names a record with a value that is not finite.
     """
     values = stacked(records, name).astype(np.float64)
     finite = np.isfinite(values).reshape(len(values), -1)
@@ -179,10 +179,10 @@ def finite(records: Sequence[dict[str, Any]], name: str) -> np.ndarray:
 
 
 def _cameras(records: Sequence[dict[str, Any]]) -> np.ndarray:
-    """Camera matrices, assumed where a record has none.
+    """Return camera matrices, assumed where a record has none.
 
     Raises:
-        BadRecordError: names a record with a camera that is none.
+        BadRecordError: Names a record whose focal lengths are not positive.
     """
     K = finite(records, "K")
     for row in np.flatnonzero(~flags(records, "has_K")):
@@ -197,7 +197,7 @@ def _cameras(records: Sequence[dict[str, Any]]) -> np.ndarray:
 
 
 def _vertices(records: Sequence[dict[str, Any]], count: int) -> np.ndarray:
-    """Meshes (batch, vertex, 3); zeros where there is none."""
+    """Return meshes (batch, vertex, 3); zeros where there is none."""
     meshes = np.zeros((len(records), count, 3), np.float32)
     for row, record in enumerate(records):
         if not record["has_vertices"]:
@@ -213,9 +213,9 @@ def _vertices(records: Sequence[dict[str, Any]], count: int) -> np.ndarray:
 
 
 def tight_boxes(hands: Hands, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Centre and extent around the joints inside the photo.
+    """Return centre and extent of the boxes around the joints inside the photos.
 
-    Where fewer than two of them are, the stored box; where there is none, the photo.
+    With fewer than two joints inside, the stored box; without one, the whole photo.
     """
     points, seen = hands.joints2d, inside[..., None]
     low = np.where(seen, points, np.inf).min(axis=1)
@@ -230,10 +230,10 @@ def tight_boxes(hands: Hands, inside: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def stacked(records: Sequence[dict[str, Any]], name: str) -> np.ndarray:
-    """A field of the batch."""
+    """Return a field of the batch as one array."""
     return np.stack([record[name] for record in records])
 
 
 def flags(records: Sequence[dict[str, Any]], name: str) -> np.ndarray:
-    """A yes-or-no field of the batch."""
+    """Return a yes-or-no field of the batch as booleans."""
     return np.array([record[name] for record in records], bool)

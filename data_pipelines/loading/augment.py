@@ -1,8 +1,8 @@
 """Random boxes, turns and colours of training examples; numpy, a batch at a time.
 
 Two published recipes with their amounts as config values: SimpleHand's, which TokenHand
-inherits, and HaMeR's, which Hamba inherits. A recipe says what its draws mean
-(`Changes`); what is done with that is the same for both. Every example has its own row
+inherits, and HaMeR's, which Hamba inherits. A recipe turns its draws into `Changes`,
+which are applied in the same way for both. Every example has its own row
 of uniform numbers (`draws`), which depends on the seed and on the example's position in
 training alone, not on batches, threads or processes.
 """
@@ -24,10 +24,10 @@ _TURNED = 9  # of HaMeR's recipe, which does not flip
 
 
 class Changes(NamedTuple):
-    """What is done to each example of a batch."""
+    """Changes to each example of a batch."""
 
     shift: Float[np.ndarray, "batch 2"]
-    """Of the box's centre, pixels of the photo."""
+    """Movement of the box's centre, pixels of the photo."""
     growth: Float[np.ndarray, "batch"]
     """Factor on the sides of the tight box."""
     angle: Float[np.ndarray, "batch"]
@@ -39,7 +39,7 @@ class Changes(NamedTuple):
     contrast: Float[np.ndarray, "batch"]
     """Factor on all channels."""
     brightness: Float[np.ndarray, "batch"]
-    """What is added, as a share of 255."""
+    """Added value, as a share of 255."""
 
 
 class AugmentConfig(NamedTuple):
@@ -70,12 +70,12 @@ class AugmentConfig(NamedTuple):
         extent: Float[np.ndarray, "batch 2"],
         box_scale: float,
     ) -> Changes:
-        """What the draws mean for boxes of this extent.
+        """Turn uniform draws into changes of boxes of this extent.
 
         Args:
-            drawn: from `draws`.
-            extent: width and height of the tight boxes, pixels.
-            box_scale: their growth in evaluation; `scale` stands in its place.
+            drawn: From `draws`.
+            extent: Width and height of the tight boxes, pixels.
+            box_scale: Their growth in evaluation; not used, `scale` replaces it.
         """
         del box_scale
         (low, high), (dark, bright) = self.scale, self.brightness
@@ -120,12 +120,12 @@ class HamerConfig(NamedTuple):
         extent: Float[np.ndarray, "batch 2"],
         box_scale: float,
     ) -> Changes:
-        """What the draws mean for boxes of this extent.
+        """Turn uniform draws into changes of boxes of this extent.
 
         Args:
-            drawn: from `draws`.
-            extent: width and height of the tight boxes, pixels.
-            box_scale: their growth in evaluation, about which `scale` varies.
+            drawn: From `draws`.
+            extent: Width and height of the tight boxes, pixels.
+            box_scale: Their growth in evaluation, about which `scale` varies.
         """
         side = box_scale * extent.max(axis=1, keepdims=True)
         turned = drawn[:, _TURNED] < self.rotation_rate
@@ -148,24 +148,14 @@ def _clipped_normal(uniform: np.ndarray, limit: float) -> np.ndarray:
 
 Recipe = AugmentConfig | HamerConfig
 
-NONE = AugmentConfig(
-    center_jitter=0.0,
-    scale=(1.0, 1.0),
-    max_rotation=0.0,
-    channel_noise=0.0,
-    brightness=(0.0, 0.0),
-    contrast=0.0,
-)
-"""No augmentation at all."""
-
 
 def config_from(values: dict[str, Any]) -> Recipe:
-    """The recipe that `config.data.augment` names, with its amounts.
+    """Return the recipe that `config.data.augment` names, with its amounts.
 
     SimpleHand's amounts are keys of `values`, HaMeR's of `values["hamer"]`.
 
     Raises:
-        UserError: for an unknown recipe or key, or a value outside its range.
+        UserError: For an unknown recipe or key, or a value outside its range.
     """
     recipe = values.get("recipe", "simplehand")
     if recipe == "hamer":
@@ -232,7 +222,7 @@ def _check_share(name: str, value: float | int) -> None:
 def _check_probability(name: str, value: float | int) -> None:
     if not 0 <= value <= 1:
         raise UserError(
-            f"config.data.augment.{name}={value!r} is no probability; give a number "
+            f"config.data.augment.{name}={value!r} is not a probability; give a number "
             "from 0 to 1."
         )
 
@@ -246,7 +236,7 @@ def _check_range(name: str, value: Sequence[float]) -> None:
 
 
 def draws(seed: int, positions: Sequence[int]) -> Float[np.ndarray, "batch draw"]:
-    """Uniform numbers in [0, 1) of the examples at these positions of training."""
+    """Draw uniform numbers in [0, 1) for the examples at these training positions."""
     # One generator whose key is changed: making one for each would take five times as
     # long.
     bits = np.random.Philox(key=[seed, 0])
@@ -265,20 +255,20 @@ def move_boxes(
     extent: Float[np.ndarray, "batch 2"],
     last_px: Float[np.ndarray, "batch 2"],
 ) -> tuple[Float[np.ndarray, "batch 2"], Float[np.ndarray, "batch 2"]]:
-    """Moved and grown boxes; centres stay in the picture.
+    """Move and grow boxes; their centres stay in the picture.
 
     Args:
-        changes: of the examples.
-        center: x, y of the tight boxes.
-        extent: their width and height.
-        last_px: x, y of the last pixel of each picture.
+        changes: Changes of the examples.
+        center: Centres (x, y) of the tight boxes.
+        extent: Their width and height.
+        last_px: Last pixel (x, y) of each picture.
     """
     moved = np.clip(center + changes.shift, 0, last_px)
     return moved, extent * changes.growth[:, None]
 
 
 class Colours(NamedTuple):
-    """What is done to each value x of channel c: min(gain_c x + offset, ceiling)."""
+    """Change of each value x of channel c: min(gain_c x + offset, ceiling)."""
 
     affine: Float[np.ndarray, "batch 3 4"]
     """Gains on the diagonal, offset in the last column."""
@@ -286,7 +276,7 @@ class Colours(NamedTuple):
 
 
 def colours(changes: Changes) -> Colours:
-    """Channel noise, then contrast and brightness, each saturating at 0 and 255.
+    """Combine channel noise, contrast and brightness, each saturating at 0 and 255.
 
     clip(k clip(n x) + b) = clip(min(k n x + b, 255 k + b)): the first saturation is a
     ceiling for the second step, whose gain k is positive.

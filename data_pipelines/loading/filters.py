@@ -1,15 +1,16 @@
-"""What of a training record counts, and which records do: HaMeR's filters, by number.
+"""Filter training records and their annotations: HaMeR's filters, with their numbers.
 
-Records keep all that their source says; doubt is the reader's. In order:
+Records keep all that their source says; whether to trust it is up to the reader. In
+order:
 
 1. 2-D joints less sure than `min_confidence` are not annotated.
-2. A pose without betas, or betas without a pose, count for nothing; nor do both where a
-   beta is beyond `max_beta`, for no hand looks so.
+2. A pose without betas, or betas without a pose, are not used. Neither are both if a
+   beta is beyond `max_beta`, since no hand looks like that.
 3. Records with fewer than `min_joints` 2-D joints are left out.
 4. So are those whose fit to the picture has a loss of `max_fit_loss` or more.
 
-Known 2-D joints are those that training uses (`hands.annotated2d`). Evaluation looks at
-every record as it is.
+Known 2-D joints are those that training uses (`annotations.annotated2d`). Evaluation
+takes every record as it is.
 """
 
 from collections.abc import Sequence
@@ -35,10 +36,10 @@ FIELDS = (
 
 
 def from_config(values: dict[str, Any]) -> Filters:
-    """The filters of `config.data.filters`.
+    """Return the filters of `config.data.filters`.
 
     Raises:
-        UserError: names a key with a value that makes no sense.
+        UserError: Names a key with a value that makes no sense.
     """
     for name, value in values.items():
         if not 0 <= value < float("inf"):
@@ -50,7 +51,7 @@ def from_config(values: dict[str, Any]) -> Filters:
 
 
 def counted(record: dict[str, Any], filters: Filters) -> dict[str, Any]:
-    """The record with what does not count marked as not there."""
+    """Return the record with filtered annotations marked as absent."""
     changes: dict[str, Any] = {}
     confidence = record["joints2d"][:, 2]
     unsure = (confidence > 0) & (confidence < filters.min_confidence)
@@ -69,21 +70,21 @@ def counted(record: dict[str, Any], filters: Filters) -> dict[str, Any]:
 
 
 class Judged(NamedTuple):
-    """What filters do to records."""
+    """Effect of the filters on records."""
 
     left_out: dict[str, np.ndarray]
     """Reason -> which of the records, each in one of them at most."""
     changed: dict[str, np.ndarray]
-    """What is taken from records that stay -> which of them."""
+    """Removed annotation -> which of the remaining records lose it."""
 
 
 def judge(records: Sequence[dict[str, Any]], filters: Filters) -> Judged:
-    """Say what is left out, and what is changed of the rest."""
+    """Return which records are left out, and what is changed of the others."""
     after = [counted(record, filters) for record in records]
     known = annotated2d(after).sum(axis=1)
     few = known < filters.min_joints
     loss = stacked(records, "fit_loss")
-    # Not a number is no reason to stay.
+    # Written so that a loss of NaN leaves the record out.
     bad_fit = ~few & ~(loss < filters.max_fit_loss) & (filters.max_fit_loss > 0)
     stays = ~(few | bad_fit)
     pose, betas = flags(records, "has_pose"), flags(records, "has_betas")

@@ -1,9 +1,8 @@
-"""Mixtures of data sets: whose example comes when, exactly.
+"""Decide exactly which data set of a mixture gives each training example.
 
-The order of a mixture is a function of the position in training alone: nothing has to
-be remembered to resume it, and how many examples each data set has given after n is
-known without counting them. Every stretch of it has the shares of the whole, as nearly
-as whole examples can.
+The order of a mixture depends only on the position in training: resuming needs no
+state, and the number of examples that each data set has given after n is computed, not
+counted. Every stretch has the shares of the whole, as nearly as whole examples can.
 """
 
 import math
@@ -15,13 +14,13 @@ from handjax.errors import UserError
 
 
 class Order:
-    """Which source gives the example at each place of an endless mixture."""
+    """Order of the sources in an endless mixture."""
 
     def __init__(self, weights: Sequence[float]):
         """Take weights by their decimals: three times 0.1 is 0.3 here.
 
         Raises:
-            UserError: without weights, or with one that is not positive.
+            UserError: Without weights, or with one that is not positive.
         """
         if not weights or not all(0 < weight < math.inf for weight in weights):
             raise UserError(
@@ -33,10 +32,11 @@ class Order:
         self._parts = [int(weight * whole) for weight in exact]
 
     def drawn(self, count: int) -> list[int]:
-        """How many of the first `count` examples each source has given.
+        """Return how many of the first `count` examples each source has given.
 
-        One after the other takes its share, rounded up, of what those before it have
-        left; so none is ever as many examples away from its share as there are sources.
+        Each source in turn takes its share, rounded up, of what the sources before it
+        have left; so a count differs from its share by fewer examples than there are
+        sources.
         """
         found, rest = [], sum(self._parts)
         for part in self._parts:
@@ -46,7 +46,7 @@ class Order:
         return found
 
     def at(self, position: int) -> tuple[int, int]:
-        """Source of the example at a position, and how many it has given before."""
+        """Return the source of the example at a position, and its number there."""
         before, after = self.drawn(position), self.drawn(position + 1)
         source = next(i for i, n in enumerate(after) if n > before[i])
         return source, before[source]
@@ -62,12 +62,12 @@ class Drawn(NamedTuple):
 
     @property
     def epochs(self) -> float:
-        """How often it goes through the data set."""
+        """Number of passes through the data set."""
         return self.examples / self.size
 
 
 def describe(drawn: Sequence[Drawn]) -> str:
-    """`160 of freihand (1.60 epochs of 100)`; of several data sets a line each."""
+    """Describe the draws: `160 of freihand (1.60 epochs of 100)`, a line each."""
     lines = [
         f"{each.examples:,} of {each.name} ({each.epochs:.2f} epochs of {each.size:,})"
         for each in drawn

@@ -1,4 +1,4 @@
-"""Hand poses of a file: captured ones, for a discriminator to compare with.
+"""Read captured hand poses from a file, for a discriminator to compare with.
 
 An npz as HaMeR's motion capture comes: `hand_pose` (N, 48), axis-angle in radians,
 wrist first, no mean pose subtracted, and `betas` (N, 10). Poses of bodies have three
@@ -22,13 +22,13 @@ class PoseFile:
     `betas` (10,), float32.
 
     Args:
-        path: of the npz. It is read whole; arrays of Python objects, which are pickles,
+        path: The npz. It is read whole; arrays of Python objects, which are pickles,
             are refused.
-        bones: joints with a rotation, a hand's by default.
+        bones: Joints with a rotation, a hand's by default.
 
     Raises:
-        MissingFileError: if there is no such file.
-        UserError: if it is damaged or does not have these arrays.
+        MissingFileError: If there is no such file.
+        UserError: If it is damaged or does not have these arrays.
     """
 
     def __init__(self, path: str | os.PathLike, bones: int = 16):
@@ -38,7 +38,7 @@ class PoseFile:
         if len(set(counts.values())) > 1 or not all(counts.values()):
             raise UserError(
                 f"{path}: {counts['hand_pose']} rows of hand_pose and "
-                f"{counts['betas']} of betas; there must be as many, and at least one."
+                f"{counts['betas']} of betas; both need the same number, at least one."
             )
         self.mano_pose = arrays["hand_pose"].reshape(-1, bones, 3)
         self.betas = arrays["betas"]

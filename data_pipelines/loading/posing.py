@@ -1,4 +1,4 @@
-"""Meshes of a batch of poses, fast enough for a loader; numpy, float32.
+"""Pose the meshes of a batch, fast enough for a loader; numpy, float32.
 
 Data sets that have MANO parameters seldom have meshes, which would be half of a record.
 """
@@ -14,11 +14,11 @@ class Poser:
     """Pose one hand or body model, by `handjax.mano.numpy_skinning`."""
 
     def __init__(self, file: ManoFile, root: int):
-        """Take what posing needs of a model.
+        """Precompute what posing needs from a model.
 
         Args:
-            file: of the right hand, or of a body.
-            root: joint of its skeleton that meshes without a place are put at.
+            file: Model of the right hand, or of a body.
+            root: Joint of its skeleton that meshes without a place are put at.
         """
         vertices, numbers = len(file.v_template), file.shapedirs.shape[-1]
         self.root = root
@@ -36,7 +36,7 @@ class Poser:
     def vertices(
         self, pose: Float[np.ndarray, "n bone 3"], betas: Float[np.ndarray, "n beta"]
     ) -> Float[np.ndarray, "n vertex 3"]:
-        """Meshes of absolute axis-angle poses, metres, before any translation."""
+        """Pose meshes by absolute axis-angle, metres, before any translation."""
         count, betas = len(pose), betas.astype(np.float32)
         turns = axis_angle_to_matrix(pose).astype(np.float32)
         bends = (turns[:, 1:] - np.eye(3, dtype=np.float32)).reshape(count, -1)
@@ -52,7 +52,7 @@ class Poser:
     def roots(
         self, vertices: Float[np.ndarray, "n vertex 3"]
     ) -> Float[np.ndarray, "n 3"]:
-        """Root joints of meshes."""
+        """Return the root joints of meshes."""
         return np.einsum("v,nvx->nx", self._root_regressor, vertices)
 
     def _moves(
@@ -60,7 +60,7 @@ class Poser:
         turns: Float[np.ndarray, "n bone 3 3"],
         joints: Float[np.ndarray, "n bone 3"],
     ) -> Float[np.ndarray, "n bone 12"]:
-        """What carries rest points along with a bone: three columns, then a shift."""
+        """Return each bone's transform of rest points: three columns, then a shift."""
         turn, origin = np.empty_like(turns), np.empty_like(joints)
         turn[:, 0], origin[:, 0] = turns[:, 0], joints[:, 0]
         for bone in range(1, joints.shape[1]):

@@ -1,4 +1,4 @@
-"""Records of a split as they count, with others in the place of damaged ones."""
+"""Read filtered records of a split, and replace damaged ones."""
 
 import logging
 import threading
@@ -34,7 +34,7 @@ class CorruptRecords:
         """Report a record.
 
         Raises:
-            CorruptDataError: if it is one too many.
+            CorruptDataError: If it is one too many.
         """
         with self._lock:
             new = where not in self.reasons
@@ -57,10 +57,10 @@ class CorruptRecords:
 
 
 class Reader:
-    """Random access to the records of a split, ready for `examples.make`.
+    """Random access to the records of a split, ready for `ExampleMaker`.
 
-    In the place of an unreadable record comes the next readable one (its `index`
-    tells), so that batches stay the same on every run.
+    An unreadable record is replaced by the next readable one (see its `index`), so that
+    batches are the same on every run.
     """
 
     def __init__(
@@ -75,11 +75,11 @@ class Reader:
         """Read some records of a split.
 
         Args:
-            split: the records.
-            corrupt: counts those that cannot be read.
-            rows: positions of those that are given, by their number here; None for all.
-            filters: what of them counts.
-            posable: whether their MANO parameters are of the hand model of the run.
+            split: The records.
+            corrupt: Counts those that cannot be read.
+            rows: Positions of the records to read; None for all.
+            filters: Which of their annotations are used.
+            posable: Whether their MANO parameters belong to the hand model of the run.
         """
         self._split, self._corrupt = split, corrupt
         self._rows = np.arange(len(split)) if rows is None else rows
@@ -103,7 +103,7 @@ class Reader:
         )
 
     def reject(self, index: int, error: ValueError) -> None:
-        """Never give a record (of this position) again, because of what is wrong."""
+        """Report the record at this position, and never return it again."""
         where = self._split.locate(index)
         self._corrupt.add(where, str(error).removeprefix(f"{where}: "))
         self._bad.add(index)
@@ -113,11 +113,11 @@ def with_replacements(
     wanted: Sequence[tuple[Reader, int]],
     make: Callable[[list[dict[str, Any]]], Batch],
 ) -> Batch:
-    """Make a batch, with other records for those that turn out to be damaged.
+    """Make a batch; replace records that turn out to be damaged.
 
     Args:
-        wanted: reader of each row, and number of its record there.
-        make: from records to the batch; raises `BadRecordError`.
+        wanted: Reader of each row, and number of its record there.
+        make: From records to the batch; raises `BadRecordError`.
     """
     records = [reader[number] for reader, number in wanted]
     while True:

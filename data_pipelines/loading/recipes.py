@@ -1,26 +1,9 @@
-"""Recipes of several data sets: which, in which shares, and what of them counts.
+"""Recipes of several data sets: which ones, their shares, and their filters.
 
-Nothing is imported here, for config files name recipes and have to load at once.
+Nothing heavy is imported here, since config files name recipes and have to load fast.
 """
 
 from typing import NamedTuple
-
-PREPARED = (
-    "freihand",
-    "dexycb",
-    "ho3d_v2",
-    "ho3d_v3",
-    "h2o3d",
-    "interhand26m",
-    "rhd",
-    "mtc",
-    "coco_wholebody",
-    "halpe",
-    "mpii_nzsl",
-    "hint",
-    "asl",
-)
-"""What `data_pipelines.prepare` makes: the keys of `config.data.mixture.shares`."""
 
 
 class Filters(NamedTuple):
@@ -33,11 +16,11 @@ class Filters(NamedTuple):
     max_fit_loss: float = 0.0
     """0: any."""
     neutral_betas: bool = False
-    """Whether betas that are not known are taken for zero, the mean shape, and count:
-    it keeps those of hands that only 2-D joints teach from running away."""
+    """Whether unknown betas are supervised as zero, the mean shape. It keeps the shapes
+    of hands with 2-D annotations alone from running away."""
 
     def describe(self) -> str:
-        """One line; "none" where everything passes."""
+        """Return one line; "none" where everything passes."""
         said = (
             (
                 self.min_confidence,
@@ -80,5 +63,5 @@ HAMER = Mixture(
         neutral_betas=True,
     ),
 )
-"""HaMeR's (Pavlakos et al., CVPR 2024), which Hamba and MMHMR train on, too. From its
-released configuration; its code would by default let fits of up to 10^4.5 pass."""
+"""HaMeR's mixture (Pavlakos et al., CVPR 2024), which Hamba and MMHMR train on, too.
+From its released configuration; the default of its code is a fit loss of 10^4.5."""

@@ -1,8 +1,8 @@
-"""Which records of a split the filters leave, found once and kept in a file.
+"""Find which records of a split the filters leave, once, and keep them in a file.
 
-An epoch is the records that are left, each once, so they have to be known before the
-first is read. Looking at all of them takes minutes for millions; what was found is kept
-under a name made of all that decides it.
+An epoch is every remaining record once, so they have to be known before the first is
+read. Looking at millions takes minutes; the result is kept under a name made of all
+that decides it.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from handjax.errors import UserError
 from handjax.io import atomic_files
 
 VERSION = 1
-"""Of `filters.judge`: raised whenever it finds otherwise."""
+"""Version of `filters.judge`, raised whenever its result changes."""
 _CHUNK = 512
 _log = logging.getLogger("handjax.data")
 
@@ -39,10 +39,10 @@ class Selection(NamedTuple):
     left_out: dict[str, int]
     """Reason -> records."""
     changed: dict[str, int]
-    """What is taken from records that stay -> how many."""
+    """Removed annotation -> number of remaining records that lose it."""
 
     def describe(self) -> str:
-        """One line: how many are used, and what was done to them."""
+        """Return one line: how many records are used, and what was changed."""
         said = f"{len(self.rows):,} of {self.total:,} records"
         for what, counts in (("left out", self.left_out), ("kept with", self.changed)):
             some = [f"{n:,} {reason}" for reason, n in counts.items() if n]
@@ -55,16 +55,16 @@ def select(
 ) -> Selection:
     """Apply filters to all records of a split.
 
-    A record that cannot be read stays: whoever reads it in training reports it.
+    An unreadable record stays: training reports it when it is read.
 
     Args:
-        split: of a data set.
-        filters: of `config.data.filters`.
-        cache: directory of what was found before.
-        keep: whether to write there what is found now.
+        split: Of a data set.
+        filters: Of `config.data.filters`.
+        cache: Directory of earlier results.
+        keep: Whether to write the result there.
 
     Raises:
-        UserError: no record is left.
+        UserError: No record is left.
     """
     if filters == Filters():
         return Selection(np.arange(len(split)), len(split), {}, {})
@@ -108,7 +108,7 @@ def _scan(split: Split, filters: Filters) -> Selection:
 
 
 def _key(split: Split, filters: Filters) -> str:
-    """Name of all that decides a selection: records, filters, this program."""
+    """Return a name of all that decides a selection: records, filters, version."""
     digest = hashlib.sha256(f"{VERSION} {filters} {split.name}".encode())
     digest.update(json.dumps(split.metadata, sort_keys=True).encode())
     for path in split.paths:
@@ -118,7 +118,7 @@ def _key(split: Split, filters: Filters) -> str:
 
 
 def _read(path: Path) -> Selection | None:
-    """None for a file that is no selection, which is then made anew."""
+    """Read a selection; None for a file that is not one, which is then made anew."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
             about = json.loads(str(kept["about"]))

@@ -1,7 +1,7 @@
-"""Makes a prepared data set of a published one: resumable, in parallel, accounted for.
+"""Prepare a published data set: resumable, parallel, every record accounted for.
 
-    index      annotations that many examples share, read once (`tables`)
-    shards     each by one process, from the index and the source (`shard_jobs`)
+    index      annotations that many examples share, read once (`index_files`)
+    shards     each by one process, from the index and the source (`one_shard`)
     manifest   what was kept, what was dropped and why, checksums
 
 The result does not depend on the number of processes, on who runs them (a pool of this
@@ -31,7 +31,7 @@ from handjax.io import atomic_files
 from handjax.mano import numpy_skinning
 
 VERSION = 1
-"""Of the records: raised whenever the same source gives other ones."""
+"""Version of the records, raised whenever a source gives different ones."""
 MANIFEST = "manifest.json"
 
 
@@ -49,21 +49,21 @@ def prepare(
     """Prepare splits of a data set, going on where an interrupted job stopped.
 
     Args:
-        dataset: its name, `datasets.names()`.
-        source: directory with what was downloaded.
-        out: directory of the prepared data set; may hold other splits of it.
-        splits: those to prepare; () for the default ones.
+        dataset: Name of the data set, one of `datasets.names()`.
+        source: Directory with what was downloaded.
+        out: Directory of the prepared data set; may hold other splits of it.
+        splits: Splits to prepare; () for the default ones.
         hand: MANO for poses that need it (`conventions.load_models`), "" for none.
-        workers: processes; 1 for this one alone.
-        beam: runner of Apache Beam in their place.
-        beam_options: of its pipeline.
+        workers: Number of processes; 1 runs in this one.
+        beam: Runner of Apache Beam to use instead.
+        beam_options: Options of its pipeline.
 
     Returns:
         `out`.
 
     Raises:
         UserError: An unknown name, or a directory with other contents.
-        SourceError: What was downloaded is not as it should be.
+        SourceError: A downloaded file is missing or damaged.
         MissingFileError: There is no hand model at `hand`.
         ShardError: The disk is full or cannot be written.
     """
@@ -102,26 +102,26 @@ def _checked(builder: Builder, splits: Sequence[str]) -> Sequence[str]:
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:
-    """Note what a directory is for; refuse one that holds records made otherwise."""
+    """Record what a directory is for; refuse one with records made otherwise."""
     try:
         check_same(out, settings)
     except ValueError:
         if (out / MANIFEST).is_file() or any(out.glob("*.array_record-*")):
             raise
-        # A job that failed before its first shard leaves nothing to keep to.
+        # A job that failed before its first shard leaves nothing to be consistent with.
         (out / "settings.json").unlink(missing_ok=True)
         shutil.rmtree(out / one_shard.WORK, ignore_errors=True)
         check_same(out, settings)
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """What a directory holds; without splits if that is nothing yet."""
+    """Read what a directory holds; without splits if it holds nothing yet."""
     path = Path(directory) / MANIFEST
     return json.loads(path.read_text()) if path.is_file() else {"splits": {}}
 
 
 def _is_complete(out: Path, split: str) -> bool:
-    """Whether all shards of a split that was finished once are still there."""
+    """Return whether all shards of a split that was once finished still exist."""
     made = read_manifest(out)["splits"].get(split)
     return made is not None and all(
         (out / part["file"]).is_file()
@@ -154,10 +154,10 @@ def _make(job: Job, split: str, runner: Runner) -> None:
 
 
 def _index(job: Job, split: str) -> tuple[Index, str]:
-    """The index of a split and its SHA-256.
+    """Return the index of a split and its SHA-256.
 
-    It is read from the source unless it is there and the files are as they were then:
-    whoever replaces a file and runs the command again means the new one.
+    The index is made again if a file has changed since: whoever replaces a file and
+    runs the command again wants the new one.
     """
     directory = one_shard.index_directory(job, split)
     note = directory.with_name("files.json")
@@ -179,7 +179,7 @@ def _index(job: Job, split: str) -> tuple[Index, str]:
 
 
 def _recall(job: Job, split: str) -> None:
-    """Note again what the manifest says of shards, for a split that lost some."""
+    """Restore the notes of a split's shards from the manifest, when some were lost."""
     made = read_manifest(Path(job.out))["splits"].get(split)
     for number, part in enumerate(made["shards"] if made else ()):
         task = Task(split, number, len(made["shards"]), part["index_sha256"])
@@ -198,7 +198,7 @@ def _remove_strangers(out: Path, split: str, total: int) -> None:
 
 
 def _write_entry(job: Job, index: Index, parts: Sequence[Part]) -> None:
-    """Put a split that is complete into the manifest.
+    """Add a complete split to the manifest.
 
     Raises:
         SourceError: No example was kept.
@@ -270,7 +270,7 @@ def _finish(job: Job, builder: Builder, models: conventions.HandModels) -> None:
 
 
 def _mesh_of(models: conventions.HandModels):
-    """What `contact_sheet.write_split` draws of a record."""
+    """Return the mesh that `contact_sheet.write_split` draws for a record."""
 
     def mesh(record: dict[str, Any]):
         model = models.of(record["is_right"])

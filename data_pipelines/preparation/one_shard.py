@@ -1,7 +1,7 @@
-"""One shard of a prepared data set: what a worker process, or a Beam worker, makes.
+"""Make one shard of a prepared data set, in a worker process or a Beam worker.
 
-A shard is a range of the index. Its content depends on the source alone, so it does not
-matter who writes it, how often, or in which order.
+A shard is a range of the index. Its content depends on the source alone, not on who
+writes it, how often, or in which order.
 """
 
 import collections
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from data_pipelines import datasets
 from data_pipelines.sources import conventions, index_files
 from data_pipelines.sources.description import DroppedError, Index
-from data_pipelines.sources.reading import Source
+from data_pipelines.sources.reading import DownloadedFiles
 from data_pipelines.storage import schema, shards
 from handjax.errors import UserError
 from handjax.io import atomic_files
@@ -25,13 +25,13 @@ WORK = ".work"
 
 
 class Job(NamedTuple):
-    """All that a process needs to know."""
+    """A job, as every process receives it."""
 
     dataset: str
     source: str
     out: str
     hand: str
-    """As `conventions.load_models` takes it."""
+    """Argument `hand` of `conventions.load_models`."""
 
 
 class Task(NamedTuple):
@@ -41,10 +41,10 @@ class Task(NamedTuple):
     number: int
     total: int
     index_sha256: str
-    """Of the index that it is made from."""
+    """Hash of the index that the shard is made from."""
 
     def path(self, job: Job) -> Path:
-        """File of the shard."""
+        """Return the file of the shard."""
         name = job.dataset
         return shards.shard_path(
             Path(job.out), name, self.split, self.number, self.total
@@ -52,11 +52,11 @@ class Task(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What is in a shard."""
+    """Content of a finished shard."""
 
     file: str
     examples: int
-    """Of the index; those that were not dropped are records."""
+    """Examples of the index; those that were not dropped are records."""
     records: int
     right: int
     """Records of right hands."""
@@ -68,17 +68,17 @@ class Part(NamedTuple):
 
 
 def index_directory(job: Job, split: str) -> Path:
-    """Where the index of a split lies while the split is made."""
+    """Return where the index of a split lies while the split is made."""
     return Path(job.out) / WORK / split / "index"
 
 
 def note_path(job: Job, task: Task) -> Path:
-    """Where the `Part` of a finished shard is noted."""
+    """Return where the `Part` of a finished shard is noted."""
     return Path(job.out) / WORK / task.split / f"{task.number:05d}.json"
 
 
 def finished(job: Job, task: Task) -> Part | None:
-    """What is in a shard if it is complete and made from the same index."""
+    """Return a shard's `Part` if it is complete and made from the same index."""
     note, path = note_path(job, task), task.path(job)
     if not (note.is_file() and path.is_file()):
         return None
@@ -91,7 +91,7 @@ def write(job: Job, task: Task) -> Part:
     """Write a shard, then the note that it is complete.
 
     Raises:
-        SourceError: What was downloaded is not as it should be.
+        SourceError: A downloaded file is missing or damaged.
         ShardError: The disk is full or cannot be written.
     """
     opened = _open(job, task.split, task.index_sha256)
@@ -132,7 +132,7 @@ def write(job: Job, task: Task) -> Part:
 
 class _Opened(NamedTuple):
     module: Any
-    source: Source
+    source: DownloadedFiles
     index: Index
     models: conventions.HandModels
 
@@ -143,7 +143,7 @@ class _Opened(NamedTuple):
 
 @functools.lru_cache(maxsize=2)
 def _open(job: Job, split: str, index_sha256: str) -> _Opened:
-    """What the shards of a split have in common, once in each process."""
+    """Open what the shards of a split have in common, once in each process."""
     module, source, _ = datasets.open_source(job.dataset, Path(job.source))
     index, found = index_files.read(index_directory(job, split))
     if found != index_sha256:

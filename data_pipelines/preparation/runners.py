@@ -1,6 +1,6 @@
-"""Who makes the shards: this process, others of this machine, or Apache Beam's workers.
+"""Make shards in this process, in others of this machine, or in Apache Beam's workers.
 
-All call `shard_jobs.write`, so the bytes are the same. Beam's workers need the package,
+All call `one_shard.write`, so the bytes are the same. Beam's workers need the package,
 and the directories of the source, of the hand model and of the result under the same
 paths (a shared file system). Apache Beam is the extra `beam`.
 """
@@ -15,22 +15,22 @@ from handjax.errors import UserError
 
 
 class Runner(NamedTuple):
-    """The choice of who."""
+    """Choice of who makes the shards."""
 
     workers: int = 1
-    """Processes; 1 for this one alone."""
+    """Number of processes; 1 runs in this one."""
     beam: str = ""
-    """Runner of Beam in their place, e.g. "DirectRunner", "FlinkRunner"."""
+    """Runner of Beam to use instead, e.g. "DirectRunner", "FlinkRunner"."""
     beam_options: Sequence[str] = ()
     """Options of Beam's pipeline, as on its command lines."""
 
     def run(self, job: Job, tasks: Sequence[Task]) -> Iterator[Part]:
-        """Make shards; yields what is in each (with Beam, once all are there).
+        """Make shards; yield the content of each (with Beam, once all exist).
 
         Raises:
             UserError: Beam is not installed, or does not know the runner or an option.
-            SourceError: What was downloaded is not as it should be.
-            RuntimeError: A worker failed; the message is its own.
+            SourceError: A downloaded file is missing or damaged.
+            RuntimeError: A worker failed; the message comes from it.
         """
         if self.beam:
             yield from self._by_beam(job, tasks)
@@ -75,5 +75,5 @@ def _start() -> None:
 
 
 def _write(job: Job, task: Task) -> int:
-    """Write a shard; returns its number of records, since a shard itself is a file."""
+    """Write a shard; return its number of records."""
     return one_shard.write(job, task).records

@@ -1,4 +1,4 @@
-"""The published data sets as builders of tensorflow_datasets.
+"""Builders of tensorflow_datasets for the published data sets.
 
     builder = tfds_builders.builder("freihand", data_dir=DIR)
     builder.download_and_prepare(
@@ -6,8 +6,8 @@
     )
     builder.as_data_source("train")
 
-They make the same records by the same functions, for those who keep their data sets
-the tfds way; TensorFlow is not needed. `python -m data_pipelines.prepare` is the way of
+They make the same records with the same functions, for users of tfds; TensorFlow is not
+needed. `python -m data_pipelines.prepare` is the way of
 this package: it goes on after an interruption, works in parallel, keeps the published
 order and accounts for what it drops.
 """
@@ -30,7 +30,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     VERSION = tfds.core.Version(f"{schema.SCHEMA_VERSION}.0.0")
     url_infos: ClassVar[dict[str, Any]] = {}
-    """Nothing is downloaded, so there are no checksums to look for beside the code."""
+    """Return nothing: without downloads there are no checksums beside the code."""
     dataset: str
     hand = ""
 
@@ -66,15 +66,15 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 def builder(
     name: str, *, data_dir: str | os.PathLike, hand: str = ""
 ) -> tfds.core.GeneratorBasedBuilder:
-    """The builder of a data set.
+    """Return the builder of a data set.
 
     Args:
-        name: of the data set, `datasets.names()`.
-        data_dir: where tfds keeps its data sets.
+        name: Name of the data set, one of `datasets.names()`.
+        data_dir: Where tfds keeps its data sets.
         hand: MANO for poses that need it (`conventions.load_models`), "" for none.
 
     Raises:
-        ValueError: There is no data set of that name.
+        ValueError: The name is not that of a data set.
     """
     about = datasets.load(name).BUILDER
     fields = {

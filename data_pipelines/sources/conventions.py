@@ -1,7 +1,7 @@
-"""How each data set writes hands down, and the way from there to a record.
+"""Convert each data set's own conventions to those of a record.
 
-One row a data set. Records have metres, OpenCV camera axes, the 21 joints of
-`skeleton.JOINTS`, and poses as absolute axis-angle; what differs from that stands in
+One row per data set. Records have metres, OpenCV camera axes, the 21 joints of
+`skeleton.JOINTS`, and poses as absolute axis-angle; every difference from that is in
 the row and nowhere else:
 
     order       of the 21 joints: a gather, `skeleton.ORDERS`
@@ -10,9 +10,9 @@ the row and nowhere else:
     first_pixel coordinate of the centre of the first one: 0, or 1 as Matlab counts
     pose        what MANO's 45 numbers are: `POSES`
     tips        vertices that are its finger tips: `skeleton.MANO_TIPS`
-    left        cure of MANO_LEFT that its annotators used: `mano_files.LEFT_SHAPEDIRS`
+    left        cure of MANO_LEFT that its annotators used: `model_files.LEFT_SHAPEDIRS`
 
-numpy only. Left hands stay left here; mirroring is the reader's (`hands.py`).
+numpy only. Left hands stay left here; readers mirror them (`loading/annotations.py`).
 """
 
 import warnings
@@ -32,7 +32,7 @@ OPENGL = (1.0, -1.0, -1.0)
 """y up, the camera looks along -z: half a turn about x, so rotations stay such."""
 
 POSES = ("none", "flat", "mean", "pca")
-"""What the finger numbers of a MANO pose are: not there; absolute axis-angle;
+"""Meaning of the finger numbers of a MANO pose: absent; absolute axis-angle;
 axis-angle relative to the mean pose of the model's file (added number by number);
 coefficients of its principal components, then relative to that mean."""
 
@@ -41,10 +41,10 @@ _LEFT_MODEL = {"as_is": 1, "x_negated": 2, "all_negated": 3}
 
 
 class Convention(NamedTuple):
-    """One row; see the module."""
+    """Conventions of one data set; see the module."""
 
     source: str
-    """Where these facts are from."""
+    """Source of these facts."""
     order: str = "openpose"
     unit: float = 1.0
     axes: tuple[float, float, float] = OPENCV
@@ -106,13 +106,13 @@ ROWS: dict[str, Convention] = {
 
 
 class HandModels(NamedTuple):
-    """MANO as a data set's annotators used it; None where it was not given."""
+    """MANO as a data set's annotators used it; None if not given."""
 
     right: ManoFile | None = None
     left: ManoFile | None = None
 
     def of(self, is_right: bool | np.bool_) -> ManoFile | None:
-        """The model of one side."""
+        """Return the model of one side."""
         return self.right if is_right else self.left
 
 
@@ -120,13 +120,13 @@ def load_models(name: str, hand: str | Path) -> HandModels:
     """Read the hand models that re-pose a data set.
 
     Args:
-        name: of the data set.
+        name: Name of the data set.
         hand: `"open"`, or the folder with MANO_RIGHT and MANO_LEFT, or a single file
             where only right hands are annotated; "" for none.
 
     Raises:
         MissingFileError: With the paths tried and where to get MANO.
-        ValueError: It is no hand model in MANO's format.
+        ValueError: It is not a hand model in MANO's format.
     """
     row = ROWS[name]
     if not hand or row.pose == "none":
@@ -156,30 +156,19 @@ def to_joints(name: str, points: Shaped[np.ndarray, "21 *k"]) -> np.ndarray:
     return np.asarray(points)[skeleton.ORDERS[ROWS[name].order]]
 
 
-def from_joints(name: str, joints: Shaped[np.ndarray, "21 *k"]) -> np.ndarray:
-    """Reorder joints to the data set's own order, as submissions to it need."""
-    return np.asarray(joints)[np.argsort(skeleton.ORDERS[ROWS[name].order])]
-
-
 def to_camera(name: str, points: Float[np.ndarray, "*n 3"]) -> np.ndarray:
-    """Metres in OpenCV axes from the data set's unit and axes; order as it is."""
+    """Convert a data set's points to metres in OpenCV axes; the order stays."""
     row = ROWS[name]
     return np.asarray(points, np.float64) * (row.unit * np.array(row.axes))
 
 
-def from_camera(name: str, points: Float[np.ndarray, "*n 3"]) -> np.ndarray:
-    """Return metres in OpenCV axes to the data set's unit and axes."""
-    row = ROWS[name]
-    return np.asarray(points, np.float64) / (row.unit * np.array(row.axes))
-
-
 def to_pixels(name: str, points: Float[np.ndarray, "*n 2"]) -> np.ndarray:
-    """Pixels with the centre of the first one at (0, 0)."""
+    """Convert to pixels with the centre of the first one at (0, 0)."""
     return np.asarray(points, np.float64) - ROWS[name].first_pixel
 
 
 def left_model(name: str, is_right: bool) -> int:
-    """`left_model` of a record with MANO parameters."""
+    """Return `left_model` of a record with MANO parameters."""
     row = ROWS[name]
     return 0 if is_right or not row.left else _LEFT_MODEL[row.left]
 
@@ -190,15 +179,15 @@ def left_model(name: str, is_right: bool) -> int:
 def absolute_pose(
     name: str, pose: Float[np.ndarray, "48"], model: ManoFile | None
 ) -> Float[np.ndarray, "48"] | None:
-    """Absolute axis-angle of a data set's pose, in its own axes.
+    """Convert a data set's pose to absolute axis-angle, in its own axes.
 
     Args:
-        name: of the data set.
-        pose: three numbers of the wrist, and 45 of the fingers in the data set's form.
-        model: hand of that side, for its mean pose and components.
+        name: Name of the data set.
+        pose: Three numbers of the wrist, and 45 of the fingers in the data set's form.
+        model: Hand of that side, for its mean pose and components.
 
     Returns:
-        None where the form needs a model and there is none.
+        None if the form needs a model and none is given.
     """
     pose, form = np.array(pose, np.float64), ROWS[name].pose
     if form == "flat":
@@ -206,14 +195,14 @@ def absolute_pose(
     if model is None:
         return None
     if form == "pca":
-        # Not `@`: BLAS may round otherwise with another number of threads.
+        # Not `@`: rounding in BLAS may depend on the number of threads.
         pose[3:] = np.einsum("c,ca->a", pose[3:], model.hands_components)
     pose[3:] += model.hands_mean
     return pose
 
 
 def rest_wrist(model: ManoFile, betas: Float[np.ndarray, "10"]) -> np.ndarray:
-    """Wrist of the shaped hand in the rest pose: the point that it turns about."""
+    """Return the wrist of the shaped hand at rest: the point that it turns about."""
     shaped = model.v_template + np.einsum("vxb,b->vx", model.shapedirs, betas)
     return np.einsum("v,vx->x", model.J_regressor[0], shaped)
 
@@ -229,22 +218,22 @@ def parameters(
     R: Float[np.ndarray, "3 3"] | None = None,
     t: Float[np.ndarray, "3"] | None = None,
 ) -> dict[str, Any]:
-    """Fields of a record from a data set's MANO parameters.
+    """Convert a data set's MANO parameters to the fields of a record.
 
     A hand turns about its shaped rest wrist w: x = R_hand (p - w) + w + transl. Points
     that move to x' = R x + t keep that form, with R_hand' = R R_hand and
     transl' = R (w + transl) + t - w.
 
     Args:
-        name: of the data set.
-        model: hand of that side, or None; what cannot be told without it is left out.
-        is_right: side of the hand.
-        pose: as `absolute_pose` takes it.
-        betas: shape.
-        transl: added after skinning; metres in every data set, even where points are
+        name: Name of the data set.
+        model: Hand of that side, or None; parameters that need it are left out.
+        is_right: Side of the hand.
+        pose: As `absolute_pose` takes it.
+        betas: Shape.
+        transl: Added after skinning; metres in every data set, even where points are
             in millimetres.
-        R: rotation to the camera, `camera <- theirs`; by default the row's axes.
-        t: the same, metres.
+        R: Rotation to the camera, `camera <- theirs`; by default the row's axes.
+        t: The same, metres.
     """
     row = ROWS[name]
     R = np.diag(row.axes) if R is None else np.asarray(R, np.float64)
@@ -269,7 +258,7 @@ def parameters(
 
 
 def left_out(name: str) -> str:
-    """MANO parameters that a record lacks if there is no hand model; "" if none."""
+    """Name the MANO parameters that a record lacks without a hand model; "" if none."""
     row = ROWS[name]
     if row.pose in ("mean", "pca"):
         return "poses"

@@ -1,4 +1,4 @@
-"""What the file of a data set consists of, beside its functions; see `datasets`."""
+"""Records that describe a data set: its builder, archives and index."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -8,14 +8,14 @@ import numpy as np
 
 
 class Archive(NamedTuple):
-    """One download."""
+    """One file to download."""
 
     name: str
     """Its file name."""
     holds: tuple[str, ...]
     """Patterns (`fnmatch`) of paths below the source directory that are in it."""
     url: str = ""
-    """Where it is, if elsewhere than the data set."""
+    """Its address, if it is not that of the data set."""
 
 
 class Builder(NamedTuple):
@@ -31,10 +31,10 @@ class Builder(NamedTuple):
     splits: dict[str, int]
     """Split -> number of hands that are published or used in papers; 0: not known."""
     default_splits: tuple[str, ...] = ()
-    """What is prepared when no split is named; () for all."""
+    """Splits that are prepared when none is named; () for all."""
 
     def describe(self) -> str:
-        """A page of text."""
+        """Return a page of text about the data set."""
         splits = ", ".join(
             f"{split} ({count:,})" if count else split
             for split, count in self.splits.items()
@@ -52,7 +52,7 @@ class Index(NamedTuple):
     count: int
     """Number of examples."""
     columns: dict[str, np.ndarray]
-    """No objects; text as UTF-8 bytes (`text`)."""
+    """Columns of numbers; text is UTF-8 bytes (`text`)."""
     dropped: Mapping[str, int] = MappingProxyType({})
     """Reason -> examples that are not even in the index."""
 
@@ -62,5 +62,5 @@ class DroppedError(Exception):
 
 
 def text(values: Sequence[str]) -> np.ndarray:
-    """A column of texts."""
+    """Return a column of texts."""
     return np.array([value.encode() for value in values], np.bytes_)

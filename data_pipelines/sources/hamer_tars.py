@@ -1,4 +1,4 @@
-"""HaMeR's training data: tar files of pictures and pickled annotations.
+"""Read HaMeR's training data: tar files of pictures and pickled annotations.
 
     freihand-train/000000.tar ... 000130.tar        members of one sample, in a row:
         <key>.jpg (or jpeg, png)
@@ -22,7 +22,7 @@ import numpy as np
 from data_pipelines.sources import conventions, pictures
 from data_pipelines.sources.conventions import HandModels
 from data_pipelines.sources.description import Archive, Builder, Index, text
-from data_pipelines.sources.reading import Source, SourceError
+from data_pipelines.sources.reading import DownloadedFiles, SourceError
 from handjax.io import safe_pickle
 
 
@@ -47,7 +47,7 @@ OF = {
     "halpe": Tars("halpe-train", 22, 34_289),
     "mpii_nzsl": Tars("mpiinzsl-train", 15, 15_184),
 }
-"""By the data set's name here."""
+"""Tars by the data set's name here."""
 
 KIND = "HaMeR's tars"
 _PICTURES = ("jpg", "jpeg", "png")
@@ -55,7 +55,7 @@ _WHAT = "a list of dicts, one a hand"
 
 
 def folder(root: Path, name: str) -> Path | None:
-    """Where a directory holds a data set's tars, if it does."""
+    """Find where a directory holds a data set's tars; None if it does not."""
     if name in OF:
         for inner in (root, root / OF[name].folder):
             if next(inner.glob("[0-9]" * 6 + ".tar"), None):
@@ -64,7 +64,7 @@ def folder(root: Path, name: str) -> Path | None:
 
 
 def builder(published: Builder) -> Builder:
-    """Description of HaMeR's copy of a data set."""
+    """Describe HaMeR's copy of a data set."""
     tars = OF[published.name]
     return published._replace(
         title=f"{published.title}, from HaMeR's training data",
@@ -80,7 +80,7 @@ def builder(published: Builder) -> Builder:
     )
 
 
-def index(source: Source, split: str) -> Index:
+def index(source: DownloadedFiles, split: str) -> Index:
     """List the hands of all samples."""
     names = [f"{number:06d}.tar" for number in range(_count(source))]
     rows, keys = [], []
@@ -93,8 +93,8 @@ def index(source: Source, split: str) -> Index:
     return Index(split, len(rows), columns)
 
 
-def _count(source: Source) -> int:
-    """Number of tars, which have to follow each other."""
+def _count(source: DownloadedFiles) -> int:
+    """Count the tars, which have to be numbered without a gap."""
     there = {path.name for path in source.root.glob("*.tar")}
     for number in range(len(there)):
         if f"{number:06d}.tar" not in there:
@@ -106,8 +106,8 @@ Place = tuple[int, int]
 """Offset and size of a member's content."""
 
 
-def _samples(source: Source, name: str) -> Iterator[tuple[str, Place, Place]]:
-    """Key, picture and annotation of each sample."""
+def _samples(source: DownloadedFiles, name: str) -> Iterator[tuple[str, Place, Place]]:
+    """Yield key, picture and annotation of each sample."""
     what = "samples of a picture and a .data.pyd each"
     found: dict[str, dict[str, Place]] = {}
     path = source.path(name, what)
@@ -128,7 +128,7 @@ def _samples(source: Source, name: str) -> Iterator[tuple[str, Place, Place]]:
 
 
 def _check_end(path: Path, found: dict[str, dict[str, Place]]) -> None:
-    """A tar ends with a block of zeros after its last member; a download may not."""
+    """Check the block of zeros that ends a tar; a partial download lacks it."""
     ends = [sum(place) for members in found.values() for place in members.values()]
     with open(path, "rb") as file:
         file.seek(-512, 2)
@@ -136,7 +136,7 @@ def _check_end(path: Path, found: dict[str, dict[str, Place]]) -> None:
             raise EOFError("its end is missing")
 
 
-def _read(source: Source, name: str, place: Place) -> bytes:
+def _read(source: DownloadedFiles, name: str, place: Place) -> bytes:
     offset, size = place
     try:
         with open(source.root / name, "rb") as file:
@@ -147,7 +147,9 @@ def _read(source: Source, name: str, place: Place) -> bytes:
     return data
 
 
-def _hands(source: Source, name: str, offset: int, size: int) -> list[dict[str, Any]]:
+def _hands(
+    source: DownloadedFiles, name: str, offset: int, size: int
+) -> list[dict[str, Any]]:
     data = _read(source, name, (offset, size))
     allowed = safe_pickle.plain_globals()
     try:
@@ -161,9 +163,9 @@ def _hands(source: Source, name: str, offset: int, size: int) -> list[dict[str, 
 
 
 def example(
-    source: Source, index: Index, row: int, models: HandModels
+    source: DownloadedFiles, index: Index, row: int, models: HandModels
 ) -> dict[str, Any]:
-    """One hand of one sample."""
+    """Return one hand of one sample."""
     del models  # poses are absolute already
     number, *places, hand = index.columns["row"][row].tolist()
     key, name = index.columns["key"][row].decode(), f"{number:06d}.tar"
@@ -196,9 +198,9 @@ def example(
 
 
 class _Hand:
-    """Annotations of one hand."""
+    """The annotations of one hand."""
 
-    def __init__(self, source: Source, key: str, fields: dict[str, Any]):
+    def __init__(self, source: DownloadedFiles, key: str, fields: dict[str, Any]):
         self._source, self._key, self._fields = source, key, fields
 
     def array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -208,7 +210,7 @@ class _Hand:
             raise self._wrong(f"{name} of shape {shape}", error) from None
 
     def fit_loss(self) -> float | None:
-        """Reprojection loss of the fit, where it is noted."""
+        """Return the reprojection loss of the fit, where the annotation has it."""
         info = self._fields.get("extra_info") or {}
         loss = (info.get("fitting_loss") or {}).get("reprojection_loss")
         return None if loss is None else float(np.asarray(loss).reshape(()))

@@ -1,4 +1,4 @@
-"""The files of HO-3D and H2O-3D, which one method (HOnnotate) annotated.
+"""Read the files of HO-3D and H2O-3D, which one method (HOnnotate) annotated.
 
     {train,evaluation}/SEQ/rgb/0000.jpg or .png     640 x 480
     {train,evaluation}/SEQ/meta/0000.pkl            Python 2 pickle of a dict
@@ -17,19 +17,19 @@ import numpy as np
 from data_pipelines.sources import conventions, pictures
 from data_pipelines.sources.conventions import HandModels
 from data_pipelines.sources.description import DroppedError, Index, text
-from data_pipelines.sources.reading import Source
+from data_pipelines.sources.reading import DownloadedFiles
 
 FOLDERS = {"train": "train", "test": "evaluation"}
 _PREFIX = {True: "rightHand", False: "leftHand"}
 
 
-def read_index(source: Source, split: str, suffix: str) -> Index:
-    """Frames in the official order, and the ground truth of the test split if there.
+def read_index(source: DownloadedFiles, split: str, suffix: str) -> Index:
+    """Read the frames in official order, and the test split's truth if it exists.
 
     Args:
-        source: with the files.
+        source: Directory with the files.
         split: "train" or "test".
-        suffix: of pictures, ".png" or ".jpg".
+        suffix: Suffix of pictures, ".png" or ".jpg".
     """
     folder = FOLDERS[split]
     listed = f"{folder}.txt"
@@ -68,7 +68,7 @@ def _meta(split: str, line: str) -> str:
 
 
 def hand(
-    source: Source,
+    source: DownloadedFiles,
     index: Index,
     frame: int,
     models: HandModels,
@@ -76,15 +76,15 @@ def hand(
     is_right: bool,
     two_hands: bool = False,
 ) -> dict[str, Any]:
-    """One hand of a frame.
+    """Return one hand of a frame.
 
     Args:
-        source: with the files.
-        index: as `read_index` gave it.
-        frame: number of the frame.
-        models: hand models of both sides.
-        is_right: which hand.
-        two_hands: whether fields are named by side (H2O-3D).
+        source: Directory with the files.
+        index: As `read_index` gave it.
+        frame: Number of the frame.
+        models: Hand models of both sides.
+        is_right: Which hand.
+        two_hands: Whether fields are named by side (H2O-3D).
 
     Raises:
         DroppedError: The hand is not annotated in this frame.
@@ -140,7 +140,7 @@ def hand(
 class _Meta:
     """Annotations of one frame."""
 
-    def __init__(self, source: Source, path: str):
+    def __init__(self, source: DownloadedFiles, path: str):
         self._source, self._path = source, path
         self._what = "a dict with the annotations of a frame"
         self._fields = source.pickle(path, self._what)

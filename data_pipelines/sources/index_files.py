@@ -1,6 +1,6 @@
-"""Columns of numbers on disk that processes read without copying them.
+"""Write and read columns of numbers that processes share without copying.
 
-An index (`builders.Index`) of millions of hands is read from a data set's own files
+An index (`description.Index`) of millions of hands is read from a data set's own files
 once, and then by every process from here: one `.npy` a column, mapped into memory.
 """
 
@@ -37,7 +37,7 @@ def write(directory: Path, index: Index) -> None:
 
 
 def read(directory: Path) -> tuple[Index, str]:
-    """An index and the SHA-256 of its content."""
+    """Read an index and the SHA-256 of its content."""
     about = json.loads((directory / _ABOUT).read_text())
     columns = {
         path.stem: np.load(path, mmap_mode="r", allow_pickle=False)

@@ -1,74 +1,44 @@
-"""Elements of long JSON lists one at a time, without the list in memory.
+"""Read the elements of long JSON lists one at a time, without the list in memory.
 
 Annotation files of a gigabyte hold millions of small elements; as Python objects they
 would take ten times their size.
 """
 
-import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import ijson
+
 from handjax.errors import UserError
-
-_CHUNK = 1 << 22
-_SPACE = re.compile(r"[\s,]*")
-_AFTER = re.compile(r"[\s,\]]")
-_DECODER = json.JSONDecoder()
+from handjax.io import console
 
 
-def elements(path: Path, key: str = "", *, chunk: int = _CHUNK) -> Iterator[Any]:
+def elements(path: Path, key: str = "") -> Iterator[Any]:
     """Yield the elements of a list.
 
     Args:
         path: JSON file: a list, or an object with the list under `key`.
-        key: of the object; "" for a file that is a list. The first `"key": [` of the
-            file counts.
-        chunk: characters to read at a time.
+        key: Of the object; "" for a file that is a list.
 
     Raises:
-        UserError: The file has no such list, or ends before it.
+        UserError: The file has no such list, or is not complete JSON.
     """
-    with open(path, encoding="utf-8") as file:
-        buffer, at, count = _skip_to_list(file, key, chunk), 0, 0
-        while True:
-            at = _SPACE.match(buffer, at).end()  # type: ignore[union-attr]
-            if buffer.startswith("]", at):
-                return
-            value, end = _next(buffer, at)
-            # A number may go on in the next chunk, so the list has to.
-            if _AFTER.match(buffer, end):
-                yield value
-                at, count = end, count + 1
-                continue
-            more = file.read(max(chunk, len(buffer) - at))
-            if not more:
-                raise UserError(f"it ends inside its element {count}")
-            buffer, at = buffer[at:] + more, 0
-
-
-def _next(buffer: str, at: int) -> tuple[Any, int]:
-    """The value that begins there and its end; the buffer's if it is not complete."""
+    count, prefix = 0, f"{key}.item" if key else "item"
     try:
-        return _DECODER.raw_decode(buffer, at)
-    except json.JSONDecodeError:
-        return None, len(buffer)
+        with open(path, "rb") as file:
+            # The default, decimal numbers, is slow; doubles are what numpy stores.
+            for element in ijson.items(file, prefix, use_float=True):
+                yield element
+                count += 1
+        # For a list that does not exist ijson yields nothing, as for an empty one.
+        if not count and not _has_list(path, key):
+            raise UserError(f"there is no list {key!r} in it".replace(" ''", ""))
+    except ijson.JSONError as error:
+        reason = console.first_line(error)
+        raise UserError(f"element {count} cannot be read ({reason})") from error
 
 
-def _skip_to_list(file: Any, key: str, chunk: int) -> str:
-    """Text from after the bracket that opens the list."""
-    opening = re.compile(rf'"{re.escape(key)}"\s*:\s*\[' if key else r"\s*\[")
-    find = opening.search if key else opening.match
-    buffer = ""
-    while True:
-        more = file.read(chunk)
-        buffer += more
-        found = find(buffer)
-        if found:
-            return buffer[found.end() :]
-        if not more:
-            what = f"no list {key!r}" if key else "no list"
-            raise UserError(f"there is {what} in it")
-        if key:  # the key may be cut in two
-            buffer = buffer[-(len(key) + 64) :]
+def _has_list(path: Path, key: str) -> bool:
+    with open(path, "rb") as file:
+        return (key, "start_array", None) in ijson.parse(file)

@@ -1,4 +1,4 @@
-"""Pictures as they are stored: as published, or cropped around the hand.
+"""Make stored pictures: as published, or cropped around the hand.
 
 Pixels as in `schema`: the centre of the first one is (0, 0). EXIF orientation is not
 applied, neither here nor by readers, since annotations are of the pixels as stored.
@@ -22,14 +22,14 @@ LONGEST = 512
 """Pixels along the longer side of a stored picture; larger ones are reduced."""
 QUALITY = 95
 _SMALLEST = 32
-"""Pixels along the side of a box, at least: of a dot there is still a picture."""
+"""Least pixels along the side of a box, so that even a dot gets a picture."""
 
 Box = tuple[Float[np.ndarray, "2"], Float[np.ndarray, "2"]]
 """Centre and size (width, height), pixels."""
 
 
 class Lens(NamedTuple):
-    """A camera whose picture is not a pinhole's."""
+    """A camera with lens distortion."""
 
     K: Float[np.ndarray, "3 3"]
     distortion: Float[np.ndarray, "5"]
@@ -53,14 +53,14 @@ def store(data: bytes, box: Box | None = None, lens: Lens | None = None) -> Pict
 
     Args:
         data: Content of the published file.
-        box: Of the hand; None keeps the whole picture at its size.
-        lens: Whose distortion is taken out; the box is of the undistorted picture.
+        box: Box of the hand; None keeps the whole picture at its size.
+        lens: Lens whose distortion is removed; the box is in undistorted pixels.
 
     Returns:
-        The published bytes where they are a colour JPEG that need not be changed.
+        The published bytes if they are a colour JPEG that need not be changed.
 
     Raises:
-        UserError: The picture is truncated or none at all.
+        UserError: The picture is truncated or cannot be decoded.
     """
     image = _decoded(data)
     width, height = image.size
@@ -98,7 +98,7 @@ def _undistorted(
     scale: float,
     size: np.ndarray,
 ) -> Image.Image:
-    """Part of the picture that a pinhole camera with the same matrix would take."""
+    """Return the part of the picture that an ideal pinhole camera would take."""
     K = np.array(lens.K, np.float64)
     K[:2, 2] -= origin
     K[:2] *= scale
@@ -113,10 +113,10 @@ def _undistorted(
 
 
 def numbers(data: bytes) -> np.ndarray:
-    """Pixels of a picture as they are stored, e.g. of a mask.
+    """Read the pixels of a picture as they are stored, e.g. of a mask.
 
     Raises:
-        UserError: The picture is truncated or none at all.
+        UserError: The picture is truncated or cannot be decoded.
     """
     return np.asarray(_decoded(data))
 
@@ -131,12 +131,12 @@ def _decoded(data: bytes) -> Image.Image:
 
 
 def _is_plain(image: Image.Image, data: bytes) -> bool:
-    """Whether readers can take the file as it is."""
+    """Return whether readers can take the file as it is."""
     return image.format == "JPEG" and image.mode == "RGB" and b"\xff\xd9" in data[-64:]
 
 
 def _window(box: Box, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
-    """First and last+1 pixels of the part of the picture that is kept."""
+    """Return first and last+1 pixels of the part of the picture that is kept."""
     last = np.array([width, height])
     center = np.clip(box[0], 0, last - 1)
     half = AROUND / 2 * max(float(np.max(box[1])), _SMALLEST)
@@ -146,7 +146,7 @@ def _window(box: Box, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def tight_box(joints2d: Float[np.ndarray, "joint 3"]) -> Box:
-    """Box around the joints with confidence; zero size where there are none."""
+    """Return the box around joints with confidence; zero size if there are none."""
     known = joints2d[joints2d[:, 2] > 0, :2]
     if not len(known):
         return np.zeros(2), np.zeros(2)
@@ -161,12 +161,12 @@ def fields(
     box: Box,
     K: Float[np.ndarray, "3 3"] | None = None,
 ) -> dict[str, Any]:
-    """Fields of a record that are in stored pixels.
+    """Return the fields of a record that are in stored pixels.
 
     Args:
-        picture: That is stored.
+        picture: The stored picture.
         joints2d: Source pixels, and confidence.
-        box: Of the hand, source pixels.
+        box: Box of the hand, source pixels.
         K: Camera matrix of the source picture.
     """
     origin, scale = picture.origin, picture.scale
@@ -192,7 +192,7 @@ def fields(
 def projected(
     joints3d: Float[np.ndarray, "joint 4"], K: Float[np.ndarray, "3 3"]
 ) -> Float[np.ndarray, "joint 3"]:
-    """2-D joints of known 3-D ones; those behind the camera are not known."""
+    """Project known 3-D joints; joints behind the camera are marked unknown."""
     known = (joints3d[:, 3] > 0) & (joints3d[:, 2] > 1e-6)
     pixels = np.where(known[:, None], crop.project(joints3d[:, :3], K), 0.0)
     return np.column_stack([pixels, known])

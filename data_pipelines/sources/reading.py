@@ -1,4 +1,4 @@
-"""Reading what the user downloaded.
+"""Read the files that the user downloaded.
 
 Every error names the file, what was expected in it and which archive it comes from.
 """
@@ -21,15 +21,15 @@ from handjax.io import safe_pickle
 
 
 class SourceError(UserError):
-    """What was downloaded is not as it should be; the message says what to do."""
+    """A downloaded file is missing or damaged; the message says what to do."""
 
 
-class Source:
+class DownloadedFiles:
     """Files below the directory that the user gave.
 
     Args:
         root: That directory.
-        builder: Of the data set.
+        builder: Description of the data set.
     """
 
     def __init__(self, root: Path, builder: Builder):
@@ -37,7 +37,7 @@ class Source:
         self._touched: set[str] = set()
 
     def touched(self) -> dict[str, list[int] | None]:
-        """Size and time of change of all that was asked for so far; None if absent.
+        """Return size and time of change of all files read so far; None if absent.
 
         An index that was made of these files has to be made again when they change.
         """
@@ -51,15 +51,15 @@ class Source:
         return [found.st_size, found.st_mtime_ns]
 
     def is_as_before(self, touched: Mapping[str, list[int] | None]) -> bool:
-        """Whether what `touched` returned some time ago is still so."""
+        """Return whether what `touched` returned some time ago still holds."""
         return all(self._state(name) == state for name, state in touched.items())
 
     def path(self, relative: str, what: str) -> Path:
-        """An existing file or directory.
+        """Return the path of an existing file or directory.
 
         Args:
             relative: Below the source directory.
-            what: Is expected there, for the message.
+            what: Expected content, for the message.
 
         Raises:
             SourceError: It is missing.
@@ -71,16 +71,16 @@ class Source:
         return path
 
     def has(self, relative: str) -> bool:
-        """Whether there is such a file or directory."""
+        """Return whether there is such a file or directory."""
         self._touched.add(relative)
         return (self.root / relative).exists()
 
     def first(self, *relatives: str) -> str:
-        """The first of these files that is there; if none is, the first of all."""
+        """Return the first of these files that exists, or else the first."""
         return next((name for name in relatives if self.has(name)), relatives[0])
 
     def names(self, relative: str, pattern: str, what: str) -> list[str]:
-        """Sorted names in a directory; at least one.
+        """Return the sorted names in a directory; at least one.
 
         Raises:
             SourceError: There is none.
@@ -91,7 +91,7 @@ class Source:
         return found
 
     def read(self, relative: str, what: str) -> bytes:
-        """Content of a file.
+        """Read a file.
 
         Raises:
             SourceError: It is missing, empty or cannot be read.
@@ -105,10 +105,10 @@ class Source:
         return data
 
     def json(self, relative: str, what: str) -> Any:
-        """Content of a JSON file.
+        """Read a JSON file.
 
         Raises:
-            SourceError: It is missing, or truncated or no JSON.
+            SourceError: It is missing, truncated or not JSON.
         """
         try:
             return json.loads(self.read(relative, what))
@@ -116,7 +116,7 @@ class Source:
             raise self.damaged(relative, what, f"not complete JSON ({error})") from None
 
     def yaml(self, relative: str, what: str) -> dict[str, Any]:
-        """Content of a YAML file of plain values.
+        """Read a YAML file of plain values.
 
         Raises:
             SourceError: It is missing, or has no names and values.
@@ -152,15 +152,15 @@ class Source:
     def json_arrays(
         self, relative: str, shape: tuple[int, ...], what: str
     ) -> np.ndarray:
-        """A JSON list of arrays of one shape, read one at a time.
+        """Read a JSON list of arrays of one shape, one at a time.
 
         Args:
             relative: Below the source directory.
-            shape: Of each.
-            what: They are, for messages.
+            shape: Shape of each array.
+            what: Their meaning, for messages.
 
         Returns:
-            All of them; meshes, which are the most numbers, in float32.
+            All arrays; meshes, the largest, in float32.
 
         Raises:
             SourceError: The file is missing or truncated, or an array has another
@@ -183,7 +183,7 @@ class Source:
         return np.stack(values) if values else np.zeros((0, *shape), dtype)
 
     def pickle(self, relative: str, what: str) -> Any:
-        """Content of a pickle of numpy arrays and plain values.
+        """Read a pickle of numpy arrays and plain values.
 
         Raises:
             SourceError: It is missing, or truncated, or asks for anything else.
@@ -196,7 +196,7 @@ class Source:
             raise self.damaged(relative, what, reason) from None
 
     def arrays(self, relative: str, what: str) -> dict[str, Any]:
-        """Content of an npz.
+        """Read an npz.
 
         Raises:
             SourceError: It is missing, or truncated, or asks for anything but arrays.
@@ -214,12 +214,12 @@ class Source:
         box: pictures.Box | None = None,
         lens: pictures.Lens | None = None,
     ) -> pictures.Picture:
-        """A picture, as published or cropped around a box.
+        """Read a picture, as published or cropped around a box.
 
         Args:
             relative: Below the source directory.
             box: Centre and size, pixels; None for the whole picture.
-            lens: Whose distortion is taken out; pixels of the box are without it.
+            lens: Lens whose distortion is removed; the box is in undistorted pixels.
 
         Raises:
             SourceError: It is missing or damaged.
@@ -231,7 +231,7 @@ class Source:
             raise self.damaged(relative, "a picture", str(error)) from None
 
     def pixels(self, relative: str) -> np.ndarray:
-        """Numbers of a picture, e.g. of a mask, as they are stored.
+        """Read a picture as numbers, e.g. a mask.
 
         Raises:
             SourceError: It is missing or damaged.
@@ -245,14 +245,14 @@ class Source:
     # --- errors ---------------------------------------------------------------------
 
     def missing(self, relative: str, what: str) -> SourceError:
-        """The error for a file that is not there."""
+        """Return the error for a file that is missing."""
         return SourceError(
             f"{str(self.root / relative)!r} is missing. Expected {what}, from "
             f"{self.origin(relative)}. {self._hint(relative)}"
         )
 
     def damaged(self, relative: str, what: str, reason: object) -> SourceError:
-        """The error for a file that is truncated, or not what it should be."""
+        """Return the error for a file that is truncated or has the wrong content."""
         return SourceError(
             f"{str(self.root / relative)!r} is damaged or not the right file: "
             f"{reason}. Expected {what}, from {self.origin(relative)}. Unpack it "
@@ -260,7 +260,7 @@ class Source:
         )
 
     def origin(self, relative: str) -> str:
-        """The archive that a file comes from, for messages."""
+        """Name the archive that a file comes from, for messages."""
         found = self._archive(relative)
         if found is None:
             return f"{self.builder.title} ({self.builder.url})"
@@ -273,7 +273,7 @@ class Source:
         return None
 
     def _hint(self, relative: str) -> str:
-        """What probably went wrong."""
+        """Return what probably went wrong."""
         if not self.root.is_dir():
             return f"There is no directory {str(self.root)!r}: correct --source."
         archive = self._archive(relative)
@@ -292,7 +292,7 @@ class Source:
 
 
 def _packed(archive: Path, root: Path) -> str:
-    """Advice on an archive that lies there unpacked, or was never complete."""
+    """Advise on an archive that is not unpacked, or was never complete."""
     known = archive.suffix == ".zip" or ".tar" in archive.name
     whole = zipfile.is_zipfile(archive) or tarfile.is_tarfile(archive)
     if known and not whole:

@@ -1,4 +1,4 @@
-"""A page of examples, every second one with its annotations drawn."""
+"""Draw a page of examples, every second one with its annotations."""
 
 import io
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +15,7 @@ _COLOURS = ("#e6b800", "#e6194b", "#3cb44b", "#4363d8", "#c44fd9")
 """Thumb to little finger; every four bones of a body."""
 _COLUMNS, _TILE = 8, 160
 _HANDS = 16
-"""Of a split, on its page."""
+"""Number of hands of a split on its page."""
 _AROUND = 1.6
 """Side of a tile, relative to the hand's box."""
 
@@ -47,7 +47,7 @@ def write_split(path: Path, split: Any, mesh_of: Callable[[Record], Any]) -> Non
 
     Args:
         path: The PNG to write.
-        split: What `shards.open_split` gave.
+        split: A split from `shards.open_split`.
         mesh_of: Vertices (camera axes, metres) and faces of a record, or None. Without
             faces (None) vertices are drawn as dots.
     """
@@ -87,7 +87,7 @@ def _draw_bones(
 
 
 def _annotated(record: Record, mesh: Any) -> list[Image.Image]:
-    """Two tiles of a hand: joints, side and text; and the mesh."""
+    """Draw two tiles of a hand: joints, side and text; and the mesh."""
     whole = _opened(record)
     center, size = record["bbox_center"], float(np.max(record["bbox_size"]))
     if size <= 0:

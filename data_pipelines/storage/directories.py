@@ -1,4 +1,4 @@
-"""The directory of a data set: one job at a time makes it, and one data set only."""
+"""Protect the directory of a data set: one job at a time, and one data set only."""
 
 import contextlib
 import fcntl
@@ -12,7 +12,10 @@ from handjax.errors import UserError
 
 @contextlib.contextmanager
 def locked(directory: Path):
-    """One process makes a data set, others wait; the system frees a dead one's lock."""
+    """Let one process make a data set while others wait.
+
+    The system releases the lock of a process that dies.
+    """
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = open(directory / ".lock", "w")
@@ -32,12 +35,12 @@ def locked(directory: Path):
 def check_same(
     directory: Path, settings: dict[str, Any], *, beside: Collection[str] = ()
 ) -> None:
-    """Refuse a directory that holds something else; note what an empty one is for.
+    """Refuse a directory that holds something else; record what an empty one is for.
 
     Args:
-        directory: For a data set.
-        settings: What decides its records.
-        beside: Files that may be there before it.
+        directory: Directory for a data set.
+        settings: Settings that decide its records.
+        beside: Files that may exist before it.
     """
     path = directory / "settings.json"
     if not path.is_file():

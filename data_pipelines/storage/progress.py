@@ -1,4 +1,4 @@
-"""Progress of a long job: a bar on a terminal, a line now and then in a log."""
+"""Show progress of a long job: a bar on a terminal, occasional lines in a log."""
 
 import sys
 import time
@@ -11,6 +11,8 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+
+from handjax.io.console import duration
 
 _EVERY = 10.0
 """Seconds between two lines of a log."""
@@ -47,7 +49,7 @@ class Report:
             self._line()
 
     def add(self, count: int) -> None:
-        """Say that `count` more are finished."""
+        """Report that `count` more are finished."""
         self.done += count
         if self._bar:
             rate = f"{self.rate():.1f} {self.unit}/s"
@@ -56,7 +58,7 @@ class Report:
             self._line()
 
     def rate(self) -> float:
-        """Pieces per second so far."""
+        """Return pieces per second so far."""
         return self.done / max(time.monotonic() - self._start, 1e-9)
 
     def _line(self) -> None:
@@ -68,12 +70,3 @@ class Report:
             file=sys.stderr,
             flush=True,
         )
-
-
-def duration(seconds: int | float) -> str:
-    """Write a time as people say it."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

@@ -1,12 +1,12 @@
-"""One stored record: one hand in one picture. Fields, units, and bytes to and fro.
+"""Encode and decode a record, one hand in one picture: its fields and units.
 
 Records say what the source says: left hands are stored unmirrored, poses are absolute
 (flat mean), 3-D is in the OpenCV camera of the stored picture (x right, y down, z
-forward; metres), 2-D in its pixels (the centre of the first pixel is (0, 0)). What a
-source does not annotate is absent from the example and comes back as zeros with its
-`has_` flag False; absence is never guessed from zeros.
+forward; metres), 2-D in its pixels (the centre of the first pixel is (0, 0)). Fields
+that a source does not annotate are absent from the example and come back as zeros with
+their `has_` flag False; absence is never guessed from zeros.
 
-A data set of bodies has the same fields with its own counts, which stand in its
+A data set of bodies has the same fields with its own counts, which are in its
 `metadata.json`; without them the counts are a hand's.
 """
 
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data_pipelines.storage.dataset_names import DATASETS
 from handjax.errors import UserError
 from handjax.mano.model_files import ManoFile
 
@@ -23,7 +24,7 @@ SCHEMA_VERSION = 1
 
 
 class Counts(NamedTuple):
-    """How many of what a data set annotates; by default a hand's."""
+    """Numbers of annotated vertices, joints and bones; by default a hand's."""
 
     vertices: int = 778
     joints: int = 21
@@ -32,34 +33,14 @@ class Counts(NamedTuple):
 
     @classmethod
     def of(cls, file: ManoFile) -> "Counts":
-        """Those of a hand's or body's model."""
+        """Return the counts of a hand or body model."""
         return cls(len(file.v_template), len(file.skeleton.joints), len(file.parents))
 
 
 HAND = Counts()
 
-DATASETS = (
-    "synthetic",
-    "freihand",
-    "dexycb",
-    "ho3d_v2",
-    "ho3d_v3",
-    "h2o3d",
-    "interhand26m",
-    "rhd",
-    "mtc",
-    "coco_wholebody",
-    "halpe",
-    "mpii_nzsl",
-    "hint",
-    "asl",
-    "own",
-    "synthetic_body",
-)
-"""Where a record comes from; stored by position, so names are only ever appended."""
-
 UNKNOWN = 255
-"""Value of `occluded` where nobody has looked."""
+"""Value of `occluded` where it is not annotated."""
 
 _ARRAYS: dict[str, tuple[tuple[int | str, ...], Any]] = {
     "image_size": ((2,), np.int32),
@@ -100,7 +81,7 @@ _REQUIRED = ("image", "key", "dataset", "image_size", "joints2d", "bbox_center")
 
 @functools.cache
 def _shapes(counts: Counts) -> dict[str, tuple[int, ...]]:
-    """Of the arrays; -1 is any length."""
+    """Return the shapes of the arrays; -1 is any length."""
     sizes = {"joint": counts.joints, "angle": 3 * counts.bones}
     return {
         name: tuple(sizes[n] if isinstance(n, str) else n for n in shape)
@@ -110,7 +91,7 @@ def _shapes(counts: Counts) -> dict[str, tuple[int, ...]]:
 
 @functools.cache
 def features(counts: Counts = HAND):
-    """The `tfds.features.FeaturesDict` of a record (TensorFlow is not needed)."""
+    """Return the `tfds.features.FeaturesDict` of a record (without TensorFlow)."""
     import tensorflow_datasets as tfds
 
     kinds: dict[str, Any] = {
@@ -132,15 +113,15 @@ def features(counts: Counts = HAND):
 
 
 def encode(example: dict[str, Any], counts: Counts = HAND) -> bytes:
-    """Bytes of one record.
+    """Encode one record.
 
     Args:
-        example: fields of the schema; `image` as JPEG bytes. `has_*` flags follow from
+        example: Fields of the schema; `image` as JPEG bytes. `has_*` flags follow from
             which fields are present.
-        counts: of the data set.
+        counts: Counts of the data set.
 
     Raises:
-        UserError: for an unknown or missing field, a wrong shape, or an image that is
+        UserError: For an unknown or missing field, a wrong shape, or an image that is
             not JPEG.
     """
     full = complete(example, counts)
@@ -150,7 +131,7 @@ def encode(example: dict[str, Any], counts: Counts = HAND) -> bytes:
 
 
 def complete(example: dict[str, Any], counts: Counts = HAND) -> dict[str, Any]:
-    """All fields of a record, with flags and fillings for those that are absent.
+    """Return all fields of a record, absent ones filled and flagged.
 
     Arguments and errors are those of `encode`.
     """
@@ -207,18 +188,18 @@ def _array(example: dict[str, Any], name: str, shape: tuple, dtype: Any) -> np.n
 def decode(
     record: bytes, fields: Collection[str] | None = None, counts: Counts = HAND
 ) -> dict[str, Any]:
-    """Fields of one record; `image` stays JPEG bytes, `dataset` becomes its name.
+    """Decode one record; `image` stays JPEG bytes, `dataset` becomes its name.
 
     Arrays are read-only views where that saves a copy. This is `features()`'s own
-    decoding at a tenth of its cost, which would be more than that of the picture.
+    decoding at a tenth of its cost; the full cost would exceed that of the picture.
 
     Args:
-        record: what `encode` made.
-        fields: those that are needed; None for all.
-        counts: of the data set.
+        record: Bytes from `encode`.
+        fields: Names of the fields to decode; None for all.
+        counts: Counts of the data set.
 
     Raises:
-        UserError: if the bytes are no record of this schema version.
+        UserError: If the bytes are not a record of this schema version.
     """
     try:
         stored = _example_type().FromString(record).features.feature
@@ -235,7 +216,7 @@ def decode(
 
 
 def preload() -> None:
-    """Import what reading and writing records needs; before any thread is started.
+    """Import what reading and writing records needs, before any thread is started.
 
     While TFDS is imported, `import` itself is replaced for all threads, and one that
     imports a function meanwhile, as Orbax does when it saves, gets something else.
@@ -272,7 +253,7 @@ def _field(stored: Any, name: str, shapes: dict[str, tuple[int, ...]]) -> Any:
 
 
 def _packed_floats(values: Any) -> np.ndarray:
-    """Content of a `tf.train.FloatList` without a Python object for each number.
+    """Read a `tf.train.FloatList` without a Python object for each number.
 
     On the wire the list is one tag, the number of bytes as a varint (seven bits a byte,
     the last without the high bit), then the floats, little-endian.

@@ -1,11 +1,11 @@
-"""Datasets on disk: ArrayRecord shards in TFDS layout, written shard by shard.
+"""Write and read datasets on disk: ArrayRecord shards in TFDS layout.
 
     DIR/<name>-<split>.array_record-00000-of-00008
     DIR/features.json, DIR/dataset_info.json   for tfds.builder_from_directory(DIR)
     DIR/metadata.json                  hand model, counts, schema version, settings
 
-A shard appears under its name only when it is complete, so an interrupted job goes on
-where it stopped and a reader never meets half a file.
+A shard appears under its name only when it is complete, so an interrupted job continues
+where it stopped and a reader never sees half a file.
 """
 
 import errno
@@ -21,14 +21,14 @@ from data_pipelines.storage import schema
 from handjax.errors import HandjaxError, MissingFileError, UserError
 
 RECORDS_PER_SHARD = 2_500
-"""Of about 20 kB: 50 MB, small enough to lose little when a job is interrupted."""
+"""At about 20 kB each, 50 MB: little is lost when a job is interrupted."""
 
 ABANDONED_AFTER_S = 3600.0
-"""Age at which an unfinished shard is taken for a killed job's."""
+"""Age from which an unfinished shard counts as left by a killed job."""
 _FULL_BYTES = 1 << 20
 _FORMAT = "group_size:1,uncompressed"
-"""One record a chunk, for random reads; JPEG does not compress, and undoing it would
-take four times as long as the read."""
+"""One record per chunk, for random reads. No compression: it cannot shrink JPEG, and
+decompressing would take four times as long as the read."""
 
 
 class ShardError(HandjaxError, RuntimeError):
@@ -36,17 +36,17 @@ class ShardError(HandjaxError, RuntimeError):
 
 
 def num_shards(count: int) -> int:
-    """How many shards hold `count` records."""
+    """Return how many shards hold `count` records."""
     return max(1, -(-count // RECORDS_PER_SHARD))
 
 
 def shard_ranges(count: int, shards: int) -> list[tuple[int, int]]:
-    """First and last+1 record of each shard, as even as can be."""
+    """Return first and last+1 record of each shard, as even as possible."""
     return [(count * i // shards, count * (i + 1) // shards) for i in range(shards)]
 
 
 def shard_path(directory: Path, name: str, split: str, index: int, total: int) -> Path:
-    """File of one shard."""
+    """Return the file of one shard."""
     return Path(directory) / (f"{name}-{split}.array_record-{index:05d}-of-{total:05d}")
 
 
@@ -60,20 +60,20 @@ def write_split(
     shards: int | None = None,
     on_records: Callable[[int], None] | None = None,
 ) -> None:
-    """Write the shards of a split that are not there yet.
+    """Write the shards of a split that do not exist yet.
 
     Args:
-        directory: of the dataset; made if missing.
-        name: of the dataset, e.g. "synthetic".
+        directory: Directory of the dataset; made if missing.
+        name: Name of the dataset, e.g. "synthetic".
         split: "train" or "test".
-        count: number of records.
+        count: Number of records.
         records: (first, last) -> encoded records `first` up to, not including, `last`;
             must not depend on how the range is cut.
-        shards: number of files; None chooses by `RECORDS_PER_SHARD`.
-        on_records: told how many more records are on disk.
+        shards: Number of files; None chooses by `RECORDS_PER_SHARD`.
+        on_records: Called with the number of records newly on disk.
 
     Raises:
-        ShardError: when the disk is full or the folder cannot be written; finished
+        ShardError: When the disk is full or the folder cannot be written; finished
             shards stay.
     """
     directory = Path(directory)
@@ -94,14 +94,14 @@ def write_shard(path: Path, records: Iterable[bytes]) -> int:
     """Write one shard, which appears under its name only when it is complete.
 
     Args:
-        path: of the shard, in a folder that exists.
-        records: encoded, in order.
+        path: Path of the shard, in a folder that exists.
+        records: Encoded records, in order.
 
     Returns:
-        How many there were.
+        The number of records.
 
     Raises:
-        OSError: when the disk is full or the folder cannot be written.
+        OSError: When the disk is full or the folder cannot be written.
     """
     from array_record.python import array_record_module
 
@@ -117,7 +117,7 @@ def write_shard(path: Path, records: Iterable[bytes]) -> int:
         finally:
             _close(writer, partial)
         _sync(partial)
-        # Some failures of the disk are silent in the writer: read it back.
+        # The writer does not report every failure of the disk: read the shard back.
         if _count(partial) != count:
             raise OSError(errno.EIO, f"{partial.name} could not be read back")
         partial.rename(path)
@@ -137,7 +137,7 @@ def _sync(path: Path) -> None:
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Delete what killed jobs left of a shard; a running one touches its file often."""
+    """Delete what killed jobs left of a shard; running jobs touch their file often."""
     for left in path.parent.glob(f".{path.name}.partial-*"):
         if time.time() - left.stat().st_mtime > ABANDONED_AFTER_S:
             left.unlink(missing_ok=True)
@@ -152,7 +152,7 @@ def _close(writer: Any, partial: Path) -> None:
 
 
 def write_error(directory: Path, error: OSError) -> ShardError:
-    """The error for a data set that cannot be written."""
+    """Return the error for a data set that cannot be written."""
     full = shutil.disk_usage(directory).free < _FULL_BYTES if directory.is_dir() else 0
     if error.errno == errno.ENOSPC or full:
         what = "the disk is full"
@@ -175,16 +175,16 @@ def write_metadata(
     made_by: dict[str, Any] | None = None,
     counts: schema.Counts = schema.HAND,
 ) -> None:
-    """Write what readers need beside the shards, once they are all there.
+    """Write what readers need beside the shards, once all exist.
 
     Args:
-        directory: of the dataset.
-        name: of the dataset.
-        splits: split -> number of records.
-        description: what the data is, with its licence.
+        directory: Directory of the dataset.
+        name: Name of the dataset.
+        splits: Split -> number of records.
+        description: What the data is, with its licence.
         hand: `name` and `sha256` of the hand model of the annotations, if any.
-        made_by: settings that reproduce the dataset.
-        counts: with which its records were encoded.
+        made_by: Settings that reproduce the dataset.
+        counts: Counts with which its records were encoded.
     """
     import tensorflow_datasets as tfds
 
@@ -234,11 +234,11 @@ def write_metadata(
 
 
 def read_metadata(directory: Path) -> dict[str, Any]:
-    """The dataset's `metadata.json`.
+    """Read the dataset's `metadata.json`.
 
     Raises:
-        MissingFileError: if the folder holds no finished dataset.
-        ShardError: if it was made for another version of the schema.
+        MissingFileError: The folder holds no finished dataset.
+        ShardError: It was made for another version of the schema.
     """
     path = Path(directory) / "metadata.json"
     if not path.is_file():
@@ -258,17 +258,17 @@ def read_metadata(directory: Path) -> dict[str, Any]:
 
 
 def counts_of(metadata: dict[str, Any]) -> schema.Counts:
-    """Counts of a dataset; those of older ones, which do not say, are a hand's."""
+    """Return the counts of a dataset; a hand's where old metadata has none."""
     return schema.Counts(**metadata.get("counts", {}))
 
 
 def _shard_files(directory: Path, split: str) -> list[Path]:
-    # Names that begin with a dot are of shards being written.
+    # Shards that are being written have names that begin with a dot.
     return sorted(directory.glob(f"[!.]*-{split}.array_record-*-of-*"))
 
 
 def _count(path: Path) -> int:
-    """Number of records of a shard; -1 if it cannot be read."""
+    """Return the number of records of a shard; -1 if it cannot be read."""
     from array_record.python import array_record_module
 
     try:
@@ -281,11 +281,11 @@ def _count(path: Path) -> int:
 
 
 def open_split(directory: Path | str, split: str) -> "Split":
-    """Random access to the records of a split.
+    """Open a split for random access to its records.
 
     Raises:
-        MissingFileError: if there is no finished dataset or no such split.
-        ShardError: if shards are missing or cannot be read.
+        MissingFileError: There is no finished dataset or no such split.
+        ShardError: Shards are missing or cannot be read.
     """
     directory = Path(directory)
     metadata = read_metadata(directory)
@@ -311,7 +311,7 @@ def open_split(directory: Path | str, split: str) -> "Split":
 
 
 class Split:
-    """Records of a split by index, decoded when asked for."""
+    """Records of a split by index, decoded on access."""
 
     def __init__(self, paths: list[Path], metadata: dict[str, Any], name: str):
         import grain
@@ -320,9 +320,9 @@ class Split:
         for path, count in zip(paths, counts, strict=True):
             if count < 0:
                 raise ShardError(
-                    f"Shard {str(path)!r} is truncated or no ArrayRecord file. Delete "
-                    "it and run the command that made the dataset again: only this "
-                    "shard is written anew."
+                    f"Shard {str(path)!r} is truncated or not an ArrayRecord file. "
+                    "Delete it and run the command that made the dataset again: only "
+                    "this shard is written anew."
                 )
         expected = metadata["splits"][name]
         if sum(counts) != expected:
@@ -340,25 +340,27 @@ class Split:
         return self._length
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """All decoded fields of one record; see `read`."""
+        """Return all decoded fields of one record; see `read`."""
         return self.read(index)
 
     def read(self, index: int, fields: Collection[str] | None = None) -> dict[str, Any]:
-        """Decoded fields of one record (`schema.decode`); None for all of them.
+        """Read decoded fields of one record (`schema.decode`); None for all of them.
 
         Raises:
-            IndexError: past the end.
-            UserError: names shard and position of a record that cannot be read.
+            IndexError: Past the end.
+            UserError: Names shard and position of a record that cannot be read.
         """
         if not 0 <= index < len(self):
-            raise IndexError(f"{self.name} has {len(self)} records; no record {index}.")
+            raise IndexError(
+                f"{self.name} has {len(self)} records; {index} is not one of them."
+            )
         try:
             return schema.decode(self._source[int(index)], fields, self.counts)
         except Exception as error:
             raise UserError(f"{self.locate(int(index))}: {error}") from error
 
     def locate(self, index: int) -> str:
-        """Shard file and position of a record, for messages."""
+        """Return shard file and position of a record, for messages."""
         for path, count in zip(self.paths, self._counts, strict=True):
             if index < count:
                 return f"{path} record {index}"

@@ -1,4 +1,4 @@
-"""Work in several processes, results in order."""
+"""Run tasks in several processes; results come in order."""
 
 import collections
 import contextlib
@@ -13,16 +13,16 @@ from handjax.errors import HandjaxError
 
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _AHEAD = 3
-"""Tasks handed out for each process, so that none waits for the slowest."""
+"""Tasks submitted ahead per process, so that none waits for the slowest."""
 
 
 class Workers:
     """A pool of processes with one thread each; use as a context manager.
 
     Args:
-        count: Of processes.
-        start: Runs once in each of them, with `arguments`; None for nothing.
-        arguments: Of `start`.
+        count: Number of processes.
+        start: Function that runs once in each of them; None for none.
+        arguments: Arguments of `start`.
     """
 
     def __init__(
@@ -35,7 +35,8 @@ class Workers:
             self._pool = ProcessPoolExecutor(
                 self.count, get_context("spawn"), self._start, self._arguments
             )
-            # The processes start with the first tasks: start them all here.
+            # A pool starts its processes with the first tasks: start them here, while
+            # the environment is set.
             ready = [self._pool.submit(os.getpid) for _ in range(self.count)]
             for future in ready:
                 future.result()
@@ -47,7 +48,7 @@ class Workers:
     def run(
         self, function: Callable[..., Any], tasks: Iterable[tuple[Any, ...]]
     ) -> Iterator[Any]:
-        """Yield what `function` returns for each task, a tuple of its arguments.
+        """Yield the result of `function` for each task, a tuple of its arguments.
 
         Raises:
             RuntimeError: A process was killed.
@@ -66,15 +67,15 @@ class Workers:
                 yield pending.popleft().result()
         except BrokenProcessPool as error:
             raise HandjaxError(
-                f"One of {self.count} worker processes was killed, probably for want "
-                "of memory. The same command goes on from here; give it fewer "
+                f"One of {self.count} worker processes was killed, probably because "
+                "memory ran out. The same command goes on from here; give it fewer "
                 "--workers."
             ) from error
 
 
 @contextlib.contextmanager
 def single_threaded():
-    """Environment of the workers: one thread each, the cores are shared out already."""
+    """Set the environment of workers to one thread each; they share the cores."""
     before = {name: os.environ.get(name) for name in _ONE_THREAD}
     os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
     try:

@@ -1,4 +1,4 @@
-"""Annotated renders of the built-in hand.
+"""Render annotated pictures of the built-in hand.
 
 `generate.ensure(directory, num, num_test)` makes them on first use;
 `poses.PosePriorSource` gives poses and shapes without pictures.
@@ -6,7 +6,7 @@
 
 
 def ensure(*args, **settings):
-    """See `generate.ensure`, which is imported when it is needed."""
+    """Call `generate.ensure`, which is imported only when it is needed."""
     from data_pipelines.synthetic import generate
 
     return generate.ensure(*args, **settings)

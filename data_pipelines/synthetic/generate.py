@@ -1,4 +1,4 @@
-"""Makes the data set: on all cores, resumable, the same for any number of workers."""
+"""Make the data set: on all cores, resumable, the same for any number of workers."""
 
 import os
 import sys
@@ -9,12 +9,13 @@ from data_pipelines.storage import contact_sheet, progress, shards
 from data_pipelines.storage.directories import check_same, locked
 from data_pipelines.synthetic.workers import Workers
 from handjax.errors import UserError
+from handjax.io.console import duration
 from handjax.mano import model_files
 
 NAME = "synthetic"
 _OF_PICTURES = ("seed", "image_size", "left_fraction", "max_turn")
 VERSION = 1
-"""Of the pictures: raised whenever the same seed gives other ones."""
+"""Version of the pictures, raised whenever a seed gives different ones."""
 DESCRIPTION = (
     "Rendered pictures of the open hand with exact annotations. Hand derived from "
     "MakeHuman (CC0 1.0); environment maps from Poly Haven (CC0 1.0)."
@@ -22,7 +23,7 @@ DESCRIPTION = (
 _PER_SHARD, _MOST_SHARDS = 250, 128
 _SHEET = 32
 _IMAGES_PER_SECOND = 10.0
-"""Of one process, for the first guess of how long it takes."""
+"""Rate of one process, to estimate how long the job takes."""
 
 
 class Size(NamedTuple):
@@ -51,13 +52,13 @@ def ensure(
     left_fraction: int | float = 0.0,
     max_turn: int | float = 180.0,
 ) -> Path:
-    """Make a data set unless it is there already.
+    """Make a data set unless it exists already.
 
-    An interrupted job goes on at the first missing shard when it is called again; a
-    second process that wants the same data waits for the first.
+    An interrupted job continues at the first missing shard when it is called again; a
+    second process that needs the same data waits for the first.
 
     Args:
-        directory: Where the data set lies or shall lie.
+        directory: Directory of the data set.
         num: Examples of the split "train".
         num_test: Examples of the split "test"; none of them is in "train".
         seed: Decides every picture, together with its split and number.
@@ -71,7 +72,7 @@ def ensure(
         The directory.
 
     Raises:
-        UserError: A number out of range, or a directory with other contents.
+        UserError: A number is out of range, or the directory has other contents.
         shards.ShardError: The disk is full or cannot be written.
     """
     directory = Path(directory).expanduser()
@@ -119,7 +120,7 @@ def _num_shards(count: int) -> int:
 
 
 def _missing(directory: Path, settings: dict[str, Any]) -> int:
-    """Examples whose shard is not there."""
+    """Count the examples whose shard does not exist."""
     missing = 0
     for split, count in _splits(settings).items():
         total = _num_shards(count)
@@ -132,7 +133,7 @@ def _missing(directory: Path, settings: dict[str, Any]) -> int:
 def _make(directory: Path, settings: dict[str, Any], missing: int, count: int) -> None:
     splits = _splits(settings)
     counts = " + ".join(f"{n:,} {split}" for split, n in splits.items())
-    guess = progress.duration(missing / (_IMAGES_PER_SECOND * count))
+    guess = duration(missing / (_IMAGES_PER_SECOND * count))
     print(
         f"Making {missing:,} pictures of hands ({counts}; seed {settings['seed']}) in "
         f"{directory}: about {guess} with {count} processes, once.",

@@ -1,4 +1,4 @@
-"""The built-in hand as the renderer sees it: a finer mesh with a forearm, in numpy.
+"""Pose the built-in hand for the renderer: a finer mesh with a forearm, in numpy.
 
 Two meshes move together. The annotated one is the 778-vertex open hand of
 `handjax.mano.model_files`; the drawn one has more vertices, the annotated among them,
@@ -24,7 +24,7 @@ _ELBOW_WIDENING = 0.25
 
 
 class RenderHand(NamedTuple):
-    """Everything that is read once: the annotated model and the drawn mesh."""
+    """The annotated model and the drawn mesh, read once."""
 
     file: model_files.ManoFile
     joint_regressor: Float[np.ndarray, "21 778"]
@@ -35,7 +35,7 @@ class RenderHand(NamedTuple):
     v_template: Float[np.ndarray, "vertex 3"]
     shapedirs: Float[np.ndarray, "vertex 3 10"]
     posedirs: Float[np.ndarray, "hand_coordinate 135"]
-    """Of the first `num_hand` vertices, flattened."""
+    """Pose correctives of the first `num_hand` vertices, flattened."""
     weights: Float[np.ndarray, "vertex 16"]
     faces: Int[np.ndarray, "face 3"]
     nail: Float[np.ndarray, "vertex"]
@@ -122,7 +122,7 @@ def _with_long_forearm(
 
 
 def _strip(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
-    """Two triangles between each pair of neighbours of two rings."""
+    """Return two triangles between each pair of neighbours of two rings."""
     lower_next, upper_next = np.roll(lower, -1), np.roll(upper, -1)
     return np.concatenate(
         [
@@ -133,7 +133,7 @@ def _strip(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
 
 
 def _open_end(faces: np.ndarray, vertices: np.ndarray) -> np.ndarray:
-    """Boundary loop farthest along +x, in the order of the faces beside it."""
+    """Return the boundary loop farthest along +x, in the order of its faces."""
     edges = {(int(f[i]), int(f[i - 2])) for f in faces for i in range(3)}
     follow = {a: b for a, b in sorted(edges) if (b, a) not in edges}
     loops = []
@@ -148,7 +148,7 @@ def _open_end(faces: np.ndarray, vertices: np.ndarray) -> np.ndarray:
 def joint_rotations(
     hand: RenderHand, angles: Float[np.ndarray, "15 3"]
 ) -> Float[np.ndarray, "15 3 3"]:
-    """Local rotation of each finger joint: flexion after abduction after twist."""
+    """Return local rotations of finger joints: flexion after abduction after twist."""
     turns = numpy_skinning.axis_angle_to_matrix(angles[..., None] * hand.axes)
     return turns[:, 0] @ turns[:, 1] @ turns[:, 2]
 
@@ -163,12 +163,12 @@ def pose(
     """Pose both meshes.
 
     Args:
-        hand: What `load` returned.
+        hand: Result of `load`.
         angles: Joint angles, radians.
         betas: Shape coefficients.
         root: Rotation from the rest frame to the camera's axes.
         wrist_bend: Rotation of the forearm against the hand, in the rest frame. It
-            moves nothing of the annotated mesh, whose stub belongs to the hand.
+            does not move the annotated mesh, whose stub belongs to the hand.
     """
     rotations = np.concatenate([np.eye(3)[None], joint_rotations(hand, angles)])
     features = (rotations[1:] - np.eye(3)).reshape(135)

@@ -1,4 +1,4 @@
-"""Grasps: the hand closes around a thing until it touches, and things never cut it.
+"""Close the hand around a thing until it touches; things never cut into the hand.
 
 Frame: the hand's rest frame with the wrist joint at the origin (palm towards -y).
 """
@@ -17,7 +17,7 @@ from handjax.mano import numpy_skinning
 CONTACT = 0.0
 """Signed distance at which a finger stops, metres."""
 DEEPEST = -0.0015
-"""Signed distance of the deepest vertex that is let pass (skin yields a little)."""
+"""Least signed distance of a vertex that is accepted (skin yields a little)."""
 _STEPS = 10
 _PALM = (0, 1, 4, 7, 10)
 
@@ -32,7 +32,7 @@ class Placed(NamedTuple):
     def distance(
         self, points: Float[np.ndarray, "point 3"]
     ) -> Float[np.ndarray, "point"]:
-        """Signed distance of points, metres; negative inside."""
+        """Return the signed distance of points, metres; negative inside."""
         return objects.signed_distance(self.shape, (points - self.centre) @ self.turn)
 
 
@@ -71,10 +71,10 @@ def stand_in_the_way(
     around: Float[np.ndarray, "3"],
     reach: float,
 ) -> Placed | None:
-    """Draw a thing near the hand that touches nothing of it.
+    """Draw a thing near the hand that does not touch it.
 
     Args:
-        rng: Source of randomness.
+        rng: Random generator.
         points: Vertices to keep away from, camera axes, metres.
         around: Middle of the hand.
         reach: How far from there the thing may be, metres.
@@ -90,7 +90,7 @@ def stand_in_the_way(
 
 
 def _orientation(rng: np.random.Generator, shape: objects.Shape) -> np.ndarray:
-    """Long axis across the palm; flat things lie on it."""
+    """Draw an orientation with the long axis across the palm; flat things lie on it."""
     across = Rotation.from_euler("x", 90, degrees=True)  # y to z
     if shape.kind == "card" or (shape.kind == "box" and rng.random() < 0.6):
         # Thin side (z of a card) towards the palm, long side along the fingers or not.
@@ -119,7 +119,7 @@ def _rest_on_palm(placed: Placed, posed: np.ndarray) -> Placed:
 
 
 def _closing(rng, hand, betas, between, placed, fingers) -> np.ndarray:
-    """Share of the way from open to closed at which each joint's finger touches."""
+    """Return how far each joint's finger closes until it touches, 0..1."""
     opened, closed = between
     steps = np.linspace(0, 1, _STEPS)
     gap = np.empty((_STEPS, 5))
@@ -144,7 +144,7 @@ def _closing(rng, hand, betas, between, placed, fingers) -> np.ndarray:
 
 
 def _simple_pose(hand: hands.RenderHand, betas: np.ndarray, angles: np.ndarray):
-    """Joints and vertices of the annotated mesh without pose correctives."""
+    """Return joints and vertices of the annotated mesh without pose correctives."""
     shaped = hand.file.v_template + hand.file.shapedirs @ betas
     joints = hand.file.J_regressor @ shaped
     rotations = np.concatenate([np.eye(3)[None], hands.joint_rotations(hand, angles)])
@@ -155,7 +155,7 @@ def _simple_pose(hand: hands.RenderHand, betas: np.ndarray, angles: np.ndarray):
 
 
 def _finger_of_vertex(hand: hands.RenderHand) -> np.ndarray:
-    """0..4 in MANO's finger order for vertices on a finger, -1 on the palm."""
+    """Return each vertex's finger, 0..4 in MANO's order; -1 on the palm."""
     owner = hand.file.weights.argmax(1)
     return np.where(owner == 0, -1, (owner - 1) // 3)
 

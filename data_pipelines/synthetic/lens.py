@@ -1,4 +1,4 @@
-"""From light to a photograph: blur, exposure, vignetting, noise, tone curve."""
+"""Turn light into a photograph: blur, exposure, vignetting, noise, tone curve."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from jaxtyping import Float, UInt8
 SHOULDER = 0.6
 """Linear light from which the tone curve bends."""
 _GREY = 0.2
-"""Mean light that the automatic exposure aims at, and goes half of the way to."""
+"""Mean light that the automatic exposure aims at; it goes half of the way."""
 
 
 class Lens(NamedTuple):
@@ -27,9 +27,9 @@ class Lens(NamedTuple):
     grain: float
     """Size of the noise's grain, pixels."""
     quality: int
-    """Of the JPEG."""
+    """Quality of the JPEG."""
     seed: int
-    """Of the noise."""
+    """Seed of the noise."""
 
 
 def sample(rng: np.random.Generator) -> Lens:
@@ -73,7 +73,7 @@ def expose(
 
 
 def _gain(image: np.ndarray) -> float:
-    """Automatic exposure; it never clips what was not clipped."""
+    """Return the gain of automatic exposure; it causes no new clipping."""
     brightest = float(np.percentile(image[::4, ::4].max(-1), 99))
     gain = (_GREY / max(float(image.mean()), 1e-4)) ** 0.5
     return min(max(gain, 0.75), 2.5, max(1.0, 0.98 / max(brightest, 1e-4)))
@@ -93,7 +93,7 @@ def _streak(motion: tuple[float, float], per_pixel: float) -> np.ndarray:
 
 
 def _noise(lens: Lens, image: np.ndarray) -> np.ndarray:
-    """Noise with grain; stronger in the shadows, mostly the same in all colours."""
+    """Draw grainy noise, stronger in shadows and mostly the same in all colours."""
     rng = np.random.default_rng(lens.seed)
     size = image.shape[0]
     noise = rng.standard_normal((size, size, 4), dtype=np.float32)

@@ -1,9 +1,9 @@
-"""Hands that show letters of the American manual alphabet: poses with a label.
+"""Draw hands that show letters of the American manual alphabet: labelled poses.
 
     python -m data_pipelines.synthetic.letters letters.png    a page of them to look at
 
-The letters are those among the named poses of the prior: of the ones that are held
-still, those that fingers alone tell apart. All are shown with the fingers up, H too.
+The letters are among the named poses of the prior: those that are held still and that
+the fingers alone tell apart. All are shown with the fingers up, H too.
 """
 
 import functools
@@ -28,7 +28,7 @@ _PREFIX = "asl_"
 
 @functools.cache
 def names() -> tuple[str, ...]:
-    """The letters, in the order of their numbers."""
+    """Return the letters, in the order of their numbers."""
     with np.load(hands.ASSETS / "pose_prior.npz") as arrays:
         named = [str(name) for name in arrays["named_names"]]
     return tuple(n.removeprefix(_PREFIX) for n in named if n.startswith(_PREFIX))
@@ -53,7 +53,7 @@ class LetterSource(BlockSource):
         """Make the source.
 
         Args:
-            seed: Of all that is drawn.
+            seed: Seed of everything drawn.
             length: Number of items.
             max_turn: Largest turn away from fingers up, palm to the camera; degrees,
                 and uniform among the turns that are smaller.
@@ -63,7 +63,7 @@ class LetterSource(BlockSource):
         self.max_turn = max_turn
 
     def draw(self, prior: PosePrior, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Letters, poses and shapes."""
+        """Draw letters, poses and shapes."""
         label = rng.integers(len(names()), size=BLOCK)
         angles = varied(prior, rng, label)
         turn = turns(rng, BLOCK, self.max_turn) * Rotation.from_matrix(FACING)
@@ -71,7 +71,7 @@ class LetterSource(BlockSource):
 
 
 def named(prior: PosePrior) -> Float[np.ndarray, "letter 15 3"]:
-    """Joint angles of the letters themselves, radians."""
+    """Return the joint angles of the letters themselves, radians."""
     rows = [prior.names.index(_PREFIX + name) for name in names()]
     return prior.named[rows]
 
@@ -79,7 +79,7 @@ def named(prior: PosePrior) -> Float[np.ndarray, "letter 15 3"]:
 def varied(
     prior: PosePrior, rng: np.random.Generator, label: Int[np.ndarray, "count"]
 ) -> Float[np.ndarray, "count 15 3"]:
-    """Joint angles around those of letters, radians, free of collisions."""
+    """Draw joint angles around those of letters, radians, free of collisions."""
     angles, missing = named(prior)[label], np.arange(len(label))
     around = angles.copy()
     while len(missing):
@@ -91,7 +91,7 @@ def varied(
 
 
 def turns(rng: np.random.Generator, count: int, largest: float) -> Rotation:
-    """Rotations uniform among those of at most `largest` degrees."""
+    """Draw rotations uniformly among those of at most `largest` degrees."""
     axis = rng.normal(size=(count, 3))
     axis /= np.linalg.norm(axis, axis=1, keepdims=True)
     # There are (1 - cos t) dt rotations by an angle of t.

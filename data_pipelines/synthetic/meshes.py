@@ -1,4 +1,4 @@
-"""The surfaces of a scene: skin, sleeve, things, and the table or wall behind."""
+"""Make the surfaces of a scene: skin, sleeve, things, and the table or wall behind."""
 
 from typing import NamedTuple
 
@@ -36,7 +36,7 @@ class Mesh(NamedTuple):
     vertices: Float[np.ndarray, "vertex 3"]
     faces: Int[np.ndarray, "face 3"]
     texture: Float[np.ndarray, "vertex 3"]
-    """Where noise and patterns are looked up, metres."""
+    """Coordinates for noise and patterns, metres."""
     albedo: Float[np.ndarray, "vertex 3"]
     """Linear RGB."""
     gloss: Float[np.ndarray, "vertex"]
@@ -132,7 +132,7 @@ def _wood_colours(rng: np.random.Generator):
 
 
 def ground(rng, meshes: list[Mesh], intrinsics: np.ndarray, size: int):
-    """A table or wall behind everything that the picture shows, or None."""
+    """Return a table or wall behind everything in the picture, or None."""
     focal = intrinsics[0, 0]
     corner = 1.15 * (size / 2) / focal
     normal = np.array([*rng.normal(0, 0.35, 2), -1.0])  # towards the camera
@@ -161,7 +161,7 @@ def ground(rng, meshes: list[Mesh], intrinsics: np.ndarray, size: int):
 
 
 def _ground_material(rng: np.random.Generator):
-    """First colour and material of paint, wood, cloth, stone or tiles."""
+    """Draw first colour and material of paint, wood, cloth, stone or tiles."""
     colour = surroundings.muted_colour(rng, 0.6) ** 2.2
     second = colour * rng.uniform(0.6, 0.9)
     pattern = int(rng.choice(_GROUND_PATTERNS))

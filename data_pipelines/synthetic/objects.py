@@ -73,7 +73,7 @@ def scaled(shape: Shape, factor: float) -> Shape:
 def signed_distance(
     shape: Shape, points: Float[np.ndarray, "point 3"]
 ) -> Float[np.ndarray, "point"]:
-    """Distance to the surface in metres, negative inside; points in its own frame."""
+    """Return the distance to the surface, metres, negative inside."""
     if shape.profile is None:
         rounding = _ROUNDING * shape.half_size.min()
         q = np.abs(points) - (shape.half_size - rounding)
@@ -84,7 +84,7 @@ def signed_distance(
 
 
 def _polygon_distance(profile: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Signed distance to the outline, which the axis of revolution closes."""
+    """Return the signed distance to the outline closed by the axis."""
     start, end = profile[:-1], profile[1:]
     edge, to_point = end - start, points[:, None] - start
     along = (to_point * edge).sum(-1) / np.maximum((edge**2).sum(-1), 1e-18)
@@ -101,7 +101,7 @@ def _polygon_distance(profile: np.ndarray, points: np.ndarray) -> np.ndarray:
 def mesh(
     shape: Shape,
 ) -> tuple[Float[np.ndarray, "vertex 3"], Int[np.ndarray, "face 3"]]:
-    """Triangles of a shape, outwards counter-clockwise; corners doubled where sharp."""
+    """Return triangles of a shape, counter-clockwise; sharp corners are doubled."""
     if shape.profile is None:
         return _rounded_box(shape.half_size)
     angle = np.arange(_SIDES) * 2 * np.pi / _SIDES
@@ -134,7 +134,7 @@ def _merge_smooth(shape: Shape, vertices: np.ndarray, faces: np.ndarray):
 
 
 def _rounded_box(half_size: np.ndarray):
-    """Six faces of 4 x 4 points, pushed onto the rounded edges."""
+    """Return six faces of 4 x 4 points, pushed onto the rounded edges."""
     rounding = _ROUNDING * half_size.min()
     core = half_size - rounding
     vertices, faces = [], []

@@ -1,8 +1,8 @@
-"""The pose prior, many poses at a time: for tokenizers, which need thousands a second.
+"""Draw many poses of the prior at a time: tokenizers need thousands a second.
 
 The distribution is that of `PosePrior.sample`, drawn in whole arrays; one pose at a
-time takes ten times as long. Pictures keep the other one, for their poses are to stay
-what they are.
+time takes ten times as long. Pictures keep the slower one, so that their poses do not
+change.
 """
 
 import numpy as np
@@ -49,7 +49,7 @@ def propose(
 def varied(
     prior: PosePrior, rng: np.random.Generator, angles: Float[np.ndarray, "count 15 3"]
 ) -> Float[np.ndarray, "count 15 3"]:
-    """Poses around given ones, within the limits of the joints; they may collide.
+    """Draw poses around given ones, within the joint limits; they may collide.
 
     Some hands keep to the pose and some are loose: the spread of the angles is drawn
     for each, about 6 degrees of flexion, half of that sideways.
@@ -63,7 +63,7 @@ def varied(
 
 
 def synergies(rng: np.random.Generator, count: int) -> Float[np.ndarray, "count 15 3"]:
-    """Whole hands closing, with a gradient from index to little finger."""
+    """Draw closing movements of whole hands, graded from index to little finger."""
     angles = np.zeros((count, 15, 3))
     gradient = rng.normal(0, 0.22, (count, 1)) * (1, 0.3, -1, -0.6)
     closed = rng.beta(0.8, 1.0, (count, 1)) + gradient + rng.normal(0, 0.12, (count, 4))
@@ -88,7 +88,7 @@ def synergies(rng: np.random.Generator, count: int) -> Float[np.ndarray, "count 
 def rotations(
     prior: PosePrior, angles: Float[np.ndarray, "count 15 3"]
 ) -> Float[np.ndarray, "count 15 3 3"]:
-    """Local rotations of the finger joints, as `hand.joint_rotations`."""
+    """Return local rotations of the finger joints, as `hand.joint_rotations`."""
     turns = numpy_skinning.axis_angle_to_matrix(angles[..., None] * prior.hand.axes)
     return turns[..., 0, :, :] @ turns[..., 1, :, :] @ turns[..., 2, :, :]
 
@@ -96,7 +96,7 @@ def rotations(
 def collides(
     prior: PosePrior, angles: Float[np.ndarray, "count 15 3"]
 ) -> Bool[np.ndarray, "count"]:
-    """Whether finger capsules overlap more than flesh gives way."""
+    """Return whether finger capsules overlap more than flesh gives way."""
     depth = overlaps(prior, angles)
     return (depth >= prior.tolerance).any(axis=1)
 
@@ -104,7 +104,7 @@ def collides(
 def overlaps(
     prior: PosePrior, angles: Float[np.ndarray, "count 15 3"]
 ) -> Float[np.ndarray, "count pair"]:
-    """`PosePrior.overlap` of each pose."""
+    """Return `PosePrior.overlap` of each pose."""
     local, joints = rotations(prior, angles), prior.hand.rest_joints
     turn, origin = np.empty((len(angles), 16, 3, 3)), np.empty((len(angles), 16, 3))
     turn[:, 0], origin[:, 0] = np.eye(3), joints[0]

@@ -1,4 +1,4 @@
-"""Hand poses and shapes without pictures: what a mesh tokenizer trains on."""
+"""Draw hand poses and shapes without pictures, as a mesh tokenizer trains on."""
 
 import abc
 import collections
@@ -13,8 +13,8 @@ from data_pipelines.synthetic.prior import PosePrior
 
 BETA_LIMIT = 2.2
 POSED, REAL = 0x705E, 0x4EA1
-"""Streams: poses to train on, and others for a discriminator to compare with. They keep
-draws with the same seed apart, those of pictures included."""
+"""Streams: poses to train on, and others for a discriminator to compare with. One seed
+gives different draws in each, and other ones than for pictures."""
 
 
 FACING = np.array([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]])
@@ -28,7 +28,7 @@ _KEPT = 16
 class BlockSource(abc.ABC):
     """Endless random-access source; item i depends on (seed, stream, i) alone.
 
-    Reading in order is fast, for a block is kept until others are read.
+    Reading in order is fast, since a block is kept until others are read.
     """
 
     def __init__(self, seed: int, length: int, stream: int):
@@ -41,7 +41,7 @@ class BlockSource(abc.ABC):
 
     @abc.abstractmethod
     def draw(self, prior: PosePrior, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Arrays with a row for each of the `BLOCK` items of a block."""
+        """Draw arrays with a row for each of the `BLOCK` items of a block."""
 
     def __len__(self) -> int:
         return self.length
@@ -89,7 +89,7 @@ class PosePriorSource(BlockSource):
         super().__init__(seed, length, stream)
 
     def draw(self, prior: PosePrior, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Poses and shapes."""
+        """Draw arrays with a row for each of the `BLOCK` items of a block."""
         angles = pose_blocks.sample(prior, rng, BLOCK)
         turn = Rotation.from_quat(rng.normal(size=(BLOCK, 4)))
         return hands_of(prior, rng, angles, turn)
@@ -98,7 +98,7 @@ class PosePriorSource(BlockSource):
 def hands_of(
     prior: PosePrior, rng: np.random.Generator, angles: np.ndarray, turn: Rotation
 ) -> dict[str, np.ndarray]:
-    """`mano_pose` of joint angles and global orientations, with drawn `betas`."""
+    """Return `mano_pose` of joint angles and orientations, with drawn `betas`."""
     count = len(angles)
     fingers = pose_blocks.rotations(prior, angles).reshape(-1, 3, 3)
     pose = np.empty((count, 16, 3), np.float32)

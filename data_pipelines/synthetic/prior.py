@@ -1,6 +1,6 @@
-"""Plausible finger poses: named ones, blends and synergies, inside joint limits.
+"""Draw plausible finger poses: named ones, blends and synergies, inside joint limits.
 
-A proposal that makes two finger capsules overlap is thrown away. Set by hand, not
+A proposal whose finger capsules overlap is discarded. All numbers are set by hand, not
 learned from captured poses.
 """
 
@@ -53,7 +53,7 @@ class PosePrior:
                 return angles
 
     def overlap(self, angles: Float[np.ndarray, "15 3"]) -> np.ndarray:
-        """How deep each pair of `capsules.pairs` overlaps, metres (negative: apart)."""
+        """Return how deep each of `capsules.pairs` overlaps, metres; < 0: apart."""
         rotations = np.concatenate(
             [np.eye(3)[None], hands.joint_rotations(self.hand, angles)]
         )
@@ -89,7 +89,7 @@ class PosePrior:
 
 
 def _synergy(rng: np.random.Generator) -> np.ndarray:
-    """The whole hand closing, with a gradient from index to little finger."""
+    """Draw a closing movement of the hand, graded from index to little finger."""
     angles = np.zeros((15, 3))
     gradient = rng.normal(0, 0.22) * np.array([1, 0.3, -1, -0.6])
     closed = np.clip(rng.beta(0.8, 1.0) + gradient + rng.normal(0, 0.12, 4), 0, 1)
@@ -126,7 +126,7 @@ def _capsules(hand: hands.RenderHand) -> Capsules:
             start, end = joints[owner], tip if last else joints[owner + 1]
             root_of_thumb = owner == 13
             offset, radius = _fit_capsule(vertices[weights[:, owner] > 0.6], start, end)
-            # The ball of the thumb is no tube; a thinner bone inside stands for it.
+            # The ball of the thumb is not a tube; a thinner bone inside stands for it.
             offset, radius = (
                 (0 * offset, 0.6 * radius) if root_of_thumb else (offset, 0.95 * radius)
             )
@@ -143,7 +143,7 @@ def _capsules(hand: hands.RenderHand) -> Capsules:
 
 
 def _fit_capsule(points: np.ndarray, start: np.ndarray, end: np.ndarray):
-    """Sideways offset and radius of the tube of `points` around a bone."""
+    """Fit sideways offset and radius of the tube of `points` around a bone."""
     length = np.linalg.norm(end - start)
     axis = (end - start) / length
     along = (points - start) @ axis
@@ -174,7 +174,7 @@ def segment_distance(
     p2: Float[np.ndarray, "pair 3"],
     q2: Float[np.ndarray, "pair 3"],
 ) -> Float[np.ndarray, "pair"]:
-    """Shortest distance between segments p1 q1 and p2 q2."""
+    """Return the shortest distance between segments p1 q1 and p2 q2."""
     d1, d2, r = q1 - p1, q2 - p2, p1 - p2
     a, e, f = (d1 * d1).sum(-1), (d2 * d2).sum(-1), (d2 * r).sum(-1)
     b, c = (d1 * d2).sum(-1), (d1 * r).sum(-1)

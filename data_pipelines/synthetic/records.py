@@ -1,4 +1,4 @@
-"""One picture and its annotations, from a seed; the fields of `schema`."""
+"""Make one picture and its annotations from a seed; the fields of `schema`."""
 
 import io
 
@@ -8,7 +8,7 @@ from PIL import Image
 from data_pipelines.synthetic import render, scene
 
 SPLITS = {"train": 1, "test": 2}
-"""Splits and the number that keeps their randomness apart."""
+"""Splits, and the number that separates their randomness."""
 LEAST_VISIBLE = 0.35
 """Share of the hand's silhouette that must be seen; other scenes are drawn again."""
 _MIRROR = np.array([1.0, -1.0, -1.0])
@@ -47,7 +47,7 @@ class Generator:
 def _record(
     drawn: scene.Scene, picture: render.Picture, *, key: str, is_right: bool
 ) -> dict:
-    """Annotations; the whole world is mirrored for a left hand."""
+    """Return the annotations; for a left hand the whole world is mirrored."""
     size = len(picture.image)
     image, vertices, joints3d = picture.image, drawn.vertices, drawn.joints3d
     mano_pose, transl = drawn.mano_pose, drawn.transl
@@ -85,13 +85,13 @@ def _record(
 
 
 def project(points: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
-    """Pinhole projection to pixels; the centre of the first pixel is (0, 0)."""
+    """Project to pixels by a pinhole; the centre of the first pixel is (0, 0)."""
     homogeneous = points @ intrinsics.T
     return homogeneous[:, :2] / homogeneous[:, 2:]
 
 
 def jpeg(image: np.ndarray, quality: int) -> bytes:
-    """A picture as it is stored."""
+    """Encode a picture as it is stored."""
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image)).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()

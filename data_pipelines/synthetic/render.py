@@ -1,4 +1,4 @@
-"""Scene to photograph: z-buffer, shadow maps, shading, skin scattering, camera."""
+"""Render a scene: z-buffer, shadow maps, shading, skin scattering, camera."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from handjax.visualization.rasterizer import Raster, rasterize
 SUPERSAMPLING = 2
 _SHADOW_MAP = 256
 _SCATTER = (0.0016, 0.0007, 0.0005)
-"""How far light wanders in skin, metres (red, green, blue)."""
+"""Distance that light scatters in skin, metres (red, green, blue)."""
 
 
 class Picture(NamedTuple):
@@ -23,9 +23,9 @@ class Picture(NamedTuple):
 
     image: UInt8[np.ndarray, "size size 3"]
     visible: float
-    """Share of the annotated mesh's silhouette that nothing hides."""
+    """Visible share of the annotated mesh's silhouette."""
     mask: Bool[np.ndarray, "size size"]
-    """Where the annotated hand is seen."""
+    """Mask of the pixels that show the annotated hand."""
     hidden: Bool[np.ndarray, "21"]
     """Joints behind a thing or behind another part of the hand."""
 
@@ -35,8 +35,9 @@ def render(scene: Scene, *, least_visible: float | None = None) -> Picture | Non
 
     Args:
         scene: What to draw.
-        least_visible: Scenes that show less of the hand, or the forearm's end, give
-            None before the costly part; None draws every scene.
+        least_visible: Least visible share of the hand: scenes below it, and those that
+            show the forearm's end, give None before the costly part. None draws
+            every scene.
     """
     size = scene.around.background.shape[0]
     focal = scene.intrinsics[0, 0] * SUPERSAMPLING
@@ -97,7 +98,7 @@ def _raster(vertices: np.ndarray, faces: np.ndarray, focal: float, size: int) ->
 
 
 def _light(scene, surface, vertices, raster, focal) -> Float[np.ndarray, "fine fine 3"]:
-    """Linear RGB of every sample, exposed."""
+    """Return exposed linear RGB of every sample."""
     fine = raster.zbuffer.shape[0]
     parts = tuple(np.zeros((fine, fine, 3), np.float32) for _ in range(3))
     lights = _lights(scene, surface, vertices)
@@ -114,7 +115,7 @@ def _light(scene, surface, vertices, raster, focal) -> Float[np.ndarray, "fine f
 
 
 def _lights(scene: Scene, surface: shading.Surface, vertices: np.ndarray):
-    """Shadow maps: an orthographic picture of the scene from each light."""
+    """Draw shadow maps: an orthographic picture of the scene from each light."""
     hand = scene.vertices
     count, size = len(scene.around.lights), _SHADOW_MAP
     maps = np.full((count, size, size), np.inf, np.float32)
@@ -170,7 +171,7 @@ def _scatter(irradiance: np.ndarray, is_skin: np.ndarray, px_per_metre: float) -
 
 
 def _annotated(scene: Scene, raster: Raster) -> Bool[np.ndarray, "fine fine"]:
-    """Samples that see the part of the drawn hand that the annotated mesh covers."""
+    """Return the samples on the drawn hand that the annotated mesh covers."""
     hand = hands.load()
     end = hand.v_template[hand.hand_subset, 0].max() + 1e-6
     face_on_hand = (hand.v_template[:, 0] <= end)[hand.faces].all(1)
@@ -180,7 +181,7 @@ def _annotated(scene: Scene, raster: Raster) -> Bool[np.ndarray, "fine fine"]:
 
 
 def _shows_cut(raster: Raster) -> bool:
-    """Whether the last ring of the forearm is seen."""
+    """Return whether the last ring of the forearm is visible."""
     hand = hands.load()
     last = len(hand.faces)
     seen = raster.face_index
@@ -188,7 +189,7 @@ def _shows_cut(raster: Raster) -> bool:
 
 
 def _hidden(scene, raster, surface, focal) -> Bool[np.ndarray, "21"]:
-    """Joints with something in front of them other than their own flesh."""
+    """Return joints with something in front of them other than their own flesh."""
     fine = raster.zbuffer.shape[0]
     joints = scene.joints3d
     place = joints[:, :2] / joints[:, 2:] * focal + (fine - 1) / 2

@@ -1,4 +1,4 @@
-"""One random scene: hand, arm, clothes, things, camera, light."""
+"""Draw one random scene: hand, arm, clothes, things, camera, light."""
 
 from typing import NamedTuple
 
@@ -35,7 +35,7 @@ class Scene(NamedTuple):
 
 
 class Sampler:
-    """Draws scenes; holds what is read once."""
+    """Draws scenes; holds the assets, which are read once."""
 
     def __init__(self, image_size: int, max_turn: int | float = 180.0):
         self.image_size, self.max_turn = image_size, max_turn
@@ -85,7 +85,7 @@ class Sampler:
         )
 
     def _fingers(self, rng, betas):
-        """Joint angles, and the thing in the hand if there is one."""
+        """Draw joint angles, and the thing in the hand if there is one."""
         if rng.random() < _HOLD:
             for _ in range(4):
                 grasp = holding.grasp(rng, self.hand, betas)
@@ -96,9 +96,9 @@ class Sampler:
 
 
 def _view(rng: np.random.Generator, max_turn: int | float) -> np.ndarray:
-    """Rotation from the hand to the camera: any, more often with the arm below.
+    """Draw a rotation from hand to camera: any, more often with the arm below.
 
-    Under 180 degrees, `max_turn` keeps to rotations that are no further from `FACING`.
+    Under 180 degrees, `max_turn` keeps to rotations at most that far from `FACING`.
     """
     if max_turn < 180:
         while (turn := random_rotation(rng)).magnitude() > np.radians(max_turn):
@@ -120,7 +120,7 @@ def _wrist_bend(rng: np.random.Generator) -> np.ndarray:
 
 
 def _camera(rng: np.random.Generator, vertices: np.ndarray, size: int):
-    """Intrinsics, the hand's place before the camera, and the picture's half width."""
+    """Draw intrinsics, the hand's place, and the picture's half width."""
     middle = (vertices.max(0) + vertices.min(0)) / 2
     extent = np.abs(vertices - middle)[:, :2].max()
     half_field = np.radians(rng.uniform(12, 55)) / 2

@@ -1,4 +1,4 @@
-"""Colour of each visible point: the part of the renderer that is compiled.
+"""Compute the colour of each visible point: the compiled part of the renderer.
 
 Light is linear RGB. A surface has wrapped diffuse reflection, two highlights, a bump
 from gradient noise and a procedural pattern; light comes from directions with shadow
@@ -45,7 +45,7 @@ class Surface(NamedTuple):
     near_first: np.ndarray
     """Per face of the skin (and one more): where its part of `near_crease` begins."""
     near_crease: np.ndarray
-    """Rows of `creases` that reach a face; the others need not be looked at."""
+    """Rows of `creases` that reach a face; the others cannot."""
 
 
 class Lights(NamedTuple):
@@ -88,7 +88,7 @@ def noise3(grid, x, y, z):
 @numba.njit(cache=True, nogil=True)
 @no_type_check
 def noise_gradient(grid, x, y, z):
-    """Derivatives of `noise3` along x, y and z."""
+    """Return the derivatives of `noise3` along x, y and z."""
     xf, yf, zf = np.floor(x), np.floor(y), np.floor(z)
     i, j, k = int(xf) & 31, int(yf) & 31, int(zf) & 31
     i1, j1, k1 = (i + 1) & 31, (j + 1) & 31, (k + 1) & 31
@@ -115,7 +115,7 @@ def noise_gradient(grid, x, y, z):
 @numba.njit(cache=True, nogil=True)
 @no_type_check
 def _pattern(grid, kind, frequency, x, y, z):
-    """Share of the material's second colour, 0..1."""
+    """Return the share of the material's second colour, 0..1."""
     u, v, w = x * frequency, y * frequency, z * frequency
     if kind == STRIPES:
         return np.float32(1) if np.sin(v * 6.2832) > 0.2 else np.float32(0)
@@ -146,7 +146,7 @@ def _pattern(grid, kind, frequency, x, y, z):
 @numba.njit(cache=True, nogil=True)
 @no_type_check
 def _crease(surface, grid, face, t):
-    """Depth of the skin's folds at a rest position, 0..1."""
+    """Return the depth of the skin's folds at a rest position, 0..1."""
     x, y, z = t
     total = np.float32(0)
     for c in range(surface.near_first[face], surface.near_first[face + 1]):
@@ -165,7 +165,7 @@ def _crease(surface, grid, face, t):
 @numba.njit(cache=True, nogil=True)
 @no_type_check
 def _occlusion(zbuffer, x, y, z, n, focal):
-    """Share of the sky that nearby surfaces leave free, sampled in the picture."""
+    """Return the share of the sky that nearby surfaces leave free."""
     height, width = zbuffer.shape
     blocked, reach = np.float32(0), np.float32(_OCCLUDER_REACH) * focal / z
     n0, n1, n2 = n
@@ -190,7 +190,7 @@ def _occlusion(zbuffer, x, y, z, n, focal):
 @numba.njit(cache=True, nogil=True)
 @no_type_check
 def _shadow(shadow_map, to_map, p, spread):
-    """Share of a light that arrives: nine taps, `spread` map pixels apart."""
+    """Return the share of a light that arrives: nine taps, `spread` pixels apart."""
     size, (p0, p1, p2) = shadow_map.shape[0], p
     u = to_map[0, 0] * p0 + to_map[0, 1] * p1 + to_map[0, 2] * p2 + to_map[0, 3]
     v = to_map[1, 0] * p0 + to_map[1, 1] * p1 + to_map[1, 2] * p2 + to_map[1, 3]
@@ -263,7 +263,7 @@ def _bump(grid, n, t, amount, frequency):
 @numba.njit(cache=True, nogil=True)
 @no_type_check
 def _normal(grid, kind, amount, gloss, n, t, v):
-    """Normal with its bumps, turned to the viewer."""
+    """Return the normal with its bumps, turned to the viewer."""
     if kind == SKIN:
         if gloss > np.float32(0.6):
             amount *= np.float32(0.2)  # nails are smooth
@@ -282,7 +282,7 @@ def _normal(grid, kind, amount, gloss, n, t, v):
 @numba.njit(cache=True, nogil=True)
 @no_type_check
 def _albedo(grid, material, fold, base, t, out):
-    """Colour of the material at a texture position."""
+    """Return the colour of the material at a texture position."""
     x, y, z = t
     blotch, tint = material[_BLOTCH], np.float32(0)
     coarse = noise3(grid, x * 130, y * 130, z * 130)
@@ -399,7 +399,7 @@ def compose(face_index, parts, background, exposure, shoulder):
 @numba.njit(cache=True, nogil=True)
 @no_type_check
 def vertex_normals(vertices, faces):
-    """Unit normals, each the area-weighted mean of the faces around a vertex."""
+    """Return unit normals, each the area-weighted mean of the adjacent faces."""
     normals = np.zeros_like(vertices)
     for f in range(faces.shape[0]):
         i, j, k = faces[f, 0], faces[f, 1], faces[f, 2]

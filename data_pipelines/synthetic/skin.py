@@ -1,4 +1,4 @@
-"""Skin: tone, redness, nails and where it folds."""
+"""Draw skin: tone, redness, nails and folds."""
 
 import functools
 from typing import NamedTuple
@@ -28,7 +28,7 @@ _PAINTED_NAILS = 0.06
 
 
 class SkinMap(NamedTuple):
-    """Where on the drawn mesh the skin differs, 0..1 per vertex."""
+    """Variation of the skin over the drawn mesh, 0..1 per vertex."""
 
     palm: Float[np.ndarray, "vertex"]
     knuckle: Float[np.ndarray, "vertex"]
@@ -81,7 +81,7 @@ def _row(point, normal, *, half_width, radius, depth, side) -> np.ndarray:
 
 
 def _finger_creases(joints: np.ndarray, tips: np.ndarray) -> list[np.ndarray]:
-    """Folds at the joints: few and deep on the palm side, many and faint behind."""
+    """Return joint folds: few and deep on the palm side, many and faint behind."""
     rows = []
     order = [1, 2, 4, 3, 0]  # tips are thumb first, MANO's fingers index first
     for finger in range(5):
@@ -108,7 +108,7 @@ def _finger_creases(joints: np.ndarray, tips: np.ndarray) -> list[np.ndarray]:
 
 
 def _palm_lines(joints: np.ndarray) -> list[np.ndarray]:
-    """Heart, head and life line, each of one or two straight folds."""
+    """Return heart, head and life line, each of one or two straight folds."""
     index, middle, little, thumb = joints[[1, 4, 7, 13]]
     wrist, down = joints[0], np.array([1.0, 0, 0])  # towards the wrist
     strokes = [

@@ -1,4 +1,4 @@
-"""Sleeves: a tube of cloth with a hem and folds around the forearm."""
+"""Draw sleeves: a tube of cloth with a hem and folds around the forearm."""
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -52,7 +52,7 @@ def sample(
 
 
 def _sections(forearm: np.ndarray, along: np.ndarray):
-    """Centre and half size (y, z) of the arm at each distance."""
+    """Return centre and half size (y, z) of the arm at each distance."""
     centre, half = np.zeros((len(along), 3)), np.zeros((len(along), 2))
     centre[:, 0] = along
     for i, x in enumerate(along):
@@ -77,7 +77,7 @@ def _tube(centre, half, angle, offset) -> np.ndarray:
 
 
 def _folds(rng, angle, along, ease) -> np.ndarray:
-    """Wrinkles: ridges that run around the arm at a slant, deeper away from the hem."""
+    """Return wrinkles: slanted ridges around the arm, deeper away from the hem."""
     height = np.zeros((len(along), len(angle)))
     for _ in range(rng.integers(5, 10)):
         turns = rng.integers(0, 3)

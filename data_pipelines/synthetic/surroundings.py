@@ -1,4 +1,4 @@
-"""Light and background: panoramas, plain walls, and tables that catch shadows."""
+"""Draw light and background: panoramas, plain walls, tables that catch shadows."""
 
 import functools
 import io
@@ -36,7 +36,7 @@ class Light(NamedTuple):
 
 
 class Surroundings(NamedTuple):
-    """What lights the scene and what is behind it."""
+    """Lights and background of the scene."""
 
     background: Float[np.ndarray, "size size 3"]
     """Linear RGB."""
@@ -46,7 +46,7 @@ class Surroundings(NamedTuple):
 
 @functools.cache
 def panorama_names() -> tuple[str, ...]:
-    """Names of the built-in environment maps."""
+    """Return the names of the built-in environment maps."""
     with np.load(hands.ASSETS / "envs.npz") as arrays:
         return tuple(sorted({key.rsplit("_", 1)[0] for key in arrays.files}))
 
@@ -92,7 +92,7 @@ def _place(rng: np.random.Generator, size: int, white: np.ndarray) -> Surroundin
 
 
 def _view(rng, place: Panorama, turn: np.ndarray, size: int) -> np.ndarray:
-    """A photograph of the place, more or less out of focus."""
+    """Draw a photograph of the place, more or less out of focus."""
     half_field = np.radians(rng.uniform(40, 100)) / 2
     focal = 0.5 / np.tan(half_field)
     u = ((np.arange(size) + 0.5) / size - 0.5).astype(np.float32)
@@ -117,7 +117,7 @@ def _view(rng, place: Panorama, turn: np.ndarray, size: int) -> np.ndarray:
 
 
 def _studio(rng: np.random.Generator, size: int, white: np.ndarray) -> Surroundings:
-    """Lamps in a plain room."""
+    """Draw lamps in a plain room."""
     lights = []
     for i in range(rng.integers(1, 4)):
         direction = _unit(rng.normal(0, 1, 3) * [1, 1, 0.8] + [0, -0.5, -0.6])
@@ -133,7 +133,7 @@ def _studio(rng: np.random.Generator, size: int, white: np.ndarray) -> Surroundi
 
 
 def _wall(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A wall out of focus: uneven light, perhaps soft shapes of a room beside it."""
+    """Draw a wall out of focus: uneven light, perhaps soft shapes of a room."""
     colour = muted_colour(rng, 0.5) ** 2.2
     y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size - 0.5
     angle, slope = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.9)
@@ -168,7 +168,7 @@ def muted_colour(rng: np.random.Generator, vivid: float = 1.0) -> np.ndarray:
 def harmonic_basis(
     direction: Float[np.ndarray, "point 3"],
 ) -> Float[np.ndarray, "point 9"]:
-    """The nine real spherical harmonics up to degree 2 at unit vectors."""
+    """Return the nine real spherical harmonics up to degree 2 at unit vectors."""
     x, y, z = direction.T
     return np.stack(
         [
@@ -189,7 +189,7 @@ def harmonic_basis(
 def rotate_harmonics(
     harmonics: Float[np.ndarray, "9 3"], turn: Float[np.ndarray, "3 3"]
 ) -> Float[np.ndarray, "9 3"]:
-    """Coefficients of f(turn^-1 d): exact, because degree 2 is closed under turns."""
+    """Return coefficients of f(turn^-1 d): exact, as rotation keeps degree 2."""
     values = harmonic_basis(_DIRECTIONS @ turn) @ harmonics
     return np.linalg.lstsq(harmonic_basis(_DIRECTIONS), values, rcond=None)[0]
 

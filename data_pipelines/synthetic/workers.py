@@ -1,4 +1,4 @@
-"""Renders examples in several processes, in order."""
+"""Render examples in several processes, in order."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from data_pipelines.storage import workers
 
 CHUNK = 4
-"""Examples that a process makes before it reports back."""
+"""Examples that a process makes per task."""
 _generator: Any = None
 
 
@@ -30,8 +30,8 @@ def _render(split: str, first: int, last: int) -> list[bytes]:
 class Workers(workers.Workers):
     """A pool of rendering processes; use as a context manager.
 
-    There is no path without processes: a BLAS with several threads rounds otherwise
-    than one with a single thread, and the data must not depend on the machine's cores.
+    Even a single worker is a process of its own: rounding in BLAS depends on its number
+    of threads, and the data must not depend on the machine's cores.
     """
 
     def __init__(self, count: int, settings: dict[str, Any]):

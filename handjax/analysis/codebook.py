@@ -1,9 +1,9 @@
 """Look into a codebook of hand tokens: use, effect of codes, swaps, neighbours, maps.
 
 Works for any family whose tokenizer turns meshes or poses into indices, and codes into
-meshes: `Codebook` holds the two functions, `Hands` are both meshes and poses. Distances
-on meshes are millimetres. The notebook `explore_codebook.ipynb` shows what is here and
-holds no logic of its own.
+meshes: `Codebook` holds the two functions, `TokenizedHands` are both meshes and poses.
+Distances on meshes are millimetres. The notebook `explore_codebook.ipynb` shows what is
+here and holds no logic of its own.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from handjax.visualization import render
 Decode = Callable[[np.ndarray], np.ndarray]
 
 
-class Hands(NamedTuple):
+class TokenizedHands(NamedTuple):
     """Hands as meshes and as poses; a tokenizer takes the one that it reads."""
 
     vertices: Float[np.ndarray, "hand 778 3"]
@@ -31,7 +31,7 @@ class Codebook(NamedTuple):
     """A trained tokenizer, seen from its codes."""
 
     embedding: Float[np.ndarray, "code dim"]
-    encode: Callable[[Hands], np.ndarray]
+    encode: Callable[[TokenizedHands], np.ndarray]
     """Hands -> indices (hand token)."""
     decode: Decode
     """Codes (hand token dim) -> vertices (hand 778 3), metres."""
@@ -47,10 +47,12 @@ def of_model(model: Tokenizes, variables: Any) -> Codebook:
     """
     import jax
 
+    from handjax.training import codebook_curves
+
     encode = jax.jit(lambda v, x: model.apply(v, x, method="encode"))
     decode = jax.jit(lambda v, x: model.apply(v, x, method="decode_codes").vertices)
     return Codebook(
-        embedding=np.asarray(_leaf(variables["codebook"], "embedding")),
+        embedding=codebook_curves.leaf(variables, "embedding").astype(np.float32),
         encode=lambda hands: _in_chunks(
             lambda part: encode(variables, part), getattr(hands, model.tokenizes)
         ),
@@ -68,13 +70,6 @@ def _in_chunks(function: Callable, x: Any, size: int = 32) -> np.ndarray:
     padded = np.concatenate([x, np.repeat(x[-1:], -len(x) % size, axis=0)])
     parts = [function(padded[i : i + size]) for i in range(0, len(padded), size)]
     return np.concatenate([np.asarray(part) for part in parts])[: len(x)]
-
-
-def _leaf(tree: Any, name: str) -> Any:
-    """The leaf of that name, however deep in the collection."""
-    from flax.traverse_util import flatten_dict
-
-    return next(v for path, v in flatten_dict(tree).items() if path[-1] == name)
 
 
 class Usage(NamedTuple):
@@ -136,7 +131,7 @@ def _trained(steps: int) -> str:
     return workdir
 
 
-def sample_hands(config: Any, num: int, *, seed: int = 10_000) -> Hands:
+def sample_hands(config: Any, num: int, *, seed: int = 10_000) -> TokenizedHands:
     """Random hands that training has not seen.
 
     Where tokens say nothing of the shape, because poses are what is tokenized, all
@@ -170,7 +165,7 @@ def sample_hands(config: Any, num: int, *, seed: int = 10_000) -> Hands:
         vertices, _ = jax.jit(hand_model.skin)(hand, batch.mano_pose, 0 * batch.betas)
         joints = hand_constants.joints_from_vertices(hand.joint_regressor, vertices)
         vertices = np.asarray(vertices - joints[:, root][:, None])
-    return Hands(vertices, batch.mano_pose)
+    return TokenizedHands(vertices, batch.mano_pose)
 
 
 # --- what codes do ------------------------------------------------------------------
@@ -281,16 +276,6 @@ def nearest_pairs(
         Neighbour(int(a), int(b), float(distances[a, b]))
         for a, b in zip(rows[order], columns[order], strict=True)
     ]
-
-
-def nearest_codes(
-    embedding: Float[np.ndarray, "code dim"], code: int, num: int = 5
-) -> list[Neighbour]:
-    """The codes nearest to one code."""
-    distances = _distances(embedding)[code]
-    distances[code] = np.inf
-    order = np.argsort(distances, kind="stable")[:num]
-    return [Neighbour(code, int(k), float(distances[k])) for k in order]
 
 
 def map_2d(embedding: Float[np.ndarray, "code dim"]) -> Float[np.ndarray, "code 2"]:

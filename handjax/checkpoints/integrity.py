@@ -1,4 +1,4 @@
-"""Whether saved arrays are the ones that were written, and the ones that are wanted."""
+"""Verify that saved arrays are those that were written, and those that are expected."""
 
 import gc
 import hashlib
@@ -15,11 +15,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from handjax.io import console
+
 
 def sha256(flat: dict[str, Any]) -> str:
-    """Hash of named arrays, the same on every machine; "" for none.
+    """Return a hash of named arrays, the same on every machine; "" for none.
 
-    Every process calls it, for arrays may be split over processes.
+    Every process calls it, since arrays may be split over processes.
     """
     digest = hashlib.sha256()
     for name in sorted(flat):
@@ -30,7 +32,7 @@ def sha256(flat: dict[str, Any]) -> str:
 
 
 def checksums(tree: Any) -> dict[str, int]:
-    """CRC-32 by path: Orbax's files have none, and zstd passes many a flipped bit.
+    """Return CRC-32 by path; Orbax stores none, and zstd misses flipped bits.
 
     Arrays that this process holds only a part of are left out.
     """
@@ -44,7 +46,7 @@ def checksums(tree: Any) -> dict[str, int]:
 
 
 def _whole(array: Any) -> np.ndarray:
-    """The array on this host, from all processes if they hold a part each."""
+    """Return the array on this host, gathered if processes hold a part each."""
     if getattr(array, "is_fully_addressable", True) or array.is_fully_replicated:
         return jax.device_get(array)
     from jax.experimental import multihost_utils
@@ -56,7 +58,7 @@ def verify(tree: Any, expected: dict[str, int]) -> None:
     """Compare with the `checksums` of when it was saved.
 
     Raises:
-        OSError: names the first array that differs.
+        OSError: An array differs; names the first.
     """
     found = checksums(tree)
     wrong = [k for k in sorted(found) if expected.get(k, found[k]) != found[k]]
@@ -65,13 +67,13 @@ def verify(tree: Any, expected: dict[str, int]) -> None:
 
 
 def unreadable(directory: Path) -> str:
-    """What is wrong with the files of a checkpoint; "" if nothing is.
+    """Return what is wrong with the files of a checkpoint; "" if nothing is.
 
-    The process that asks reads all of it on its own. Restoring is done by all processes
+    One process reads everything on its own: restoring is done by all processes
     together, and would wait for ever for one that has met a broken file.
 
     Args:
-        directory: of the step.
+        directory: Directory of the step.
     """
     alone = ocp.options.MultiprocessingOptions(
         primary_host=jax.process_index(),
@@ -93,7 +95,7 @@ def unreadable(directory: Path) -> str:
     except (MemoryError, NameError, TypeError):
         raise
     except Exception as error:
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+        return f"{type(error).__name__}: {console.first_line(error, limit=200)}"
     return ""
 
 
@@ -115,8 +117,8 @@ def quiet() -> Iterator[None]:
         orbax_log.setLevel(level)
 
 
-def misfit(mine: Any, theirs: Any) -> str:
-    """How two trees of arrays differ in names and shapes; "" if they do not."""
+def difference(mine: Any, theirs: Any) -> str:
+    """Return how two trees of arrays differ in names and shapes; "" if they do not."""
     a, b = ({k: tuple(v.shape) for k, v in named(tree)} for tree in (mine, theirs))
     lists = {
         "missing there": sorted(set(a) - set(b)),
@@ -136,6 +138,6 @@ def misfit(mine: Any, theirs: Any) -> str:
 
 
 def named(tree: Any) -> list[tuple[str, Any]]:
-    """Leaves of any pytree with their paths, `0/params/head/kernel`."""
+    """Return the leaves of any pytree with their paths, `0/params/head/kernel`."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return [(jax.tree_util.keystr(p, simple=True, separator="/"), v) for p, v in leaves]

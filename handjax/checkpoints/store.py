@@ -1,8 +1,8 @@
-"""Checkpoints of a workdir: written in the background, found again after any crash.
+"""Write checkpoints in the background, and restore them after any crash.
 
 `checkpoints/<stage>/<step>/` holds `variables` (params and every other collection),
 `train` (optimiser state, random key) and `meta` (JSON: stage, config, hashes, sums of
-the metrics not yet logged). The position of the loader is the step.
+metrics that are not yet logged). The step is also the position of the loader.
 """
 
 import errno
@@ -20,16 +20,17 @@ from orbax.checkpoint import checkpoint_managers
 from handjax.checkpoints import integrity
 from handjax.distributed import processes
 from handjax.errors import HandjaxError, UserError
+from handjax.io import console
 
 # Orbax tells absl's log about every default it takes.
 logging.getLogger("absl").setLevel(logging.ERROR)
 
 _NOT_THE_FILE = (MemoryError, TypeError, NameError, jax.errors.JaxRuntimeError)
-"""What may go wrong while reading without the checkpoint being at fault."""
+"""Read errors that do not mean the checkpoint is corrupt."""
 
 
 class Restored(NamedTuple):
-    """What `Checkpoints.restore` found."""
+    """A checkpoint that `Checkpoints.restore` has read."""
 
     step: int
     variables: Any
@@ -67,19 +68,19 @@ class Checkpoints:
     def keep_best(self, step: int) -> None:
         """Keep this step's checkpoint besides the others, until another is the best.
 
-        Nothing on disk says so: it has to be called again for every new `Checkpoints`.
+        It is not recorded on disk: call it again for every new `Checkpoints`.
         """
         self._best.step = step
 
     def steps(self) -> list[int]:
-        """Steps with a complete checkpoint, oldest first."""
+        """Return the steps with a complete checkpoint, oldest first."""
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, variables: Any, train: Any, meta: dict[str, Any]) -> None:
         """Write a checkpoint in the background; the arrays may be donated afterwards.
 
         Raises:
-            CheckpointError: if the disk is full or the last write has failed.
+            CheckpointError: The disk is full or the last write has failed.
         """
         if step in self._manager.all_steps():
             return
@@ -103,7 +104,7 @@ class Checkpoints:
         """Block until the last save is on disk.
 
         Raises:
-            CheckpointError: if it failed.
+            CheckpointError: The save failed.
         """
         try:
             self._manager.wait_until_finished()
@@ -118,36 +119,37 @@ class Checkpoints:
     def restore(
         self, variables: Any, train: Any, say: Callable[[str], None]
     ) -> Restored | None:
-        """Newest readable checkpoint, or None where there is none.
+        """Restore the newest readable checkpoint; None where there is none.
 
-        One that cannot be read is moved to `checkpoints/unreadable/` and said; the one
+        An unreadable one is moved to `checkpoints/unreadable/` and reported; the one
         before it is tried next.
 
         Args:
-            variables: shapes, dtypes and shardings to restore to.
-            train: the same for the optimiser's part.
-            say: receives one line for each checkpoint that cannot be read.
+            variables: Shapes, dtypes and shardings to restore to.
+            train: The same for the optimiser's part.
+            say: Receives one line for each checkpoint that cannot be read.
 
         Raises:
-            CheckpointError: if there are checkpoints and none can be read.
-            UserError: if the newest is of a model with other names or shapes.
+            CheckpointError: There are checkpoints and none can be read.
+            UserError: The newest is of a model with other names or shapes.
         """
         steps = self.steps()
         for step in reversed(steps):
             try:
                 with integrity.quiet():
                     self._check_together(step)
-                    misfit = integrity.misfit(variables, self._shapes(step))
-                    if not misfit:
+                    difference = integrity.difference(variables, self._shapes(step))
+                    if not difference:
                         return self._restore(step, variables, train)
             except _NOT_THE_FILE:
                 raise
             except Exception as error:
                 say(self._set_aside(step, error))
-            else:  # it is fine, and we must not touch it
+            else:  # intact, but of another model: leave it where it is
                 raise UserError(
                     f"Checkpoint {self.directory}/{step} does not fit this config: "
-                    f"{misfit}. Use the config it was made with, or another --workdir."
+                    f"{difference}. Use the config it was made with, or another "
+                    "--workdir."
                 )
         if steps:
             raise CheckpointError(
@@ -158,7 +160,7 @@ class Checkpoints:
         return None
 
     def meta(self, step: int) -> dict[str, Any]:
-        """The JSON part of one checkpoint."""
+        """Read the JSON part of one checkpoint."""
         args = ocp.args.Composite(meta=ocp.args.JsonRestore())
         return self._manager.restore(step, args=args)["meta"]
 
@@ -182,10 +184,10 @@ class Checkpoints:
         return Restored(step, found["variables"], found["train"], meta)
 
     def _check_together(self, step: int) -> None:
-        """Agree on whether a step can be read, before all begin to read it.
+        """Agree on whether a step can be read, before any process reads it.
 
         Raises:
-            OSError: on every process, if the first one says it cannot.
+            OSError: Process 0 cannot read it; raised on every process.
         """
         if jax.process_count() == 1:
             return
@@ -205,7 +207,8 @@ class Checkpoints:
         before = self.steps()
         return (
             f"checkpoint {self.stage}/{step} cannot be read "
-            f"({type(error).__name__}: {first_line(error)}); moved to {target}; "
+            f"({type(error).__name__}: {console.first_line(error)}); "
+            f"moved to {target}; "
             + (f"going back to step {before[-1]}" if before else "no older one is left")
         )
 
@@ -220,12 +223,13 @@ class Checkpoints:
     def _failed(self, error: Exception) -> CheckpointError:
         for leftover in self.directory.glob("*orbax-checkpoint-tmp*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        failed = f"Could not save a checkpoint to {self.directory}: {first_line(error)}"
+        reason = console.first_line(error)
+        failed = f"Could not save a checkpoint to {self.directory}: {reason}"
         if not self.directory.exists():
             return CheckpointError(
-                f"{failed}. The folder is no longer there: somebody has moved or "
+                f"{failed}. The folder is gone: somebody has moved or "
                 "deleted it while this run was training. Put it back and run the same "
-                "command to go on from its last checkpoint, or begin anew."
+                "command to go on from its last checkpoint, or start again."
             )
         steps = self.steps()
         last = f"step {steps[-1]} is intact" if steps else "there is none before it"
@@ -244,7 +248,7 @@ class _OneStep(checkpoint_managers.PreservationPolicy):
 
 
 def item_handlers() -> dict[str, Any]:
-    """Without them a manager that has not saved yet knows nothing of the items."""
+    """Return handlers, so that a manager that has not saved yet can restore."""
     return {
         "variables": ocp.StandardCheckpointHandler(),
         "train": ocp.StandardCheckpointHandler(),
@@ -252,18 +256,12 @@ def item_handlers() -> dict[str, Any]:
     }
 
 
-def first_line(error: BaseException) -> str:
-    """What an exception says, cut to one line of at most 200 characters."""
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:200]
-
-
 def _num_bytes(leaf: Any) -> int:
     return sum(shard.data.nbytes for shard in leaf.addressable_shards)
 
 
 def abstract(tree: Any, shardings: Any) -> Any:
-    """Shapes, dtypes and shardings of a tree, to restore a checkpoint to."""
+    """Return shapes, dtypes and shardings of a tree, to restore a checkpoint to."""
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=s),
         tree,

@@ -15,7 +15,7 @@ from handjax.errors import MissingFileError, UserError, suggest
 
 
 def stage_steps(workdir: Path) -> dict[str, list[int]]:
-    """Steps of the complete checkpoints of each stage, without opening them."""
+    """Return steps of the complete checkpoints of each stage, without opening them."""
     root = Path(workdir) / "checkpoints"
     return {
         stage.name: sorted(int(p.name) for p in stage.iterdir() if p.name.isdigit())
@@ -25,15 +25,15 @@ def stage_steps(workdir: Path) -> dict[str, list[int]]:
 
 
 def read_config(workdir: Path | str) -> ConfigDict:
-    """The config a workdir was trained with.
+    """Read the config that a workdir was trained with.
 
     Raises:
-        MissingFileError: if the directory is no workdir.
+        MissingFileError: The directory is not a workdir.
     """
     path = Path(workdir) / "config.json"
     if not path.is_file():
         raise MissingFileError(
-            f"{str(workdir)!r} is no workdir: it has no config.json. Pass the "
+            f"{str(workdir)!r} is not a workdir: it has no config.json. Pass the "
             "--workdir of a `python -m handjax.train` run."
         )
     return configs.from_json(path.read_text())
@@ -42,10 +42,9 @@ def read_config(workdir: Path | str) -> ConfigDict:
 def load_variables(
     workdir: Path | str, stage: str, step: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Variables of one checkpoint on this process's first device, and its metadata.
+    """Load one checkpoint's variables onto the first device, and its metadata.
 
-    Shapes come from the checkpoint itself, so that one written by a pod can be read on
-    a laptop.
+    Shapes come from the checkpoint itself, so that a laptop can read one of a pod.
     """
     directory = (Path(workdir) / "checkpoints" / stage).absolute()
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -74,19 +73,19 @@ def load_for_inference(
     step: int | None = None,
     change: Callable[[ConfigDict], ConfigDict] | None = None,
 ) -> tuple[ConfigDict, Any, dict[str, Any], str, int]:
-    """Everything that evaluation and prediction need from a workdir.
+    """Load all that evaluation and prediction need from a workdir.
 
     Args:
-        workdir: directory of a `handjax.train` run.
+        workdir: Directory of a `handjax.train` run.
         stage: None for the last stage that has a checkpoint.
         step: None for the newest one.
-        change: makes another config of the run's one before the model is built.
+        change: Function that changes the run's config before the model is built.
 
     Returns:
         (config, model, variables, stage name, step).
 
     Raises:
-        MissingFileError: if there is no such checkpoint; lists those there are.
+        MissingFileError: There is no such checkpoint; lists those that exist.
     """
     from handjax import models
     from handjax.family import hand_constants
@@ -114,16 +113,16 @@ def load_for_inference(
 
 
 def build_model(family: Any, config: ConfigDict, **fields: Any) -> Any:
-    """`family.Model` with the fields of `config.model`.
+    """Build `family.Model` with the fields of `config.model`.
 
     Args:
         family: Module of a family.
-        config: Of a run.
-        **fields: What the config does not say, for those that the model has: `dtype` of
+        config: Config of a run.
+        **fields: Fields that are not in the config, if the model has them: `dtype` of
             the computation, `edges` between joints.
 
     Raises:
-        UserError: if `config.model` has a key that is not a field of the model, or
+        UserError: `config.model` has a key that is not a field of the model, or
             lacks a field that has no default: what a recipe fixes is in the config
             alone.
     """

@@ -14,6 +14,7 @@ from typing import Any
 import ml_collections
 
 from data_pipelines.loading import recipes
+from data_pipelines.storage import dataset_names
 from handjax.errors import UserError, suggest
 from handjax.family.stage import LABELLED_POSES
 
@@ -108,7 +109,7 @@ def _data() -> dict[str, Any]:
         # and their shares of the examples, relative to each other (0: left out).
         # Recipes are in data_pipelines.loading.recipes. Evaluation is on name, there
         # if its own dir is "".
-        mixture=dict(dir="", shares=dict.fromkeys(recipes.PREPARED, 0.0)),
+        mixture=dict(dir="", shares=dict.fromkeys(dataset_names.PREPARED, 0.0)),
         # Further datasets to train on: directory -> weight, beside those shares or the
         # 1 that this one weighs.
         mix=dict(),

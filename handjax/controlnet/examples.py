@@ -29,7 +29,7 @@ class LeftOutError(HandjaxError, ValueError):
     """A record that gives no example; says why."""
 
 
-class Source(NamedTuple):
+class HandRecord(NamedTuple):
     """A record with the box of its hand, in the stored photo and not mirrored."""
 
     record: dict[str, Any]
@@ -63,7 +63,7 @@ class Example(NamedTuple):
     is_right: bool
 
 
-def open_record(split: Split, index: int) -> Source:
+def open_record(split: Split, index: int) -> HandRecord:
     """Read a record and find its box.
 
     Raises:
@@ -80,14 +80,14 @@ def open_record(split: Split, index: int) -> Source:
     center, extent = tight_boxes(hands, inside)
     box = np.concatenate([center - extent / 2, center + extent / 2], -1)
     width, right = int(record["image_size"][1]), np.array([record["is_right"]], bool)
-    return Source(
+    return HandRecord(
         record,
         placement.mirror_left_boxes(box, width, right)[0],
         placement.mirror_left_cameras(hands.K, width, right)[0],
     )
 
 
-def annotated(source: Source) -> HandInCamera | None:
+def annotated(source: HandRecord) -> HandInCamera | None:
     """The record's own mesh; None where it has none that its picture could show."""
     record = source.record
     if not (record["has_vertices"] and record["has_joints3d"] and record["has_K"]):
@@ -100,7 +100,7 @@ def annotated(source: Source) -> HandInCamera | None:
 
 
 def make(
-    source: Source,
+    source: HandRecord,
     file: ManoFile,
     config: CropConfig,
     *,

@@ -98,15 +98,6 @@ def depth(hand: HandInView, size: int) -> Drawn:
     return Drawn(_rgb(grey), (round(near, 5), round(far, 5)))
 
 
-def depth_m(
-    grey: UInt8[np.ndarray, "height width"], depth_range_m: tuple[float, float]
-) -> Float[np.ndarray, "height width"]:
-    """Metres of a depth picture's grey values; infinity where there is no hand."""
-    near, far = depth_range_m
-    metres = far - (grey.astype(np.float64) - 1) / 254 * (far - near)
-    return np.where(grey > 0, metres, np.inf)
-
-
 def normals(hand: HandInView, size: int) -> Drawn:
     """Smooth unit normals of what is seen, the inside of an open wrist included."""
     vertices, faces = _surface(hand)

@@ -1,13 +1,10 @@
-"""Draws and writes parts of a folder of control images, in several processes."""
+"""Draw and write parts of a folder of control images, in several processes."""
 
-import collections
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from typing import Any, NamedTuple
 
 from data_pipelines.storage import shards
-from data_pipelines.storage.workers import single_threaded
+from data_pipelines.storage.workers import Workers
 from handjax.controlnet import captions, examples, images
 from handjax.controlnet.examples import HandInCamera, LeftOutError
 from handjax.controlnet.folder import Folder
@@ -16,7 +13,7 @@ from handjax.mano import model_files
 
 
 class Job(NamedTuple):
-    """All that a process needs to know."""
+    """What every process draws, and where it goes."""
 
     data: str
     split: str
@@ -26,45 +23,25 @@ class Job(NamedTuple):
 
 
 Predict = Callable[[Sequence[int]], dict[int, HandInCamera]]
-"""Indices of a part to the hands that a model sees; unreadable records are absent."""
+"""Maps indices of a part to predicted hands; unreadable records are absent."""
 
 
-def run(job: Job, parts: Sequence[range], count: int, predict: Predict | None = None):
-    """Make parts, in order.
+def run(
+    job: Job, parts: Sequence[range], count: int, predict: Predict | None = None
+) -> Iterator[int]:
+    """Make parts, in order; yield the number of examples of each finished part.
 
     Args:
         job: What is made.
         parts: Those to make.
-        count: Of processes.
+        count: Number of processes.
         predict: Where hands come from; None for the annotated ones.
-
-    Yields:
-        The number of examples of each finished part.
     """
-    with single_threaded():
-        pool = ProcessPoolExecutor(count, get_context("spawn"), _start, (job,))
-        with pool:
-            try:
-                yield from _finished(job, pool, parts, count, predict)
-            finally:
-                pool.shutdown(cancel_futures=True)
-
-
-def _finished(job, pool, parts, count, predict) -> Iterator[int]:
-    pending = collections.deque()
-    left = iter(parts)
-    while True:
-        while len(pending) < 2 * count:
-            part = next(left, None)
-            if part is None:
-                break
-            hands = predict(part) if predict else None
-            pending.append((part, pool.submit(make_part, part, hands)))
-        if not pending:
-            return
-        part, future = pending.popleft()
-        job.folder.finish_part(part, future.result())
-        yield len(part)
+    tasks = ((part, predict(part) if predict else None) for part in parts)
+    with Workers(count, _start, job) as pool:
+        for part, entries in zip(parts, pool.run(make_part, tasks), strict=True):
+            job.folder.finish_part(part, entries)
+            yield len(part)
 
 
 class _Worker(NamedTuple):
@@ -88,7 +65,7 @@ def _start(job: Job) -> None:
 def make_part(
     part: Sequence[int], hands: dict[int, HandInCamera] | None
 ) -> list[dict[str, Any]]:
-    """Write the pictures of some examples; returns what is noted of each."""
+    """Write the pictures of some examples; return their entries in the metadata."""
     return [_made(_worker, index, hands) for index in part]
 
 

@@ -6,7 +6,7 @@ Every module whose name has no leading underscore is a source. It has `LICENCE`,
     convert(state_dict: Mapping[str, np.ndarray], options: Options) -> Converted
 
 which is strict: every entry is used, or skipped by a rule that the result names, or the
-whole conversion is refused (`misfits.ConversionError`).
+whole conversion is refused (`weight_matching.ConversionError`).
 """
 
 import importlib
@@ -20,20 +20,20 @@ from handjax.types import Variables
 
 
 class Options(NamedTuple):
-    """What a conversion may be told beside the weights."""
+    """Options of a conversion beside the weights."""
 
     name: str = ""
-    """Of the backbone; "" to find it from the weights."""
+    """Name of the backbone; "" finds it from the weights."""
     hand: str = ""
     """Hand model: a MANO file, or "open"; "" if none was given."""
     hierarchy: str = ""
     """Mesh hierarchy: METRO's file of it, or "built"; "" if none was given."""
     epoch: int | None = None
-    """Epochs of training that the file says it has seen."""
+    """Epochs of training, as the file says."""
 
 
 class Converted(NamedTuple):
-    """Weights as handjax has them."""
+    """Weights in handjax's layout."""
 
     variables: Variables
     backbone: str
@@ -44,17 +44,17 @@ class Converted(NamedTuple):
     """Rule -> names in the file."""
     notes: tuple[str, ...] = ()
     config: Any = None
-    """Of a whole model (`ml_collections.ConfigDict`); None for a backbone."""
+    """Config of a whole model (`ml_collections.ConfigDict`); None for a backbone."""
     stage: str = ""
     step: int = 0
     part: str = "image_encoder"
-    """Submodule of a model that weights which are no whole model become."""
+    """Submodule that the weights become if they are not a whole model."""
     hand_info: Mapping[str, str] = {}
     """Name and sha256 of the hand model of a whole model."""
 
 
 def names() -> tuple[str, ...]:
-    """Sources that there are."""
+    """Return the names of the sources."""
     found = (module.name for module in pkgutil.iter_modules(__path__))
     return tuple(sorted(n for n in found if not n.startswith("_") and n != "directory"))
 
@@ -63,7 +63,7 @@ def load(name: str) -> ModuleType:
     """Import a source.
 
     Raises:
-        UserError: There is none of that name; lists those there are.
+        UserError: No source has that name; lists those that exist.
     """
     if name not in names():
         raise UserError(

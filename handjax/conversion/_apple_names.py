@@ -1,4 +1,4 @@
-"""FastViT's entries as Apple names them, to timm's names.
+"""Rename FastViT's entries from Apple's names to timm's.
 
 Apple's network is one list, `network.N`: blocks of a stage, the step down to the next,
 the position code. timm has stages; steps down are where they begin.
@@ -26,7 +26,7 @@ _RENAMES = (
 
 
 def renamed(state_dict: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-    """The same entries under timm's names; anything else than Apple's comes back."""
+    """Rename Apple's entries to timm's; other entries stay as they are."""
     if not any(key.startswith("patch_embed.0.rbr_conv.") for key in state_dict):
         return state_dict
     steps_down = sorted(

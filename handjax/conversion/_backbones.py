@@ -1,8 +1,8 @@
-"""Any published backbone: which one it is, its variables, and what was left out.
+"""Identify and convert any published backbone.
 
-What a family's `import_torch` does with each entry is learned by running it on arrays
-that are filled with the entry's number: the numbers in its result say where every
-variable comes from, and the numbers that are gone are the skipped entries.
+To learn where every variable comes from, a family's `import_torch` is run on arrays
+that are filled with the number of their entry: the numbers in its result name the
+sources, and missing numbers are skipped entries.
 """
 
 import re
@@ -26,7 +26,7 @@ RULES = (
     (r"(^|\.)num_batches_tracked$", "counters of torch's batch norms"),
     (r"^(head|fc|classifier|fc_norm|norm)\.", "the classifier"),
 )
-"""What may be skipped, and why."""
+"""Entries that may be skipped, and why."""
 
 
 class Imported(NamedTuple):
@@ -46,8 +46,8 @@ def import_backbone(state_dict: StateDict, name: str = "") -> Imported:
 
     Raises:
         ConversionError: They do not fit the nearest backbone.
-        UserError: They are of no known backbone, of another one than `name`, or
-            fused.
+        UserError: The weights are of an unknown backbone, of another one than `name`,
+            or fused.
     """
     state_dict = _unfused(_apple_names.renamed(state_dict))
     probe = {
@@ -76,7 +76,7 @@ def import_backbone(state_dict: StateDict, name: str = "") -> Imported:
 
 
 def by_rule(skipped: tuple[str, ...], prefix: str = "") -> dict[str, list[str]]:
-    """Skipped entries under the rule that skipped each."""
+    """Return skipped entries under the rule that skipped each."""
     rules: dict[str, list[str]] = {}
     for key in skipped:
         rules.setdefault(_rule(key), []).append(prefix + key)
@@ -110,25 +110,25 @@ def _float32(state_dict: StateDict) -> dict[str, np.ndarray]:
 def _probed(
     probe: StateDict, name: str
 ) -> tuple[ModuleType, str, dict[str, tuple[str, ...]]]:
-    """Family, name and the entries that each variable comes from."""
+    """Return family, name and the entries that each variable comes from."""
     families = [backbones.family(name)] if name else list(_families())
-    misfits: list[ConversionError] = []
+    errors: list[ConversionError] = []
     for family in families:
         try:
             with _weights.found_names() as found:
                 variables = family.import_torch(probe)
             return family, found[-1], _origins(variables, list(probe))
         except ConversionError as error:
-            misfits.append(error)
+            errors.append(error)
         except Exception:
             # Another family's names: its renaming may stumble over them anywhere.
             continue
-    if not misfits:
+    if not errors:
         raise UserError(
-            f"The weights are of no backbone that handjax knows; they begin with "
+            "handjax knows no backbone with these weights; they begin with "
             f"{', '.join(list(probe)[:4])}. It knows {', '.join(_names())}."
         )
-    nearest = min(misfits, key=lambda error: error.count)
+    nearest = min(errors, key=lambda error: error.count)
     origins = _origins(nearest.given, list(probe))
     used = {key for keys in origins.values() for key in keys}
     raise nearest.renamed(
@@ -148,7 +148,7 @@ def _names():
 
 
 def _origins(variables: Any, keys: list[str]) -> dict[str, tuple[str, ...]]:
-    """Names of the entries whose numbers each variable holds."""
+    """Return names of the entries whose numbers each variable holds."""
     origins = {}
     for path, leaf in jax.tree.leaves_with_path(variables):
         leaf = np.asarray(leaf)

@@ -1,4 +1,4 @@
-"""The hand model that a converted model belongs to."""
+"""Load the hand model that a converted model belongs to."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ def chosen(config: Any, hand: str, tips: str) -> model_files.ManoFile:
 
     Args:
         config: `config.hand` is changed.
-        hand: What `--hand` was given.
+        hand: Value of `--hand`.
         tips: Finger-tip vertices of the released code (`skeleton.MANO_TIPS`).
 
     Raises:
@@ -38,5 +38,5 @@ def chosen(config: Any, hand: str, tips: str) -> model_files.ManoFile:
 
 
 def notes(hand: str) -> tuple[str, ...]:
-    """What to warn of."""
+    """Return what to warn about."""
     return (OPEN_HAND,) if hand == "open" else ()

@@ -1,4 +1,4 @@
-"""What the Lightning checkpoints of HaMeR and Hamba have in common.
+"""Convert what the Lightning checkpoints of HaMeR and Hamba have in common.
 
 Names in a file and paths of variables meet in a table; `assemble` moves the entries,
 takes the hand model from `--hand` and compares all with the family's network.
@@ -32,7 +32,7 @@ RULES = (
     (r"^mano\.", "MANO's arrays, which are taken from --hand"),
     (r"^initialized$", "a flag of the training code"),
 )
-"""What may be skipped beside the backbone's, and why."""
+"""Entries that may be skipped beside the backbone's, and why."""
 
 _BACKBONE = "backbone."
 _STACKED = re.compile(r"(.+)/(\d+)")
@@ -51,12 +51,12 @@ def assemble(
 
     Args:
         state_dict: Entries of the file.
-        options: Of the conversion.
-        config: Of the family, with the sizes of this file; backbone, crop and hand are
-            filled in.
+        options: Options of the conversion.
+        config: Config of the family, with the sizes of this file; backbone, crop and
+            hand are filled in.
         table: All entries but the backbone's and those that `RULES` skip.
         licence: One line.
-        stage: That the weights are the end of.
+        stage: Stage whose result the weights are.
 
     Raises:
         ConversionError: An entry is missing, unknown or of another shape.
@@ -105,7 +105,7 @@ def assemble(
 
 
 def crop_size(backbone: Mapping[str, Any]) -> int:
-    """Side of the crop whose middle columns a vision transformer has positions for.
+    """Return the side of the crop that a vision transformer has positions for.
 
     Raises:
         UserError: There is none.
@@ -127,11 +127,11 @@ def moved(
     skipped: dict[str, list[str]],
     rules: Sequence[tuple[str, str]],
 ) -> dict[str, np.ndarray]:
-    """Everything but the backbone under its path; what no rule or table knows, too.
+    """Return everything but the backbone under its path; unknown entries, too.
 
     Args:
         state_dict: Entries of the file.
-        table: Where each goes.
+        table: Where each entry goes.
         skipped: Gets the names that `rules` skip.
         rules: Patterns of names, and why those are skipped.
     """
@@ -147,7 +147,7 @@ def moved(
         value = np.asarray(value).astype(np.float32, copy=False)
         try:
             found[path] = layout(value)
-        except (ValueError, IndexError):  # other axes, which the check will tell
+        except (ValueError, IndexError):  # other axes, which the check reports
             found[path] = value
     return found
 
@@ -183,7 +183,7 @@ def check(
 def _expected(
     config: Any, hand: hand_constants.HandConstants, names: Mapping[str, str]
 ) -> dict[str, tuple[int, ...]]:
-    """Shapes of the network; what a file has in parts is in parts here, too."""
+    """Return the network's shapes, split in parts where the file splits them."""
     model = workdir.build_model(models.load(config.family), config)
     size = config.data.crop_size
     fields: dict[str, Any] = dict.fromkeys(Batch._fields)
@@ -202,7 +202,7 @@ def _expected(
 
 
 def _stacked(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Entries `path/0`, `path/1`... as one array."""
+    """Stack entries `path/0`, `path/1`... into one array."""
     parts: dict[str, dict[int, np.ndarray]] = {}
     whole = {}
     for path, value in found.items():
@@ -219,7 +219,7 @@ def _stacked(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def linear(key: str, path: str, *, bias: bool = True) -> Table:
-    """A linear layer."""
+    """Convert a linear layer."""
     table: Table = {f"{key}.weight": (f"params/{path}/kernel", np.transpose)}
     if bias:
         table[f"{key}.bias"] = (f"params/{path}/bias", np.asarray)
@@ -227,7 +227,7 @@ def linear(key: str, path: str, *, bias: bool = True) -> Table:
 
 
 def norm(key: str, path: str) -> Table:
-    """Scale and bias of a normalisation."""
+    """Convert scale and bias of a normalisation."""
     return {
         f"{key}.weight": (f"params/{path}/scale", np.asarray),
         f"{key}.bias": (f"params/{path}/bias", np.asarray),
@@ -235,7 +235,7 @@ def norm(key: str, path: str) -> Table:
 
 
 def heads(key: str, path: str) -> Table:
-    """`mano_head.ManoHead`."""
+    """Convert `mano_head.ManoHead`."""
     return {
         **linear(f"{key}.decpose", f"{path}/pose"),
         **linear(f"{key}.decshape", f"{path}/betas"),
@@ -244,7 +244,7 @@ def heads(key: str, path: str) -> Table:
 
 
 def mean(key: str) -> Table:
-    """Mean parameters, which replace those made of the hand model."""
+    """Convert mean parameters, which replace those made of the hand model."""
     names = {"init_hand_pose": "pose", "init_betas": "betas", "init_cam": "cam"}
     return {
         f"{key}.{theirs}": (f"constants/mean/{ours}", _only)
@@ -253,7 +253,7 @@ def mean(key: str) -> Table:
 
 
 def discriminator() -> Table:
-    """`pose_discriminator.PoseDiscriminator`."""
+    """Convert `pose_discriminator.PoseDiscriminator`."""
     key, path = "discriminator", "discriminator"
     table = {
         **linear(f"{key}.betas_fc1", f"{path}/shape0"),
@@ -277,11 +277,11 @@ def discriminator() -> Table:
 
 
 def _only(value: np.ndarray) -> np.ndarray:
-    """What is along the first axis, of which there is one."""
+    """Return the only entry along the first axis."""
     (only,) = value
     return np.asarray(only)
 
 
 def _pointwise(weight: np.ndarray) -> np.ndarray:
-    """1x1 convolution (out, in, 1, 1) -> (in, out)."""
+    """Convert a 1x1 convolution (out, in, 1, 1) to (in, out)."""
     return weight[:, :, 0, 0].T

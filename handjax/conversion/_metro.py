@@ -1,4 +1,4 @@
-"""What the hand networks of METRO and FastMETRO have in common.
+"""Convert what the hand networks of METRO and FastMETRO have in common.
 
 Both predict 195 of MANO's vertices. Which ones, and the way back to 778, are in METRO's
 `mano_downsampling.npz` and are part of what the weights mean: `--hierarchy` names it.
@@ -19,7 +19,7 @@ from handjax.mano import model_files
 
 TIPS = "metro"
 LEVEL = 1
-"""Of the hierarchy: the 195 vertices."""
+"""Level of the hierarchy with the 195 vertices."""
 ROOT = "wrist"
 BUILT = (
     "--hierarchy=built: vertices are meaningless unless the weights were trained with "
@@ -28,8 +28,8 @@ BUILT = (
 
 _BACKBONE = "backbone."
 _CHILDREN = ("conv1", "bn1", "", "", "layer1", "layer2", "layer3", "layer4")
-"""Of torchvision's ResNet, in order: both projects put them into a list, which has
-numbers for names; ReLU and pooling have no entries."""
+"""Modules of torchvision's ResNet, in order: both projects put them into a list, whose
+names are numbers; ReLU and pooling have no entries."""
 
 
 def assemble(
@@ -47,15 +47,15 @@ def assemble(
 
     Args:
         state_dict: Entries of the file.
-        options: Of the conversion.
-        config: Of the family, with the sizes of this file; backbone and hand are filled
-            in.
+        options: Options of the conversion.
+        config: Config of the family, with the sizes of this file; backbone and hand are
+            filled in.
         table: All entries but the backbone's and those that `rules` skip.
         rules: Patterns of names that are skipped, and why.
         licence: One line.
-        name: Of the network.
-        at_rest: From a hand's file to vertices and joints that the network is given;
-            None for the flat hand.
+        name: Name of the network.
+        at_rest: Function from a hand's file to the vertices and joints that the network
+            is given; None for the flat hand.
 
     Raises:
         ConversionError: An entry is missing, unknown or of another shape.
@@ -105,7 +105,7 @@ def assemble(
 def _hierarchy(
     given: str, file: model_files.ManoFile
 ) -> tuple[mesh_hierarchy.MeshHierarchy, tuple[str, ...]]:
-    """The hierarchy of `--hierarchy`, and what to warn of.
+    """Return the hierarchy of `--hierarchy`, and what to warn about.
 
     Raises:
         UserError: None was given, or it is of another mesh.
@@ -131,14 +131,14 @@ def _hierarchy(
 
 
 def _unordered(faces: np.ndarray) -> set[tuple[int, ...]]:
-    """Faces, whichever corner and whichever face comes first."""
+    """Return faces without the order of corners and of faces."""
     return set(map(tuple, np.sort(faces, axis=1).tolist()))
 
 
 def _mesh(
     hierarchy: mesh_hierarchy.MeshHierarchy, vertices: np.ndarray, joints: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """What the model keeps of the mesh at rest and of its hierarchy."""
+    """Return what the model keeps of the mesh at rest and of its hierarchy."""
     coarse, root = hierarchy.levels[LEVEL], joints[skeleton.root_joint(ROOT)]
     arrays = {
         "joints": np.float32(joints - root),
@@ -155,7 +155,7 @@ def _flat(file: model_files.ManoFile) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _named(state_dict: _hmr.StateDict) -> dict[str, np.ndarray]:
-    """Entries of the backbone by torchvision's names.
+    """Return the entries of the backbone by torchvision's names.
 
     Raises:
         UserError: There are none.
@@ -170,13 +170,13 @@ def _named(state_dict: _hmr.StateDict) -> dict[str, np.ndarray]:
         found[f"{first}.{rest}"] = value
     if not found:
         raise UserError(
-            "The file has no entries `backbone.*`, so it is no whole network; its "
+            "The file has no entries `backbone.*`, so it is not a whole network; its "
             f"entries begin with {', '.join(list(state_dict)[:4])}."
         )
     return found
 
 
 def depth(state_dict: Mapping[str, Any], prefix: str) -> int:
-    """Number of layers `<prefix><i>.` in a file."""
+    """Count the layers `<prefix><i>.` in a file."""
     pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
     return len({found[1] for key in state_dict if (found := pattern.match(key))})

@@ -1,4 +1,4 @@
-"""CLIP's text tower, for meshes of texts.
+"""Convert CLIP's text tower, for meshes of texts.
 
     python -m handjax.convert model.safetensors --from clip_text --to weights/clip
     python -m handjax.train --config configs/mmhmr.py:text --workdir runs/text \
@@ -34,7 +34,7 @@ RULES = (
     (r"(^|\.)(position_ids|attn_mask)$", "constants of the code"),
     (r"^(input_resolution|context_length|vocab_size)$", "constants of the code"),
 )
-"""What may be skipped, and why."""
+"""Entries that may be skipped, and why."""
 
 _NOTE = (
     "the network has CLIP's quick GELU; weights that were trained with the plain one, "
@@ -48,7 +48,7 @@ def convert(state_dict: Mapping[str, np.ndarray], options: Options) -> Converted
 
     Raises:
         ConversionError: An entry is missing, unknown or of another shape.
-        UserError: It is of no text tower, or not of `options.name`.
+        UserError: It is not a text tower, or not the one of `options.name`.
     """
     hugging_face = any(key.startswith("text_model.") for key in state_dict)
     if not hugging_face and "token_embedding.weight" not in state_dict:
@@ -83,7 +83,7 @@ def convert(state_dict: Mapping[str, np.ndarray], options: Options) -> Converted
 
 
 def _nearest(kept: Mapping[str, np.ndarray], hugging_face: bool) -> str:
-    """Size that shares the most fields with the weights."""
+    """Return the size that shares the most fields with the weights."""
     embedding = "text_model.embeddings." if hugging_face else ""
     tokens = np.shape(kept.get(f"{embedding}token_embedding.weight", ()))
     layers = {found[1] for key in kept if (found := re.search(r"\.(\d+)\.", key))}
@@ -101,7 +101,7 @@ def _moved(
     hugging_face: bool,
     skipped: Mapping[str, list[str]],
 ) -> Variables:
-    """Variables of the network, compared with it entry by entry."""
+    """Return the network's variables, compared with it entry by entry."""
     names = _hugging_face if hugging_face else _openai
     table = names(clip_text.SIZES[size].layers)
     found = {}
@@ -124,7 +124,7 @@ def _moved(
 
 
 def _expected(size: str, *, split: bool) -> dict[str, tuple[int, ...]]:
-    """Shapes of the network; queries, keys and values apart if the file has them so."""
+    """Return the network's shapes; q, k and v apart if the file has them so."""
     ids = jnp.zeros((1, clip_text.SIZES[size].length), jnp.int32)
     network = clip_text.ClipText(size)
     variables: Any = jax.eval_shape(
@@ -141,7 +141,7 @@ def _expected(size: str, *, split: bool) -> dict[str, tuple[int, ...]]:
 
 
 def _nested(found: Mapping[str, np.ndarray]) -> Variables:
-    """Tree of the variables, queries, keys and values packed."""
+    """Return the tree of the variables, queries, keys and values packed."""
     whole = {}
     for path, value in found.items():
         if "/q/" in path:
@@ -156,7 +156,7 @@ def _nested(found: Mapping[str, np.ndarray]) -> Variables:
 
 
 def _openai(layers: int) -> _hmr.Table:
-    """Names of OpenAI's code and of open_clip."""
+    """Return the names of OpenAI's code and of open_clip."""
     table: _hmr.Table = {
         "token_embedding.weight": ("params/token_embedding/embedding", np.asarray),
         "positional_embedding": ("params/positional_embedding", np.asarray),
@@ -179,7 +179,7 @@ def _openai(layers: int) -> _hmr.Table:
 
 
 def _hugging_face(layers: int) -> _hmr.Table:
-    """Names of Hugging Face's code."""
+    """Return the names of Hugging Face's code."""
     embeddings = "text_model.embeddings"
     table: _hmr.Table = {
         f"{embeddings}.token_embedding.weight": (

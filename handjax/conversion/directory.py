@@ -1,4 +1,4 @@
-"""Directories that `handjax.convert` makes, and `config.init_from` reads.
+"""Write directories with `handjax.convert`, and read them for `config.init_from`.
 
 A backbone is `weights.safetensors`, flat names such as "params/conv1/kernel"; a whole
 model is a workdir with config.json and one checkpoint. Both have `conversion.json`.
@@ -23,12 +23,12 @@ WEIGHTS = "weights.safetensors"
 
 
 def is_conversion(directory: str | Path) -> bool:
-    """Whether `handjax.convert` made it."""
+    """Return whether `handjax.convert` made the directory."""
     return (Path(directory) / RECORD).is_file()
 
 
 def read_record(directory: str | Path) -> dict[str, Any]:
-    """What conversion.json says: `kind` ("backbone", "model"), `backbone`, `licence`...
+    """Read conversion.json: `kind` ("backbone", "model"), `backbone`, `licence`...
 
     Raises:
         UserError: It is damaged.
@@ -46,7 +46,7 @@ def read_record(directory: str | Path) -> dict[str, Any]:
 
 
 def read_backbone(directory: str | Path) -> Variables:
-    """Variables of a converted backbone, numpy.
+    """Read the variables of a converted backbone, numpy.
 
     Raises:
         UserError: The file is damaged.
@@ -94,8 +94,8 @@ def check_free(directory: Path, overwrite: bool) -> None:
         return
     if not is_conversion(directory):
         raise UserError(
-            f"--to={str(directory)!r} exists and is no earlier conversion; name a new "
-            "directory."
+            f"--to={str(directory)!r} exists and is not an earlier conversion; name a "
+            "new directory."
         )
     if not overwrite:
         raise UserError(
@@ -144,7 +144,7 @@ def _write_weights(path: Path, converted: Converted, record: dict[str, Any]) -> 
 
 
 def _write_workdir(directory: Path, converted: Converted) -> None:
-    """What `handjax.predict` and `handjax.evaluate` take."""
+    """Write what `handjax.predict` and `handjax.evaluate` take."""
     import jax
     import jax.numpy as jnp
 

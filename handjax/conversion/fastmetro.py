@@ -25,7 +25,7 @@ RULES = _backbones.RULES[:1]
 
 _TRANSFORMERS = ("transformer_1", "transformer_2")
 _HEADS = 8
-"""Released; no shape tells into how many heads the channels are cut."""
+"""Heads of the released network; the shapes of its weights do not tell."""
 
 
 def convert(state_dict: _hmr.StateDict, options: Options) -> Converted:
@@ -33,8 +33,8 @@ def convert(state_dict: _hmr.StateDict, options: Options) -> Converted:
 
     Raises:
         ConversionError: An entry is missing, unknown or of another shape.
-        UserError: `options.hand` or `options.hierarchy` is not given, or it is no
-            hand network of FastMETRO.
+        UserError: `options.hand` or `options.hierarchy` is not given, or it is
+            not a hand network of FastMETRO.
         OSError: The hand model or the hierarchy cannot be read.
     """
     config = files.load_config("tore:paper").unlock()
@@ -52,7 +52,7 @@ def convert(state_dict: _hmr.StateDict, options: Options) -> Converted:
 
 
 def _sizes(state_dict: _hmr.StateDict) -> dict[str, Any]:
-    """Fields of the model that shapes and names tell."""
+    """Return the model's fields that shapes and names determine."""
     shapes = {key: np.shape(value) for key, value in state_dict.items()}
     try:
         width = shapes["conv_1x1.weight"][0]
@@ -61,7 +61,7 @@ def _sizes(state_dict: _hmr.StateDict) -> dict[str, Any]:
     except (KeyError, ValueError):
         raise UserError(
             "The file has no `conv_1x1`, `dim_reduce_enc_img` and `transformer_1` as "
-            "FastMETRO's, so it is no network of FastMETRO; its entries begin with "
+            "FastMETRO's, so it is not a network of FastMETRO; its entries begin with "
             f"{', '.join(list(state_dict)[:4])}."
         ) from None
     return dict(
@@ -79,7 +79,7 @@ def _sizes(state_dict: _hmr.StateDict) -> dict[str, Any]:
 
 
 def _table(layers: int) -> _hmr.Table:
-    """Everything outside of the backbone."""
+    """Return the rules for everything outside of the backbone."""
     table: _hmr.Table = {
         "conv_1x1.weight": ("params/head/conv_1x1/kernel", _pointwise),
         "conv_1x1.bias": ("params/head/conv_1x1/bias", np.asarray),
@@ -98,7 +98,7 @@ def _table(layers: int) -> _hmr.Table:
 
 
 def _half(key: str, layers: int, attentions: tuple[str, ...]) -> _hmr.Table:
-    """An encoder or a decoder of `detr.Transformer`."""
+    """Return the rules of an encoder or a decoder of `detr.Transformer`."""
     path = f"head/{key.replace('.', '/')}"
     table = _hmr.norm(f"{key}.norm", f"{path}/norm")
     for i in range(layers):
@@ -113,7 +113,7 @@ def _half(key: str, layers: int, attentions: tuple[str, ...]) -> _hmr.Table:
 
 
 def _attention(key: str, path: str) -> _hmr.Table:
-    """`detr.MultiheadAttention`."""
+    """Return the rules of `detr.MultiheadAttention`."""
     return {
         f"{key}.in_proj_weight": (f"params/{path}/in_proj_kernel", np.transpose),
         f"{key}.in_proj_bias": (f"params/{path}/in_proj_bias", np.asarray),
@@ -122,5 +122,5 @@ def _attention(key: str, path: str) -> _hmr.Table:
 
 
 def _pointwise(weight: np.ndarray) -> np.ndarray:
-    """1x1 convolution (out, in, 1, 1) -> (in, out)."""
+    """Convert a 1x1 convolution (out, in, 1, 1) to (in, out)."""
     return weight[:, :, 0, 0].T

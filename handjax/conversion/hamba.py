@@ -1,11 +1,10 @@
-r"""Hamba's released checkpoint.
+r"""Convert Hamba's released checkpoint.
 
     python -m handjax.convert hamba.ckpt --from hamba --to runs/hamba \
         --hand MANO_RIGHT.pkl
     python -m handjax.predict photo.jpg --workdir runs/hamba --output out
 
 The mean parameters are the file's own. MANO's arrays in it are left alone: they come
-from handjax.errors import UserError
 from your copy of MANO. Widths and depths are read off the weights.
 
 Where the release samples its tokens depends on a switch that is not in the weights and
@@ -19,6 +18,7 @@ import numpy as np
 
 from handjax.config import files
 from handjax.conversion import Converted, Options, _hmr
+from handjax.errors import UserError
 
 SOURCE = "https://github.com/humansensinglab/Hamba"
 LICENCE = "code and weights CC BY-NC 4.0, for non-commercial use; MANO's own"
@@ -35,7 +35,7 @@ def convert(state_dict: _hmr.StateDict, options: Options) -> Converted:
 
     Raises:
         ConversionError: An entry is missing, unknown or of another shape.
-        UserError: `options.hand` is not given, it is no checkpoint of Hamba, or its
+        UserError: `options.hand` is not given, it is not a Hamba checkpoint, or its
             two heads have different mean parameters.
         OSError: The hand model cannot be read.
     """
@@ -53,7 +53,7 @@ def convert(state_dict: _hmr.StateDict, options: Options) -> Converted:
 
 
 def _sizes(state_dict: _hmr.StateDict) -> dict[str, int | float | tuple[int, ...]]:
-    """Fields of the model that shapes and names tell."""
+    """Return the model's fields that shapes and names determine."""
     shapes = {key: np.shape(value) for key, value in state_dict.items()}
     first = "initRegression.dec_vssm.layers.0.blocks.0.op"
     try:
@@ -61,8 +61,8 @@ def _sizes(state_dict: _hmr.StateDict) -> dict[str, int | float | tuple[int, ...
         _, state = shapes[f"{first}.A_logs"]
     except (KeyError, ValueError):
         raise UserError(
-            f"The file has no trunk `{first}.*` as Hamba's, so it is no checkpoint of "
-            f"Hamba; its entries begin with {', '.join(list(state_dict)[:4])}."
+            f"The file has no trunk `{first}.*` as Hamba's, so it is not a checkpoint "
+            f"of Hamba; its entries begin with {', '.join(list(state_dict)[:4])}."
         ) from None
     depths = {
         f"{path}_depths": _depths(trunk, state_dict) for trunk, path in _TRUNKS.items()
@@ -71,7 +71,7 @@ def _sizes(state_dict: _hmr.StateDict) -> dict[str, int | float | tuple[int, ...
 
 
 def _depths(trunk: str, state_dict: _hmr.StateDict) -> tuple[int, ...]:
-    """Blocks of each stage of a trunk."""
+    """Count the blocks of each stage of a trunk."""
     pattern = re.compile(re.escape(trunk) + r"\.layers\.(\d+)\.blocks\.(\d+)\.")
     blocks = {found.groups() for key in state_dict if (found := pattern.match(key))}
     stages = sorted({int(stage) for stage, _ in blocks})
@@ -79,7 +79,7 @@ def _depths(trunk: str, state_dict: _hmr.StateDict) -> tuple[int, ...]:
 
 
 def _check_means(state_dict: _hmr.StateDict) -> None:
-    """The heads share one set of mean parameters, which the file has twice."""
+    """Check that the heads share one set of mean parameters, stored twice."""
     for name in ("init_hand_pose", "init_betas", "init_cam"):
         values = [state_dict.get(f"{head}.{name}") for head in _HEADS]
         if values[0] is None or not np.array_equal(*values):
@@ -90,7 +90,7 @@ def _check_means(state_dict: _hmr.StateDict) -> None:
 
 
 def _table(regressor: tuple[int, ...], decoder: tuple[int, ...]) -> _hmr.Table:
-    """Everything outside of the backbone."""
+    """Return the rules for everything outside of the backbone."""
     table = {
         **_filters("downsample", "downsample"),
         **_filters("gridSampleFeature.filters", "sampler"),
@@ -112,7 +112,7 @@ def _table(regressor: tuple[int, ...], decoder: tuple[int, ...]) -> _hmr.Table:
 
 
 def _block(key: str, path: str) -> _hmr.Table:
-    """`ssm.VSSBlock`; x_proj, dt_proj, A_logs and Ds stay as they are."""
+    """Return the rules of `ssm.VSSBlock`; x_proj, dt_proj, A_logs and Ds stay."""
     op = f"params/{path}/op"
     return {
         **_hmr.norm(f"{key}.norm", f"{path}/norm"),
@@ -132,7 +132,7 @@ def _block(key: str, path: str) -> _hmr.Table:
 
 
 def _graph(key: str, path: str) -> _hmr.Table:
-    """`joint_graph.JointGraphBlock`."""
+    """Return the rules of `joint_graph.JointGraphBlock`."""
     conv = f"params/{path}/conv"
     return {
         f"{key}.gconv.W": (f"{conv}/kernel", np.asarray),
@@ -144,7 +144,7 @@ def _graph(key: str, path: str) -> _hmr.Table:
 
 
 def _filters(key: str, path: str) -> _hmr.Table:
-    """`hamba.Filters`."""
+    """Return the rules of `hamba.Filters`."""
     return {
         **_pointwise(f"{key}.0", f"{path}/linear0"),
         **_batch_norm(f"{key}.1", f"{path}/norm"),
@@ -161,16 +161,16 @@ def _batch_norm(key: str, path: str) -> _hmr.Table:
 
 
 def _pointwise(key: str, path: str, *, bias: bool = True) -> _hmr.Table:
-    """A linear layer, stored as a matrix or as a convolution of kernel 1."""
+    """Convert a linear layer, stored as a matrix or as a 1x1 convolution."""
     table = _hmr.linear(key, path, bias=bias)
     return table | {f"{key}.weight": (f"params/{path}/kernel", _matrix)}
 
 
 def _matrix(weight: np.ndarray) -> np.ndarray:
-    """(out, in), with any further axes of one entry, to (in, out)."""
+    """Convert (out, in), with any further axes of one entry, to (in, out)."""
     return weight.reshape(weight.shape[:2]).T
 
 
 def _depthwise(weight: np.ndarray) -> np.ndarray:
-    """(out, 1, height, width) -> (height, width, 1, out)."""
+    """Convert (out, 1, height, width) to (height, width, 1, out)."""
     return weight.transpose(2, 3, 1, 0)

@@ -1,12 +1,12 @@
-"""HaMeR's released checkpoint (`hamer.ckpt`), and others of the same code.
+"""Convert HaMeR's released checkpoint (`hamer.ckpt`), and others of its code.
 
     python -m handjax.convert hamer.ckpt --from hamer --to runs/hamer \
         --hand MANO_RIGHT.pkl
     python -m handjax.predict photo.jpg --workdir runs/hamer --output out
 
 The mean parameters are the file's own. MANO's arrays in it are left alone: they come
-from your copy of MANO. Another family with the same backbone, such as Hamba, begins
-from this one's with --config.init_from=runs/hamer.
+from your copy of MANO. Another family with the same backbone, such as Hamba, starts
+from its weights with --config.init_from=runs/hamer.
 """
 
 import re
@@ -25,7 +25,7 @@ LICENCE = (
 _DECODER = "mano_head.transformer."
 _LAYERS = f"{_DECODER}transformer.layers."
 _HEAD_DIM = 64
-"""Released; no shape tells into how many heads the channels are cut."""
+"""Heads of the released network; the shapes of its weights do not tell."""
 
 
 def convert(state_dict: _hmr.StateDict, options: Options) -> Converted:
@@ -33,7 +33,7 @@ def convert(state_dict: _hmr.StateDict, options: Options) -> Converted:
 
     Raises:
         ConversionError: An entry is missing, unknown or of another shape.
-        UserError: `options.hand` is not given, or it is no checkpoint of HaMeR.
+        UserError: `options.hand` is not given, or it is not a HaMeR checkpoint.
         OSError: The hand model cannot be read.
     """
     config = files.load_config("hamer:paper").unlock()
@@ -49,7 +49,7 @@ def convert(state_dict: _hmr.StateDict, options: Options) -> Converted:
 
 
 def _sizes(state_dict: _hmr.StateDict) -> dict[str, int | str]:
-    """Fields of the model that the decoder's shapes tell."""
+    """Return the model's fields that the decoder's shapes determine."""
     layers = {
         int(found[1])
         for key in state_dict
@@ -62,8 +62,9 @@ def _sizes(state_dict: _hmr.StateDict) -> dict[str, int | str]:
         _, numbers = shapes[f"{_DECODER}to_token_embedding.weight"]
     except (KeyError, ValueError):
         raise UserError(
-            f"The file has no decoder `{_DECODER}*` as HaMeR's, so it is no checkpoint "
-            f"of HaMeR; its entries begin with {', '.join(list(state_dict)[:4])}."
+            f"The file has no decoder `{_DECODER}*` as HaMeR's, so it is not a "
+            "checkpoint of HaMeR; its entries begin with "
+            f"{', '.join(list(state_dict)[:4])}."
         ) from None
     return dict(
         decoder_dim=dim,
@@ -76,7 +77,7 @@ def _sizes(state_dict: _hmr.StateDict) -> dict[str, int | str]:
 
 
 def _table(depth: int) -> _hmr.Table:
-    """Everything outside of the backbone."""
+    """Return the rules for everything outside of the backbone."""
     linear, norm = _hmr.linear, _hmr.norm
     table = {
         **_hmr.heads("mano_head", "mano_head"),

@@ -1,12 +1,12 @@
-r"""METRO's state dict for hands (`metro_hand_state_dict.bin`).
+r"""Convert METRO's state dict for hands (`metro_hand_state_dict.bin`).
 
     python -m handjax.convert metro_hand_state_dict.bin --from metro --to runs/metro \
         --hand MANO_RIGHT.pkl --hierarchy mano_downsampling.npz
     python -m handjax.predict photo.jpg --workdir runs/metro --output out
 
-Each block is a whole BERT, of which METRO uses the layers alone: the rest, 41,021,568
-numbers of it embeddings of words, is left out by name. The network is given the mesh of
-MANO's mean pose, made of your copy of MANO, with manopth's finger tips.
+Each block is a whole BERT, of which METRO uses only the layers: the rest, 41,021,568
+numbers of it word embeddings, is left out by name. The network gets the mesh of MANO's
+mean pose, made from your copy of MANO, with manopth's finger tips.
 """
 
 from typing import Any
@@ -31,12 +31,12 @@ RULES = (
         "parts of BERT that METRO does not use: embeddings of words, pooler",
     ),
 )
-"""What may be skipped beside the backbone's, and why."""
+"""Entries that may be skipped beside the backbone's, and why."""
 
 _HEADS = 4
-"""Released; no shape tells into how many heads the channels are cut."""
+"""Heads of the released network; the shapes of its weights do not tell."""
 _TEMPLATE_TIPS = "manopth"
-"""Of the mesh that the network is given; those of its joints are `_metro.TIPS`."""
+"""Finger tips of the given mesh; those of the joints are `_metro.TIPS`."""
 
 
 def convert(state_dict: _hmr.StateDict, options: Options) -> Converted:
@@ -44,8 +44,8 @@ def convert(state_dict: _hmr.StateDict, options: Options) -> Converted:
 
     Raises:
         ConversionError: An entry is missing, unknown or of another shape.
-        UserError: `options.hand` or `options.hierarchy` is not given, or it is no
-            hand network of METRO.
+        UserError: `options.hand` or `options.hierarchy` is not given, or it is
+            not a hand network of METRO.
         OSError: The hand model or the hierarchy cannot be read.
     """
     config = files.load_config("tore:paper").unlock()
@@ -64,7 +64,7 @@ def convert(state_dict: _hmr.StateDict, options: Options) -> Converted:
 
 
 def _sizes(state_dict: _hmr.StateDict) -> dict[str, Any]:
-    """Fields of the model that shapes and names tell."""
+    """Return the model's fields that shapes and names determine."""
     shapes = {key: np.shape(value) for key, value in state_dict.items()}
     blocks = [f"trans_encoder.{i}" for i in range(3)]
     try:
@@ -75,7 +75,7 @@ def _sizes(state_dict: _hmr.StateDict) -> dict[str, Any]:
     except (KeyError, ValueError):
         raise UserError(
             "The file has no three blocks `trans_encoder.*.bert` as METRO's, so it is "
-            "no network of METRO; its entries begin with "
+            "not a network of METRO; its entries begin with "
             f"{', '.join(list(state_dict)[:4])}."
         ) from None
     return dict(
@@ -93,7 +93,7 @@ def _sizes(state_dict: _hmr.StateDict) -> dict[str, Any]:
 
 
 def mean_pose(file: model_files.ManoFile) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices and joints of MANO's mean pose, as manopth gives them for no pose."""
+    """Return vertices and joints of MANO's mean pose, manopth's default."""
     from handjax.mano.hand_model import HandModel, skin
 
     local = file.hands_mean.reshape(-1, 3)
@@ -108,7 +108,7 @@ def mean_pose(file: model_files.ManoFile) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _table(blocks: int, layers: int) -> _hmr.Table:
-    """Everything outside of the backbone."""
+    """Return the rules for everything outside of the backbone."""
     table = {
         **_hmr.linear("upsampling", "upsample/level0/over_tokens"),
         **_hmr.linear("cam_param_fc", "head/cam_param_fc"),
@@ -132,7 +132,7 @@ def _table(blocks: int, layers: int) -> _hmr.Table:
 
 
 def _layer(key: str, path: str) -> _hmr.Table:
-    """`bert.BertLayer`."""
+    """Return the rules of `bert.BertLayer`."""
     table: _hmr.Table = {}
     for name in (
         *("attention.self.query", "attention.self.key", "attention.self.value"),

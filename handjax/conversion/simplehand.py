@@ -1,4 +1,4 @@
-"""SimpleHand's released checkpoints (`epoch_200_rerun1`, `epoch_200_rerun2`).
+"""Convert SimpleHand's released checkpoints (`epoch_200_rerun1`, `epoch_200_rerun2`).
 
     python -m handjax.convert epoch_200_rerun1 --from simplehand --to runs/simplehand \
         --hand MANO_RIGHT.pkl
@@ -52,7 +52,7 @@ def convert(state_dict: Mapping[str, np.ndarray], options: Options) -> Converted
     inside = {k: v for k, v in state_dict.items() if k.startswith(_BACKBONE)}
     if not inside:
         raise UserError(
-            "The file has no entries `backbone.*`, so it is no checkpoint of "
+            "The file has no entries `backbone.*`, so it is not a checkpoint of "
             f"SimpleHand; its entries begin with {', '.join(list(state_dict)[:4])}."
         )
     backbone = _backbones.import_backbone(
@@ -88,7 +88,7 @@ def convert(state_dict: Mapping[str, np.ndarray], options: Options) -> Converted
 
 
 def _head(state_dict: Mapping[str, np.ndarray]) -> tuple[dict, list[str]]:
-    """Variables outside of the backbone, and counters that are left out.
+    """Return variables outside of the backbone, and counters that are left out.
 
     Entries that are not in the table keep their name, so that the check finds them.
     """
@@ -103,7 +103,7 @@ def _head(state_dict: Mapping[str, np.ndarray]) -> tuple[dict, list[str]]:
         value = np.asarray(value).astype(np.float32)
         try:
             found[path] = layout(value)
-        except ValueError:  # another number of axes, which the check will tell
+        except ValueError:  # another number of axes, which the check reports
             found[path] = value
     return found, counters
 
@@ -147,7 +147,7 @@ def _expected(
 
 
 def _table() -> dict[str, Entry]:
-    """Name in the file -> where it goes, for everything outside of the backbone."""
+    """Return name in the file -> where it goes, for all but the backbone."""
     up, norm = "generator/upsample0", "generator/upsample0/norm"
     table: dict[str, Entry] = {
         **_linear("keypoints_2d_head", "joints2d_head"),
@@ -194,5 +194,5 @@ def _norm(key: str, path: str) -> dict[str, Entry]:
 
 
 def _patches(weight: np.ndarray) -> np.ndarray:
-    """Transposed convolution (in, out, height, width) -> (in, height * width * out)."""
+    """Convert a transposed convolution (in, out, h, w) to (in, h * w * out)."""
     return weight.transpose(0, 2, 3, 1).reshape(len(weight), -1)

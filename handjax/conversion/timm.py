@@ -1,4 +1,4 @@
-"""Backbones of timm (PyTorch image models), with ImageNet weights.
+"""Convert backbones of timm (PyTorch image models), with ImageNet weights.
 
     python -m handjax.convert model.safetensors --from timm --to fastvit_ma36
     python -m handjax.train ... --config.init_from=fastvit_ma36
@@ -44,7 +44,7 @@ def convert(state_dict: Mapping[str, np.ndarray], options: Options) -> Converted
 
 
 def licence(name: str) -> str:
-    """Licence of the published weights of a backbone, as far as its name tells."""
+    """Return the licence of a backbone's published weights, as its name tells."""
     kind = next((kind for kind in _WEIGHTS if name.startswith(kind)), "")
     usual = f"usually {_WEIGHTS[kind]}; " if kind else ""
     return f"{LICENCE}: {usual}see the model card of the file"

@@ -1,7 +1,7 @@
-"""Where the data sets of a run lie: the one evaluated on, and those to train on.
+"""Find the data sets of a run: the one to evaluate on, and those to train on.
 
-Training takes `config.data.dir` alone, or the mixture of `config.data.mixture` instead;
-and beside either the directories of `config.data.mix`. The built-in data set is made on
+Training takes `config.data.dir` alone, or the mixture of `config.data.mixture` instead,
+and in both cases the directories of `config.data.mix`. The built-in data set is made on
 first use.
 """
 
@@ -27,16 +27,16 @@ Data = ml_collections.ConfigDict
 
 
 def cache_root() -> Path:
-    """Where built-in data are kept, and what is found out about other ones."""
+    """Return the directory of built-in data and of results that are kept."""
     root = os.environ.get("HANDJAX_DATA") or Path.home() / ".cache" / "handjax"
     return Path(root)
 
 
 def default_directory(data: Data) -> Path:
-    """Where the built-in data of `config.data` is kept when `dir` is empty.
+    """Return the directory of built-in data where `config.data.dir` is empty.
 
-    The name has all that decides the pictures, down to the hand they are rendered of,
-    so that a newer handjax makes its own beside the old ones.
+    Its name has all that decides the pictures, including the hand model, so that a
+    newer handjax makes its own data beside the old.
     """
     from data_pipelines.synthetic import generate
 
@@ -50,21 +50,21 @@ def default_directory(data: Data) -> Path:
 
 
 def is_built_in(data: Data) -> bool:
-    """Whether the data set that is evaluated on is rendered on first use."""
+    """Return whether the evaluated data set is rendered on first use."""
     return data.name == BUILT_IN and not data.dir
 
 
 def evaluated(data: Data, hand_file: ManoFile, *, create: bool) -> Path:
-    """Directory of `config.data.name`.
+    """Return the directory of `config.data.name`.
 
     Args:
         data: `config.data`.
-        hand_file: of the run.
-        create: whether to render the built-in one if it is not there.
+        hand_file: Hand model of the run.
+        create: Whether to render the built-in data if they do not exist.
 
     Raises:
-        UserError: a named data set without a directory, or built-in data of a body.
-        MissingFileError: a directory without that data set.
+        UserError: A named data set without a directory, or built-in data of a body.
+        MissingFileError: A directory without that data set.
     """
     if not is_built_in(data):
         return _named(data)
@@ -81,7 +81,7 @@ def evaluated(data: Data, hand_file: ManoFile, *, create: bool) -> Path:
 
 
 def _render(data: Data, directory: Path) -> None:
-    """Make the built-in data set unless it is there; one process does the work."""
+    """Make the built-in data set unless it exists; one process does the work."""
     from data_pipelines import synthetic
 
     if jax.process_index() == 0:
@@ -97,7 +97,7 @@ def _render(data: Data, directory: Path) -> None:
 
 
 def _named(data: Data) -> Path:
-    """Directory of a data set that has to exist."""
+    """Return the directory of a data set that has to exist."""
     how = (
         "Write its records with data_pipelines.storage.shards "
         "(data_pipelines/README.md has the schema), or use the built-in data: "
@@ -133,10 +133,10 @@ def _is_there(directory: Path) -> bool:
 
 
 def shares(data: Data) -> dict[str, float]:
-    """Data sets of the mixture by name, without those of no share.
+    """Return the mixture's data sets and shares, without those of share 0.
 
     Raises:
-        UserError: names a share that is no number of at least 0.
+        UserError: Names a share that is not a number of at least 0.
     """
     for name, share in data.mixture.shares.items():
         if not 0 <= share < math.inf:
@@ -144,12 +144,12 @@ def shares(data: Data) -> dict[str, float]:
                 f"config.data.mixture.shares.{name}={share!r} must be a number of at "
                 "least 0, which leaves the data set out."
             )
-    # Sorted, for the order decides how each is shuffled.
+    # Sorted, since the order decides how each is shuffled.
     return {n: float(x) for n, x in sorted(data.mixture.shares.items()) if x}
 
 
 def _in_mixture(data: Data, name: str) -> Path:
-    """Directory of a data set of the mixture."""
+    """Return the directory of a data set of the mixture."""
     if not data.mixture.dir:
         raise UserError(
             f"config.data.mixture.shares names {', '.join(shares(data))}, but nothing "
@@ -160,10 +160,10 @@ def _in_mixture(data: Data, name: str) -> Path:
 
 
 def _mixed_in(data: Data) -> dict[Path, float]:
-    """Directories and weights of `config.data.mix`.
+    """Return directories and weights of `config.data.mix`.
 
     Raises:
-        UserError: names a weight that is not positive.
+        UserError: Names a weight that is not positive.
     """
     for directory, weight in data.mix.items():
         if not 0 < weight < math.inf:
@@ -175,14 +175,14 @@ def _mixed_in(data: Data) -> dict[Path, float]:
 
 
 def trained_on(data: Data, evaluated_on: Path) -> dict[Path, float]:
-    """Directories and weights of the data sets to train on.
+    """Return directories and weights of the data sets to train on.
 
     Args:
         data: `config.data`.
-        evaluated_on: what `evaluated` gave.
+        evaluated_on: Result of `evaluated`.
 
     Raises:
-        UserError: a weight that makes no sense, or shares of data sets nowhere.
+        UserError: A weight is not positive, or shares lack their directory.
     """
     found = {_in_mixture(data, name): share for name, share in shares(data).items()}
     return (found or {evaluated_on: 1.0}) | _mixed_in(data)
@@ -192,7 +192,7 @@ def check_there(data: Data, directories: Iterable[Path]) -> None:
     """Refuse to train while data sets are missing.
 
     Raises:
-        MissingFileError: names all that are missing, and what makes them.
+        MissingFileError: Names all that are missing, and what makes them.
     """
     missing = [path for path in directories if not _is_there(path)]
     if not missing:
@@ -218,7 +218,7 @@ def check_counts(directory: Path, hand_file: ManoFile) -> None:
     """Refuse a data set of another mesh or skeleton than the hand model's.
 
     Raises:
-        UserError: names both counts.
+        UserError: Names both counts.
     """
     if not _is_there(directory):
         return  # reading it will say so, or it is yet to be made

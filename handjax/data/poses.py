@@ -1,8 +1,8 @@
-"""Batches of meshes without pictures, posed on the fly: what a tokenizer trains on.
+"""Make batches of posed meshes without pictures, as a tokenizer trains on.
 
 Poses come from the pose prior of the synthetic data (endless, drawn from a seed), from
-a file, or show letters, the mesh from whatever hand model the run uses. Poses alone go
-with the batches of stages that have a discriminator (`with_real_poses`).
+a file, or show letters; meshes come from the hand model of the run. Stages with a
+discriminator get real poses besides (`with_real_poses`).
 """
 
 from collections.abc import Iterator
@@ -17,6 +17,7 @@ from data_pipelines.loading.pose_files import PoseFile
 from data_pipelines.synthetic import letters, poses
 from data_pipelines.synthetic.letters import LetterSource
 from data_pipelines.synthetic.poses import PosePriorSource
+from handjax.distributed.split_shares import WHOLE, ProcessShare
 from handjax.errors import UserError
 from handjax.geometry.skeleton import MANO_JOINTS
 from handjax.mano import hand_model
@@ -24,16 +25,16 @@ from handjax.mano.model_files import ManoFile
 from handjax.types import Batch
 
 DEPTH = 0.5
-"""Metres from the camera to the root: a nominal place, for nothing is photographed."""
+"""Metres from a nominal camera to the root; nothing is photographed."""
 
 
 class Letters(NamedTuple):
-    """What turns letters into texts and views."""
+    """How letters become texts and views."""
 
     text: Int[np.ndarray, "letter length"]
     """Token ids of each of `letters.names()`."""
     max_turn: float
-    """Of the hands, degrees; see `LetterSource`."""
+    """Largest turn of the hands, degrees; see `LetterSource`."""
 
 
 def pose_batches(
@@ -45,33 +46,34 @@ def pose_batches(
     root: int,
     crop_size: int,
     file: PoseFile | None = None,
-    process: tuple[int, int] = (0, 1),
+    process: ProcessShare = WHOLE,
     threads: int = 2,
     letters_as: Letters | None = None,
 ) -> Iterator[Batch]:
-    """Endless batches; update n is the same wherever the run was resumed.
+    """Yield batches without end; update n is the same however a run resumes.
 
     Args:
-        hand_file: whose mesh is posed.
-        batch_size: of this process.
-        seed: of the poses.
-        start_step: number of batches to skip.
-        root: joint that is subtracted.
-        crop_size: side of the nominal crop, pixels.
-        file: where poses come from, all of them once before any comes again; None for
-            the prior.
-        process: (index, count); together they draw what one process would, in order.
-        threads: that draw poses ahead of time.
-        letters_as: draw hands that show letters instead, with `Batch.text`.
+        hand_file: Hand model to pose.
+        batch_size: Batch size of this process.
+        seed: Seed of the poses.
+        start_step: Number of batches to skip.
+        root: Joint that is subtracted.
+        crop_size: Side of the nominal crop, pixels.
+        file: Source of the poses, each once before any is repeated; None for the prior.
+        process: Which batches of the run are drawn; all processes together draw what
+            one alone would, in order.
+        threads: Number of threads that draw poses ahead of time.
+        letters_as: Draw hands that show letters instead, with `Batch.text`.
     """
-    index, count = process
     if letters_as is None:
         drawn = _drawn(file, seed, poses.POSED)
     else:
         drawn = grain.MapDataset.source(_letters(seed, letters_as, letters.TRAIN))
     make = _maker(hand_file, letters_as, root=root, crop_size=crop_size)
     yield from (
-        drawn.batch(batch_size, drop_remainder=True)[index::count][start_step:]
+        drawn.batch(batch_size, drop_remainder=True)[process.index :: process.count][
+            start_step:
+        ]
         .map(make)
         .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4))
     )
@@ -88,20 +90,20 @@ def letters_in_order(
     crop_size: int,
     letters_as: Letters,
 ) -> Iterator[Batch]:
-    """A number of hands that show letters, once; the last batch is padded.
+    """Yield a number of hands that show letters, once; the last batch is padded.
 
     Args:
-        hand_file: whose mesh is posed.
-        split: "test": none of them is trained on; "train": the first that are.
-        num: number of hands.
-        batch_size: of every batch; padding has `example_valid` False.
-        seed: of the poses.
-        root: joint that is subtracted.
-        crop_size: side of the nominal crop, pixels.
-        letters_as: texts and views.
+        hand_file: Hand model to pose.
+        split: "test": hands that are never trained on; "train": the first that are.
+        num: Number of hands.
+        batch_size: Size of every batch; padding has `example_valid` False.
+        seed: Seed of the poses.
+        root: Joint that is subtracted.
+        crop_size: Side of the nominal crop, pixels.
+        letters_as: How letters become texts and views.
 
     Raises:
-        UserError: There is no such split.
+        UserError: The split is neither "train" nor "test".
     """
     streams = {"train": letters.TRAIN, "test": letters.TEST}
     if split not in streams:
@@ -122,9 +124,9 @@ def _letters(seed: int, letters_as: Letters, stream: int) -> LetterSource:
 def _maker(
     hand_file: ManoFile, letters_as: Letters | None, *, root: int, crop_size: int
 ) -> Any:
-    """From rows of a source to a batch."""
-    # On the host and in the loader's threads, so that no accelerator (and no step in
-    # its queue) is waited for.
+    """Return a function from rows of a source to a batch."""
+    # On the CPU, in the loader's threads: on an accelerator it would wait for the
+    # training steps in the queue.
     cpu = jax.local_devices(backend="cpu")[0]
     hand = jax.device_put(hand_model.HandModel.from_file(hand_file), cpu)
 
@@ -165,26 +167,27 @@ def with_real_poses(
     batch_size: int,
     seed: int,
     start_step: int,
-    process: tuple[int, int] = (0, 1),
+    process: ProcessShare = WHOLE,
     threads: int = 2,
 ) -> Iterator[Batch]:
-    """The batches with `real_pose` and `real_betas`, the same however a run got there.
+    """Yield the batches with `real_pose` and `real_betas`.
 
     Args:
-        batches: of this process, from update `start_step` on.
-        file: where poses come from, all of them once before any comes again; None for
-            the prior.
-        per_example: poses for each example of a batch.
-        batch_size: of this process.
-        seed: of the poses or their order.
-        start_step: number of batches that were skipped.
-        process: (index, count); together they draw what one process would, in order.
-        threads: that draw poses ahead of time.
+        batches: Batches of this process, from update `start_step` on.
+        file: Source of the poses, each once before any is repeated; None for the prior.
+        per_example: Poses for each example of a batch.
+        batch_size: Batch size of this process.
+        seed: Seed of the poses or of their order.
+        start_step: Number of batches that were skipped.
+        process: Which batches of the run are drawn; all processes together draw what
+            one alone would, in order.
+        threads: Number of threads that draw poses ahead of time.
     """
-    index, count = process
     drawn = _drawn(file, seed, poses.REAL)
     of_examples = drawn.batch(per_example, drop_remainder=True)
-    of_batches = of_examples.batch(batch_size, drop_remainder=True)[index::count]
+    of_batches = of_examples.batch(batch_size, drop_remainder=True)[
+        process.index :: process.count
+    ]
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)
     found = of_batches[start_step:].to_iter_dataset(options)
     for batch, real in zip(batches, found, strict=False):
@@ -204,7 +207,7 @@ def from_meshes(
     mano_pose: np.ndarray | None = None,
     betas: np.ndarray | None = None,
 ) -> Batch:
-    """A batch of meshes in front of a nominal camera, with no picture."""
+    """Return a batch of meshes in front of a nominal camera, without pictures."""
     size, root3d = len(vertices), joints3d[:, root]
     yes = np.ones(size, bool)
     intrinsics = np.diag([2.0 * crop_size, 2.0 * crop_size, 1.0])

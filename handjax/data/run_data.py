@@ -1,8 +1,8 @@
-"""From `config.data` to the batches of a stage.
+"""Turn `config.data` into the batches of a stage.
 
 Training reads the "train" split, of one data set or of a mixture (`training_sets`), and
 evaluation "test" of `config.data.name`. The built-in data set is made on first use; a
-named one has to be there, and nothing is ever replaced silently.
+named one has to exist; nothing is ever substituted silently.
 """
 
 import functools
@@ -10,13 +10,14 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import jax
 import ml_collections
 import numpy as np
 
 from data_pipelines.loading import augment, loader
+from data_pipelines.loading.examples import ExampleMaker
 from data_pipelines.loading.mixtures import Drawn
 from data_pipelines.loading.pose_files import PoseFile
+from data_pipelines.loading.posing import Poser
 from data_pipelines.storage import schema, shards
 from data_pipelines.synthetic import letters
 from handjax.config import schema as configs
@@ -29,8 +30,9 @@ from handjax.data.poses import (
     pose_batches,
     with_real_poses,
 )
-from handjax.data.training_sets import TrainingSets, annotators_hand
-from handjax.distributed.split_shares import WHOLE, Share
+from handjax.data.training_sets import TrainingSets, is_annotators_hand
+from handjax.distributed import split_shares
+from handjax.distributed.split_shares import WHOLE, ProcessShare
 from handjax.errors import UserError, suggest
 from handjax.family.stage import Stage
 from handjax.geometry.crop import CropConfig
@@ -44,24 +46,24 @@ __all__ = ["OpenData", "default_directory", "example_batch", "for_stage", "open_
 def open_data(
     config: ml_collections.ConfigDict, hand_file: ManoFile, *, create: bool = True
 ) -> "OpenData":
-    """Open the data of a run, rendering the built-in set first if it is not there.
+    """Open the data of a run; render the built-in set first if it does not exist.
 
     Args:
-        config: of the run.
-        hand_file: poses without pictures are of this hand.
-        create: whether to render, and to keep what filters find; otherwise a missing
+        config: Config of the run.
+        hand_file: Hand model of poses without pictures.
+        create: Whether to render, and to keep what filters find; otherwise a missing
             built-in set is only described.
 
     Raises:
-        UserError: for a named data set without a directory.
-        MissingFileError: for a directory without that data set.
+        UserError: A named data set has no directory.
+        MissingFileError: The directory does not hold that data set.
     """
     schema.preload()
     data = config.data
     roots = hand_file.skeleton.roots
     if data.root not in roots:
         raise UserError(
-            f"config.data.root={data.root!r} is no root joint"
+            f"config.data.root={data.root!r} is not a root joint"
             f"{suggest(data.root, roots)}"
         )
     if not hand_file.is_hand and data.augment.get("flip"):
@@ -88,14 +90,15 @@ class OpenData:
         evaluated: Path | None = None,
         keep: bool = True,
     ):
-        """Know where data are; they are opened when they are needed.
+        """Store where data are; they are opened when they are needed.
 
         Args:
-            config: of the run.
-            directories: those to train on, and their weights.
-            hand_file: of the run.
-            evaluated: directory of `config.data.name`; None for the first of those.
-            keep: whether to keep what filters find for the next run.
+            config: Config of the run.
+            directories: Directories to train on, and their weights.
+            hand_file: Hand model of the run.
+            evaluated: Directory of `config.data.name`; None for the first of
+                `directories`.
+            keep: Whether to keep what filters find for the next run.
         """
         self.config, self.data = config, config.data
         self.directories, self.hand_file = directories, hand_file
@@ -109,12 +112,18 @@ class OpenData:
             keep=keep,
         )
         roots = hand_file.skeleton.roots
-        self.root, self.anchors = roots[self.data.root], tuple(roots.values())
-        self.augment = augment.config_from(self.data.augment.to_dict())
-        self.crop = CropConfig(size=self.data.crop_size, box_scale=self.data.box_scale)
+        self.root = roots[self.data.root]
+        self.maker = ExampleMaker(
+            crop=CropConfig(size=self.data.crop_size, box_scale=self.data.box_scale),
+            counts=schema.Counts.of(hand_file),
+            root=self.root,
+            anchors=tuple(roots.values()),
+            augmentation=augment.config_from(self.data.augment.to_dict()),
+            poser=Poser(hand_file, self.root),
+        )
 
     def describe(self) -> str:
-        """One line: which data, where, how much."""
+        """Return one line: which data, where, how much."""
         trained = self.training.describe()
         if next(iter(self.directories), self.evaluated) == self.evaluated:
             return f"{self.data.name} in {trained}"
@@ -122,7 +131,7 @@ class OpenData:
         return f"trained on {trained}; evaluated on {self.data.name} in {where}"
 
     def fingerprint(self) -> str:
-        """Hash of what the data sets say of themselves, wherever they are."""
+        """Return a hash of the data sets' metadata, wherever they are."""
         digest = hashlib.sha256()
         for directory in [*self.directories, self.evaluated]:
             path = directory / "metadata.json"
@@ -130,19 +139,19 @@ class OpenData:
         return digest.hexdigest()[:12]
 
     def describe_filters(self, stages: Sequence[Stage]) -> list[str]:
-        """What filters take from the records of the stages, a line each."""
+        """Describe how filters change the stages' records, a line each."""
         reads = any(self.config.stages[s.name].data == "images" for s in stages)
         return self.training.describe_filters() if reads else []
 
     def drawn(self, stage: Stage, examples: int) -> list[Drawn]:
-        """How many of a stage's first examples are of each data set.
+        """Return how many of a stage's first examples come from each data set.
 
         Args:
-            stage: of the run.
-            examples: of all processes together.
+            stage: A stage of the run.
+            examples: Number of examples of all processes together.
 
         Returns:
-            [] for examples that are made, not read.
+            One entry per data set; [] for examples that are generated, not read.
         """
         kind = self.config.stages[stage.name].data
         if kind == "images":
@@ -159,13 +168,13 @@ class OpenData:
         return PoseFile(self.data.poses, bones=len(self.hand_file.parents))
 
     def describe_poses(self) -> str:
-        """Where poses come from that belong to no picture."""
+        """Describe where poses come from that belong to no picture."""
         if self.poses is None:
             return "drawn from the built-in prior"
         return f"{len(self.poses):,} of {self.poses.path}"
 
     def train(self, stage: Stage, batch_size: int, start_step: int) -> Iterator[Batch]:
-        """Endless batches of this process, from the one of update `start_step` on."""
+        """Return endless batches of this process, from update `start_step` on."""
         batches = self._batches(stage, batch_size, start_step)
         if not stage.real_poses:
             return batches
@@ -182,14 +191,13 @@ class OpenData:
             batch_size=batch_size,
             seed=self.config.seed,
             start_step=start_step,
-            process=(jax.process_index(), jax.process_count()),
+            process=split_shares.this_process(),
             threads=self.data.threads,
         )
 
     def _batches(
         self, stage: Stage, batch_size: int, start_step: int
     ) -> Iterator[Batch]:
-        process = jax.process_index(), jax.process_count()
         options = self.config.stages[stage.name]
         seed = self.config.seed
         if options.data != "images":
@@ -210,62 +218,59 @@ class OpenData:
                 root=self.root,
                 crop_size=self.data.crop_size,
                 file=self.poses,
-                process=process,
+                process=split_shares.this_process(),
                 threads=self.data.threads,
                 letters_as=self.letters if self._is_labelled(stage) else None,
             )
         return loader.train_batches(
             self.training.sources,
+            self.maker._replace(
+                load_image=stage.needs_image,
+                neutral_betas=self.training.filters.neutral_betas,
+            ),
             batch_size=batch_size,
             seed=seed,
             start_step=start_step,
-            process_index=process[0],
-            process_count=process[1],
-            crop=self.crop,
-            augment=self.augment,
-            root=self.root,
-            anchors=self.anchors,
-            filters=self.training.filters,
-            load_image=stage.needs_image,
-            num_threads=self.data.threads,
+            process=split_shares.this_process(),
+            threads=self.data.threads,
             max_corrupt=self.data.max_corrupt,
         )
 
     def evaluation(
-        self, stage: Stage, split: str = "test", share: Share = WHOLE
+        self, stage: Stage, split: str = "test", share: ProcessShare = WHOLE
     ) -> Iterator[Batch]:
-        """A split once, in order; by default every process gets all of it.
+        """Return a split once, in order; by default every process gets all of it.
 
         Stages that train on labelled poses are evaluated on others: as many as the data
         set has test pictures.
 
         Raises:
-            UserError: for a share of examples that are made, not read.
+            UserError: A share of generated examples was asked for.
         """
         if self._is_labelled(stage):
             if share.count > 1:
                 raise UserError(
-                    f"--share: the examples of stage {stage.name!r} are made, not "
-                    "read; evaluate it in one process."
+                    f"--share: the examples of stage {stage.name!r} are "
+                    "generated, not read; evaluate it in one process."
                 )
             return self._letters_in_order(split, self.config.eval.num)
         return self._in_order(split, self.config.eval.num, stage.needs_image, share)
 
     def evaluation_count(self, stage: Stage, split: str = "test") -> int:
-        """Examples that `evaluation` gives all processes together."""
+        """Return how many examples `evaluation` gives all processes together."""
         num = self.config.eval.num
         if self._is_labelled(stage):
             return num or self.data.num_test
         return min(num or len(self.records(split)), len(self.records(split)))
 
     def records(self, split: str = "test") -> shards.Split:
-        """The records that `evaluation` makes batches of."""
+        """Open the records that `evaluation` makes batches of."""
         return shards.open_split(self.evaluated, split)
 
     def train_split(self, stage: Stage) -> Iterator[Batch]:
-        """What a stage trains on, once, in order, without pictures or augmentation.
+        """Return a stage's training data once, in order, without pictures.
 
-        Of a mixture, that of the data set which is evaluated on.
+        For a mixture, the data set that is evaluated on.
         """
         if self._is_labelled(stage):
             return self._letters_in_order("train", self.data.num_train)
@@ -277,7 +282,7 @@ class OpenData:
         return Letters(_letter_ids(self.config), self.data.label_turn)
 
     def describe_letters(self) -> str:
-        """What labelled poses are, and how they are read."""
+        """Describe labelled poses, and how their texts are read."""
         how = self.config.model.text
         return (
             f"hands that show {' '.join(letters.names())}, within "
@@ -300,28 +305,24 @@ class OpenData:
         )
 
     def _in_order(
-        self, split: str, num: int, load_image: bool, share: Share = WHOLE
+        self, split: str, num: int, load_image: bool, share: ProcessShare = WHOLE
     ) -> Iterator[Batch]:
         records = self.records(split)
         return loader.eval_batches(
             records,
+            self.maker._replace(load_image=load_image),
             batch_size=self.config.eval.batch_size,
-            crop=self.crop,
             num=num,
-            process_index=share.index,
-            process_count=share.count,
-            root=self.root,
-            anchors=self.anchors,
-            hand=annotators_hand(records.metadata, self.hand_file),
-            load_image=load_image,
-            num_threads=self.data.threads,
+            process=share,
+            posable=is_annotators_hand(records.metadata, self.hand_file),
+            threads=self.data.threads,
         )
 
 
 def example_batch(
     config: ml_collections.ConfigDict, hand_file: ManoFile, size: int = 2
 ) -> Batch:
-    """Flat hands on black pictures, to initialise a model with."""
+    """Return flat hands on black pictures, to initialise a model with."""
     flat = hand_file.v_template
     vertices = np.broadcast_to(flat, (size, *flat.shape))
     joints3d = np.einsum("jv,bvx->bjx", joint_regressor(hand_file), vertices)
@@ -340,7 +341,7 @@ def example_batch(
 
 
 def _letter_ids(config: ml_collections.ConfigDict) -> np.ndarray:
-    """Token ids of the letters, by the encoder of texts of `config.model`."""
+    """Return token ids of the letters, by the text encoder of `config.model`."""
     encode = text_encoder.tokenizer(
         config.model.text,
         labels=config.model.labels,
@@ -350,7 +351,7 @@ def _letter_ids(config: ml_collections.ConfigDict) -> np.ndarray:
 
 
 def for_stage(batch: Batch, stage: Stage) -> Batch:
-    """An example batch with what a stage is fed: flat poses for real ones."""
+    """Return an example batch with exactly the fields that a stage receives."""
     real = stage.real_poses * len(batch.index)
     return batch._replace(
         image=batch.image if stage.needs_image else None,

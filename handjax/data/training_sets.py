@@ -1,4 +1,4 @@
-"""The data sets that a run trains on: what the filters leave, and how much is seen."""
+"""Open the data sets that a run trains on, filter them, and count their examples."""
 
 import functools
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from handjax.mano.model_files import ManoFile
 
 
 class TrainingSet(NamedTuple):
-    """A data set whose records are known."""
+    """A data set with its filtered records."""
 
     name: str
     source: Source
@@ -28,7 +28,7 @@ class TrainingSet(NamedTuple):
 
 
 class TrainingSets:
-    """Those of a run, opened when they are needed."""
+    """The training data sets of a run, opened lazily."""
 
     def __init__(
         self,
@@ -43,13 +43,13 @@ class TrainingSets:
 
         Args:
             data: `config.data`.
-            weights: directory -> weight in the mixture.
-            hand_file: hands without a mesh are posed with it.
-            unmade: directory of built-in data that may not be rendered yet.
-            keep: whether to keep what filters find for the next run.
+            weights: Directory -> weight in the mixture.
+            hand_file: Hands without a mesh are posed with it.
+            unmade: Directory of built-in data that may not be rendered yet.
+            keep: Whether to keep the selections for the next run.
 
         Raises:
-            ValueError: The filters make no sense.
+            UserError: A filter is out of range.
         """
         self.weights = dict(weights)
         self.filters = filters.from_config(data.filters.to_dict())
@@ -58,13 +58,13 @@ class TrainingSets:
 
     @functools.cached_property
     def opened(self) -> dict[Path, TrainingSet]:
-        """By directory; without one that is yet to be rendered.
+        """The data sets by directory; without one that is yet to be rendered.
 
-        Process 0 looks at all records first; the others find what it has kept.
+        Process 0 filters all records first; the others read its result.
 
         Raises:
             MissingFileError: Data sets are missing.
-            ValueError: The filters leave nothing of one.
+            UserError: The filters leave no record of one.
         """
         there = [path for path in self.weights if not self._to_be_rendered(path)]
         directories.check_there(self._data, there)
@@ -80,8 +80,13 @@ class TrainingSets:
     def _opened(self, path: Path, split: shards.Split) -> TrainingSet:
         cache = directories.cache_root() / "selections"
         kept = selections.select(split, self.filters, cache, keep=self._keep)
-        hand = annotators_hand(split.metadata, self._hand_file)
-        source = Source(split, self.weights[path], kept.rows, hand)
+        source = Source(
+            split,
+            weight=self.weights[path],
+            rows=kept.rows,
+            filters=self.filters,
+            posable=is_annotators_hand(split.metadata, self._hand_file),
+        )
         return TrainingSet(split.metadata["name"], source, kept)
 
     def _to_be_rendered(self, path: Path) -> bool:
@@ -89,11 +94,11 @@ class TrainingSets:
 
     @property
     def sources(self) -> list[Source]:
-        """For the loader."""
+        """The sources of the loader."""
         return [each.source for each in self.opened.values()]
 
     def drawn(self, examples: int) -> list[Drawn]:
-        """How many of the first examples of training are of each data set."""
+        """Return how many of the first training examples come from each data set."""
         opened = self.opened
         names = [each.name for each in opened.values()]
         counts = mixtures.Order(list(self.weights.values())).drawn(examples)
@@ -110,7 +115,7 @@ class TrainingSets:
         return found
 
     def describe(self) -> str:
-        """Which directories, how much is in them, and their weights."""
+        """Return the directories, their sizes and their weights."""
         alone = len(self.weights) == 1
         return "; ".join(
             self.describe_one(path) + ("" if alone else f", weight {weight:g}")
@@ -118,7 +123,7 @@ class TrainingSets:
         )
 
     def describe_one(self, path: Path) -> str:
-        """A directory and the sizes of its splits."""
+        """Return a directory and the sizes of its splits."""
         if (path / "metadata.json").is_file():
             splits = shards.read_metadata(path)["splits"]
             sizes = ", ".join(f"{n:,} {split}" for split, n in splits.items())
@@ -132,7 +137,7 @@ class TrainingSets:
         return f"{path} ({sizes})"
 
     def describe_filters(self) -> list[str]:
-        """What filters do to each data set, a line each; [] without filters."""
+        """Describe how filters change each data set, a line each; [] without any."""
         if self.filters == Filters():
             return []
         return [
@@ -141,15 +146,13 @@ class TrainingSets:
         ]
 
 
-def annotators_hand(
-    metadata: Mapping[str, Any], hand_file: ManoFile
-) -> ManoFile | None:
-    """The hand model of the run, if a data set's parameters are of it.
+def is_annotators_hand(metadata: Mapping[str, Any], hand_file: ManoFile) -> bool:
+    """Return whether a data set's MANO parameters belong to the hand model of the run.
 
     Args:
-        metadata: of the data set. Where it names no model, the data set was prepared
-            without one, and its parameters are MANO's.
-        hand_file: of the run.
+        metadata: Metadata of the data set. If it names no model, the data set was
+            prepared without one, and its parameters are MANO's.
+        hand_file: Hand model of the run.
     """
     name = metadata.get("hand", {}).get("name") or "mano"
-    return hand_file if hand_file.name == name and hand_file.is_right else None
+    return hand_file.name == name and hand_file.is_right

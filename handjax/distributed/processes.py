@@ -1,8 +1,8 @@
-"""Several processes of one run: how they find each other, agree, and notice a death.
+"""Let the processes of a run find each other, agree, and notice that one has died.
 
-Where `jax.distributed` knows the cluster (Cloud TPU, Slurm, Kubernetes, MPI), a process
-needs to be told nothing; elsewhere it is told the address of process 0, how many there
-are, and which one it is.
+Where `jax.distributed` recognises the cluster (Cloud TPU, Slurm, Kubernetes, MPI), a
+process needs no arguments; elsewhere it gets the address of process 0, the number of
+processes, and its own number.
 """
 
 import itertools
@@ -20,17 +20,17 @@ from handjax.errors import UserError
 from handjax.io import console
 
 MAX_CLOCK_S = 60.0
-"""Clocks that are further apart make logs of several hosts hard to read together."""
+"""Seconds between clocks from which logs of several hosts are hard to compare."""
 
 _FACTS_BYTES = 4096
 _MAX_WAIT_S = 24 * 3600
-"""Long: a process that has died is noticed by its missing heartbeats."""
+"""Long, since a process that has died is noticed by its missing heartbeats."""
 _BARRIERS = itertools.count()
-"""Every one needs a name of its own."""
+"""Numbers for the names of barriers, which must be unique."""
 
 
 class Cluster(NamedTuple):
-    """What a process is told of the others; nothing: `jax.distributed` finds it out."""
+    """How to reach the other processes; by default `jax.distributed` finds out."""
 
     coordinator: str = ""
     """Address and port of process 0, `host:1234`."""
@@ -39,14 +39,14 @@ class Cluster(NamedTuple):
     timeout_s: int = 300
     """How long to wait for the others at start."""
     heartbeat_s: int = 100
-    """A process that is silent for so long is taken for dead."""
+    """A process that is silent for this long counts as dead."""
 
 
 def join(cluster: Cluster) -> None:
     """Wait for the other processes.
 
     Raises:
-        UserError: a value is missing, or the others do not come.
+        UserError: A value is missing, or the others do not come.
     """
     told = cluster.num_processes, cluster.process_id
     if cluster.coordinator and None in told:
@@ -72,7 +72,7 @@ def join(cluster: Cluster) -> None:
         where = f" at {cluster.coordinator}" if cluster.coordinator else ""
         raise UserError(
             f"The processes of this run did not find each other{where} within "
-            f"{cluster.timeout_s} s: {_first_line(error)}. Start all "
+            f"{cluster.timeout_s} s: {console.first_line(error)}. Start all "
             "of them with the same command; where no cluster is recognised, name "
             "--coordinator, --num_processes and --process_id."
         ) from error
@@ -85,11 +85,11 @@ def compare(facts: dict[str, Any], say: Any) -> None:
     """Check that all processes run the same thing; every process calls it.
 
     Args:
-        facts: what has to be the same everywhere, such as versions and config.
-        say: receives a line about clocks that differ.
+        facts: What has to be the same everywhere, such as versions and config.
+        say: Receives a line about clocks that differ.
 
     Raises:
-        UserError: names the process, the fact, and both values.
+        UserError: Names the process, the fact, and both values.
     """
     if jax.process_count() == 1:
         return
@@ -115,7 +115,7 @@ def compare(facts: dict[str, Any], say: Any) -> None:
 
 
 def _gather(mine: dict[str, Any]) -> list[dict[str, Any]]:
-    """The dict of every process, in order."""
+    """Return the dict of every process, in order."""
     from jax.experimental import multihost_utils
 
     text = json.dumps(mine, sort_keys=True).encode()
@@ -128,11 +128,11 @@ def _gather(mine: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def all_agree(yes: bool, after: Any = None) -> bool:
-    """Whether every process says yes; every process calls it.
+    """Return whether every process says yes; every process calls it.
 
     Args:
-        yes: what this process says.
-        after: arrays of a program that may still run. Accelerators run programs one
+        yes: What this process says.
+        after: Outputs of a program that may still run. Accelerators run programs one
             after another. CPUs do not: what processes send each other for two programs
             at once can take all threads of a process, and each waits for the other.
     """
@@ -148,11 +148,11 @@ def all_agree(yes: bool, after: Any = None) -> bool:
 def wait_for_all(what: str) -> None:
     """Block until every process is here.
 
-    They may be an hour apart (one renders, the others wait), which connections between
-    devices do not allow; so this asks the service that knows who is alive.
+    They may be an hour apart (one renders, the others wait), longer than connections
+    between devices allow; so this uses the coordination service.
 
     Args:
-        what: has been done; the same on all of them.
+        what: What has been done; the same on all of them.
     """
     if jax.process_count() > 1:
         from orbax.checkpoint import multihost
@@ -167,11 +167,11 @@ def wait_for_all(what: str) -> None:
 def leave_if_alone(error: BaseException, last_step: str) -> None:
     """End this process with a message if the error means that another one has died.
 
-    The usual end of a process waits for all others; the dead one would never come.
+    A normal exit waits for all other processes, and so for ever for the dead one.
 
     Args:
-        error: what went wrong.
-        last_step: sentence about the last checkpoint.
+        error: What went wrong.
+        last_step: Sentence about the last checkpoint.
     """
     while not isinstance(error, jax.errors.JaxRuntimeError):
         if error.__cause__ is None:
@@ -182,12 +182,9 @@ def leave_if_alone(error: BaseException, last_step: str) -> None:
     console.say(
         f"error: process {jax.process_index()} of {jax.process_count()} lost another "
         f"one, which has died or cannot be reached. {last_step} Start all processes "
-        "again with the same command to go on from there. (" + _first_line(error) + ")",
+        "again with the same command to go on from there. "
+        f"({console.first_line(error)})",
         file=sys.stderr,
     )
     sys.stdout.flush()
     os._exit(1)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:300]

@@ -1,4 +1,4 @@
-"""Device mesh, where each array lives, and batches that span hosts.
+"""Device mesh, shardings of arrays, and batches that span hosts.
 
 The mesh has two axes. `data` splits the batch; `fsdp` splits the batch too and also the
 large parameters with their optimiser state, for models that one device cannot hold.
@@ -14,14 +14,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from handjax.errors import UserError
 
 MIN_SPLIT_SIZE = 2**16
-"""Parameters with fewer elements are not worth the traffic of splitting them."""
+"""Least elements of a parameter for which splitting is worth the traffic."""
 
 
 def make_mesh(config: ml_collections.ConfigDict, devices: Any = None) -> Mesh:
-    """Mesh of `config.mesh` over all devices of all hosts (or over `devices`).
+    """Return the mesh of `config.mesh` over all devices of all hosts.
 
     Raises:
-        UserError: if the sizes do not multiply to the number of devices.
+        UserError: The sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     data, fsdp = config.data, config.fsdp
@@ -44,17 +44,17 @@ def make_mesh(config: ml_collections.ConfigDict, devices: Any = None) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds the whole array."""
+    """Return the sharding with the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis is split over all devices."""
+    """Return the sharding with the leading axis split over all devices."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def state_sharding(mesh: Mesh, tree: Any) -> Any:
-    """Sharding of each array (or its shape) of a train state.
+    """Return the sharding of each array (or its shape) of a train state.
 
     The longest axis that the fsdp axis divides is split; small arrays are replicated.
     """
@@ -75,15 +75,15 @@ def state_sharding(mesh: Mesh, tree: Any) -> Any:
 
 
 def per_process(stage: ml_collections.ConfigDict, mesh: Mesh, key: str) -> int:
-    """Examples that this host loads of a global batch.
+    """Return how many examples of a global batch this host loads.
 
     Args:
         stage: `config.stages.<name>`; its `batch_size` is over all hosts.
-        mesh: the devices that share the batch.
-        key: of `stage` in the config, for the message.
+        mesh: The devices that share the batch.
+        key: Key of `stage` in the config, for the message.
 
     Raises:
-        UserError: if the devices cannot share the batch equally, in as many parts as
+        UserError: The devices cannot share the batch equally, in as many parts as
             the stage accumulates.
     """
     parts = mesh.size * stage.accumulate
@@ -97,7 +97,7 @@ def per_process(stage: ml_collections.ConfigDict, mesh: Mesh, key: str) -> int:
 
 
 def global_batch(mesh: Mesh, batch: Any) -> Any:
-    """Global arrays from the part of the batch that this process loaded."""
+    """Return global arrays from the part of the batch that this process loaded."""
     where = batch_sharding(mesh)
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(where, np.asarray(x)), batch
@@ -105,9 +105,9 @@ def global_batch(mesh: Mesh, batch: Any) -> Any:
 
 
 def shared_batch(mesh: Mesh, batch: Any) -> Any:
-    """Global arrays from a batch that every process has loaded whole.
+    """Return global arrays from a batch that every process has loaded whole.
 
-    Copies of the last example fill it up to what the devices can share equally.
+    Copies of the last example pad it to a multiple of the devices.
     """
     where = batch_sharding(mesh)
 

@@ -1,11 +1,11 @@
-"""The work of several processes on one split, put together from files.
+"""Combine the work of several processes on one split, from files.
 
-Process i of n takes every n-th example and leaves what it found in a folder that all of
-them see. Whoever finds all parts there puts them together, so that no process waits for
-another and none can hang; a part that is there from an interrupted evaluation of the
-same checkpoint with the same options is used. Every example has to come out once:
-evaluations that lose or repeat some, as padded batches on several devices easily do,
-are refused.
+Process i of n takes every n-th example and writes its results to a folder that all of
+them see. The process that finds all parts there combines them, so that none waits for
+another and none can hang; parts of an interrupted evaluation of the same checkpoint
+with the same options are reused. Every example has to be counted once: an evaluation
+that loses or repeats some, as padded batches on several devices easily do, is
+refused.
 """
 
 import hashlib
@@ -25,48 +25,59 @@ Arrays = dict[str, np.ndarray]
 _ABOUT = "about"
 
 
-class Share(NamedTuple):
-    """Examples of one process: `index`, `index + count`, and so on."""
+class ProcessShare(NamedTuple):
+    """The share of one process: every `count`-th example or batch, from `index` on."""
 
     index: int = 0
     count: int = 1
 
 
-WHOLE = Share()
+WHOLE = ProcessShare()
+"""All of it, in one process."""
 
 
-def parse(text: str | None) -> Share:
-    """A share of the command line, "0/4" for the first of four.
+def this_process() -> ProcessShare:
+    """Return the share of this process among those of `jax.distributed`."""
+    # Loaders import this module, and they stay free of jax.
+    import jax
 
-    Without one it is the place of this process among those of `jax.distributed`, of
-    which there is one unless that has been set up.
+    return ProcessShare(jax.process_index(), jax.process_count())
+
+
+def parse(text: str | None) -> ProcessShare:
+    """Parse a share of the command line, "0/4" for the first of four.
+
+    Without one, the share of this process among those of `jax.distributed`, which is
+    the whole unless that has been set up.
 
     Raises:
-        UserError: It is no such pair.
+        UserError: It is not such a pair.
     """
     if text is None:
-        import jax
-
-        return Share(jax.process_index(), jax.process_count())
+        return this_process()
     index, slash, count = text.partition("/")
     if slash and index.isdecimal() and count.isdecimal() and int(index) < int(count):
-        return Share(int(index), int(count))
+        return ProcessShare(int(index), int(count))
     raise UserError(
         f"--share={text!r}: give the process and how many there are, 0/4 to 3/4."
     )
 
 
-def put_together(
-    folder: Path, name: str, share: Share, arrays: Arrays, about: Mapping[str, Any]
+def gather_parts(
+    folder: Path,
+    name: str,
+    share: ProcessShare,
+    arrays: Arrays,
+    about: Mapping[str, Any],
 ) -> list[Arrays] | None:
-    """Leave this share's part; all parts in order if they are there, else None.
+    """Write this process's part; return all once every process has written.
 
     Args:
-        folder: That all processes see.
-        name: Of the evaluation.
-        share: Of this process.
-        arrays: What it found; no objects.
-        about: What decides the numbers: parts about something else do not count.
+        folder: A folder that all processes see.
+        name: Name of the evaluation.
+        share: The share of this process.
+        arrays: Its results; no object arrays.
+        about: All that decides the numbers; parts with other values are ignored.
     """
     if share.count == 1:
         return [arrays]
@@ -84,7 +95,7 @@ def put_together(
 
 
 def _read(path: Path, digest: str) -> Arrays | None:
-    # Another process may put the parts together, and remove them, meanwhile.
+    # Another process may combine the parts, and remove them, meanwhile.
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
             if found[_ABOUT].item() != digest:
@@ -95,14 +106,14 @@ def _read(path: Path, digest: str) -> Arrays | None:
 
 
 def check_whole(indices: Sequence[np.ndarray] | np.ndarray, count: int) -> None:
-    """Refuse a split of which examples are missing or counted twice.
+    """Refuse a split with examples that are missing or counted twice.
 
     Args:
         indices: Positions of the examples, of any process.
         count: Examples of the split.
 
     Raises:
-        UserError: Says which.
+        UserError: Names the first wrong example.
     """
     found = np.concatenate([np.ravel(part) for part in indices] or [np.zeros(0)])
     times = np.bincount(found.astype(np.int64), minlength=count)
@@ -120,11 +131,11 @@ def check_whole(indices: Sequence[np.ndarray] | np.ndarray, count: int) -> None:
 
 
 def packed(parts: Mapping[str, Arrays]) -> Arrays:
-    """Arrays of several things as those of one."""
+    """Pack the arrays of several parts into one dict."""
     return {f"{n}/{k}": v for n, arrays in parts.items() for k, v in arrays.items()}
 
 
 def unpacked(arrays: Arrays, name: str) -> Arrays:
-    """Those of one thing."""
+    """Return the arrays of one part that `packed` has packed."""
     start = f"{name}/"
     return {k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)}

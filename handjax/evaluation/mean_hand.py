@@ -1,4 +1,4 @@
-"""The mean hand: what a model scores that never looks at the picture.
+"""Score the mean hand: the baseline of a model that never looks at the picture.
 
 Metres, axes of the crop camera. Two means are needed, because one mesh cannot be the
 best constant answer to both kinds of metric:
@@ -20,7 +20,7 @@ from handjax.metrics.mesh_errors import MetricSums, procrustes_align
 from handjax.types import Batch, HandOutput
 
 NUM_HANDS = 2_000
-"""Training hands that the baseline is made of, the first ones of the split."""
+"""Number of training hands in the baseline, the first ones of the split."""
 
 _ALIGNED = ("pa_mpjpe_mm", "pa_mpvpe_mm", "f5", "f15", "auc_joints", "auc_vertices")
 
@@ -43,7 +43,7 @@ def fit(
     Args:
         batches: Batches of the training split, un-augmented.
         num_hands: The most hands that are used.
-        rounds: Alignments of the Procrustes mean; the change per round falls fast.
+        rounds: Rounds of the Procrustes mean; the change per round falls fast.
     """
     hands, count, num_joints = [], 0, 0
     for batch in batches:
@@ -105,16 +105,16 @@ class MeanHandSums:
             sums.add(batch, output)
 
     def state(self) -> dict[str, np.ndarray]:
-        """All that was added up, for `merge`."""
+        """Return the sums, for `merge`."""
         parts = {"aligned": self._aligned.state(), "relative": self._relative.state()}
         return split_shares.packed(parts)
 
     def merge(self, state: dict[str, np.ndarray]) -> None:
-        """Add what another process added up."""
+        """Add the sums of another process."""
         self._aligned.merge(split_shares.unpacked(state, "aligned"))
         self._relative.merge(split_shares.unpacked(state, "relative"))
 
     def means(self) -> dict[str, float | None]:
-        """The same keys as a model's metrics."""
+        """Return the baseline's errors under the keys of a model's metrics."""
         aligned = self._aligned.means()
         return self._relative.means() | {name: aligned[name] for name in _ALIGNED}

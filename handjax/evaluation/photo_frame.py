@@ -1,4 +1,4 @@
-"""Hands that a model finds on a split, in the frames that benchmarks score them in.
+"""Predict hands of a split, in the frames that benchmarks score them in.
 
 Undoes what `data_pipelines.loading.examples` does to a record, by
 `inference.placement`. A model that predicts neither a depth nor 2-D joints leaves the
@@ -35,12 +35,12 @@ def collect(
     """Predict a split.
 
     Args:
-        predict: Compiled; gives one answer for each hand.
+        predict: Compiled function that gives one answer for each hand.
         variables: Its first argument.
         eval_batches: Numpy batches of the split, padding marked by `example_valid`.
-        split: Where their records are.
-        root: Joint that the answers are relative to.
-        on_batch: Called with the number of hands done so far.
+        split: The split with their records.
+        root: Joint that predictions are relative to.
+        on_batch: Called with the number of hands so far.
 
     Returns:
         The hands, and their positions in the split.
@@ -64,7 +64,7 @@ def collect(
 
 
 def _nothing(split: Split) -> dict[str, np.ndarray]:
-    """A share of a split that has fewer hands than there are processes."""
+    """Return the arrays of a share that has no hands."""
     points = np.zeros((0, split.counts.joints, 3))
     return {
         "keys": np.zeros(0, str),
@@ -77,7 +77,7 @@ def _nothing(split: Split) -> dict[str, np.ndarray]:
 
 
 def joined(parts: list[PhotoHands], order: np.ndarray | None = None) -> PhotoHands:
-    """Hands of several parts after each other, or in another order."""
+    """Concatenate hands of several parts, in another order if one is given."""
     found = [arrays(part) for part in parts]
     whole = {name: np.concatenate([x[name] for x in found]) for name in found[0]}
     if order is not None:
@@ -86,13 +86,13 @@ def joined(parts: list[PhotoHands], order: np.ndarray | None = None) -> PhotoHan
 
 
 def arrays(hands: PhotoHands) -> dict[str, np.ndarray]:
-    """Hands as arrays alone; `from_arrays` undoes it."""
+    """Return hands as plain arrays; `from_arrays` undoes it."""
     found = {name: x for name, x in hands._asdict().items() if x is not None}
     return {name: np.asarray(x) for name, x in found.items()}
 
 
 def from_arrays(found: Mapping[str, np.ndarray]) -> PhotoHands:
-    """Hands of `arrays`; other arrays may be there, too."""
+    """Return the hands of `arrays`; further arrays are ignored."""
     fields = {name: found.get(name) for name in PhotoHands._fields}
     return PhotoHands(**{**fields, "keys": tuple(found["keys"].tolist())})
 

@@ -1,4 +1,4 @@
-"""Errors of a trained model on a split of its data: the report, and the table of it."""
+"""Report and tabulate the errors of a trained model on a split of its data."""
 
 import time
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from handjax.config.schema import LABELLED_POSES, evaluated_on
 from handjax.distributed import split_shares
-from handjax.distributed.split_shares import WHOLE, Share
+from handjax.distributed.split_shares import WHOLE, ProcessShare
 from handjax.errors import UserError
 from handjax.evaluation import mean_hand
 from handjax.evaluation.mean_hand import MeanHand
@@ -25,24 +25,23 @@ def make(
     split: str = "test",
     procrustes: str = "freihand",
     tta_mode: str | None = None,
-    share: Share = WHOLE,
+    share: ProcessShare = WHOLE,
 ) -> tuple[dict[str, Any] | None, Path]:
     """Evaluate a trained model and write `eval/<step>/<benchmark>.json`.
 
     Args:
-        found: Of the workdir.
-        split: Of its data.
-        procrustes: A key of `metrics.PROTOCOLS`.
-        tta_mode: A key of `tta.MODES`; None looks once.
-        share: What this process evaluates.
+        found: Model and data of the workdir.
+        split: Split of its data.
+        procrustes: A key of `mesh_errors.PROTOCOLS`.
+        tta_mode: A key of `tta.MODES`; None predicts once.
+        share: Share that this process evaluates.
 
     Returns:
-        The report and where it stands; no report while other processes' shares are
-        missing.
+        The report and its path; no report while shares of other processes are missing.
 
     Raises:
-        UserError: Test-time augmentation of a stage without pictures, or examples
-            that are missing or counted twice.
+        UserError: Test-time augmentation was asked of a stage without pictures, or
+            examples are missing or counted twice.
     """
     config, stage = found.config, found.stage
     if tta_mode and not stage.needs_image:
@@ -53,7 +52,7 @@ def make(
     augmentation = tta.describe(tta_mode)
     if augmentation:
         print(
-            f"{tta_line(augmentation)}; a word after every "
+            f"{tta_line(augmentation)}; progress after every "
             f"{config.eval.batch_size} hands (config.eval.batch_size)",
             flush=True,
         )
@@ -70,13 +69,13 @@ def make(
             **where,
         )
     }
-    # What stages make of the true mesh is the floor of those that see a picture.
+    # The reconstruction of the true mesh is the floor of the stages that see a picture.
     floors = [s for s in found.stages if stage.needs_image and not s.needs_image]
     sums |= {floor.name: _measured(found, floor, **where) for floor in floors}
     benchmark = benchmark_name(found, split, procrustes, tta_mode)
     folder = found.workdir / "eval" / str(found.step)
     path = folder / f"{benchmark}.json"
-    about = found.about(split=split, procrustes=procrustes, tta=tta_mode)
+    about = found.cache_key(split=split, procrustes=procrustes, tta=tta_mode)
     if not _merged(sums, share, folder, benchmark, about):
         return None, path
     for each in (stage, *floors):
@@ -90,7 +89,7 @@ def make(
         "protocol": PROTOCOLS[procrustes],
         "tta": augmentation,
         "definitions": _definitions(config, mean),
-        **found.said(),
+        **found.provenance(),
         **result,
     }
     atomic_files.write_json(path, report)
@@ -98,7 +97,7 @@ def make(
 
 
 def _measured(
-    found: Trained, stage: Stage, *, split: str, share: Share, **options: Any
+    found: Trained, stage: Stage, *, split: str, share: ProcessShare, **options: Any
 ) -> StageSums:
     batches = found.data.evaluation(stage, split=split, share=share)
     return measure(
@@ -108,16 +107,16 @@ def _measured(
 
 def _merged(
     measured: dict[str, StageSums],
-    share: Share,
+    share: ProcessShare,
     folder: Path,
     name: str,
     about: dict[str, Any],
 ) -> bool:
-    """Add the other processes' sums; whether they are all there."""
+    """Add the sums of the other processes; return whether all exist."""
     if share.count == 1:
         return True
     state = split_shares.packed({k: sums.state() for k, sums in measured.items()})
-    parts = split_shares.put_together(folder, name, share, state, about)
+    parts = split_shares.gather_parts(folder, name, share, state, about)
     for i, part in enumerate(parts or ()):
         if i != share.index:
             for k, sums in measured.items():
@@ -128,7 +127,7 @@ def _merged(
 def benchmark_name(
     found: Trained, split: str, procrustes: str, tta_mode: str | None
 ) -> str:
-    """Data set and split; earlier stages, other protocols and TTA are told apart."""
+    """Return a name of data set and split, with stage, protocol and TTA."""
     name = found.stage.name
     parts = [evaluated_on(found.config, name), split]
     if name != found.stages[-1].name:
@@ -141,7 +140,7 @@ def benchmark_name(
 
 
 def _definitions(config: Any, mean: MeanHand | None) -> dict[str, str]:
-    """What the numbers mean, in the file that holds them."""
+    """Explain the numbers, for the file that holds them."""
     used = f"the first {mean.count} training hands" if mean else "no training hand"
     return {
         "pa": "joints and vertices aligned separately by a similarity transform",
@@ -159,14 +158,14 @@ def _definitions(config: Any, mean: MeanHand | None) -> dict[str, str]:
 
 
 class Progress:
-    """A line every few seconds, so that a long evaluation shows it is alive."""
+    """Prints a line every few seconds, so that a long evaluation shows it is alive."""
 
     def __init__(self, every_s: float = 5.0):
         self._every_s = every_s
         self._start = self._last = time.monotonic()
 
     def __call__(self, count: int) -> None:
-        """Say so, if it is time."""
+        """Print a line, if it is time."""
         now = time.monotonic()
         if now - self._last >= self._every_s:
             self._last = now
@@ -175,7 +174,7 @@ class Progress:
 
 
 def table(report: dict[str, Any]) -> str:
-    """Model, floor and baseline under each other."""
+    """Format model, floor and baseline under each other."""
     rows = [("mean hand", m) for m in report["baseline"].values()]
     rows.append((f"{report['family']} {report['stage']}", report["metrics"]))
     for tenth, metrics in (report.get("confidence") or {}).items():

@@ -1,7 +1,7 @@
 """Score or check a file of predictions by a benchmark's protocol; reports and tables.
 
 A report is the JSON that evaluation writes: benchmark, protocol, options, count, the
-script's own `scores` with units, and those of them that are `metrics` of handjax.
+script's own `scores` with units, and the `metrics` of handjax among them.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from handjax.metrics.mesh_errors import PROTOCOLS
 
 
 def alignment(benchmark: Benchmark, procrustes: str | None) -> str:
-    """The benchmark's own alignment, or the one that is asked for.
+    """Return the benchmark's own alignment, or the requested one.
 
     Raises:
         UserError: The benchmark aligns nothing, or not like that.
@@ -33,7 +33,7 @@ def alignment(benchmark: Benchmark, procrustes: str | None) -> str:
 
 
 def settings(benchmark: Benchmark, given: Mapping[str, str | None]) -> dict[str, str]:
-    """Options of a benchmark: those that are given, and the defaults of the others.
+    """Return a benchmark's options: the given ones, and defaults of the others.
 
     Raises:
         UserError: The benchmark has no such option, or no such value of it.
@@ -54,7 +54,7 @@ def settings(benchmark: Benchmark, given: Mapping[str, str | None]) -> dict[str,
 
 
 def describe(benchmark: Benchmark, procrustes: str, options: Mapping[str, str]) -> str:
-    """Name and options of a protocol in one line, for tables and files."""
+    """Return name and options of a protocol in one line, for tables and files."""
     parts = [f"{benchmark.name} by {benchmark.about}"]
     if procrustes:
         parts.append(PROTOCOLS[procrustes])
@@ -71,18 +71,18 @@ def report(
     options: Mapping[str, str],
     file: Path,
 ) -> dict[str, Any]:
-    """Scores of one file of predictions, and all that says what they are.
+    """Score one file of predictions; return the scores and what defines them.
 
     Args:
-        benchmark: Whose protocol is used.
-        truth: What its `read_truth` returned.
-        predictions: What its `read_predictions` returned.
-        procrustes: What `alignment` returned.
-        options: What `settings` returned.
-        file: Where the predictions are from.
+        benchmark: Benchmark whose protocol is used.
+        truth: Result of its `read_truth`.
+        predictions: Result of its `read_predictions`.
+        procrustes: Result of `alignment`.
+        options: Result of `settings`.
+        file: File that the predictions come from.
 
     Raises:
-        UserError: Truth and predictions do not fit; says what.
+        UserError: Truth and predictions do not fit; says how.
     """
     scores = benchmark.scores(truth, predictions, procrustes=procrustes)
     count = benchmark.count(truth, predictions)
@@ -106,14 +106,14 @@ def _sha256(path: Path) -> str:
 
 
 def file_stem(benchmark: Benchmark, procrustes: str, options: Mapping[str, str]) -> str:
-    """Name of a report's files; options that are not the default are told apart."""
+    """Return the name of a report's files, with options that are not the default."""
     default = {**settings(benchmark, {}), "procrustes": alignment(benchmark, None)}
     given = {"procrustes": procrustes, **options}
     return "_".join([benchmark.name, *(v for k, v in given.items() if v != default[k])])
 
 
 def write(report: dict[str, Any], stem: Path) -> tuple[Path, Path]:
-    """`<stem>.json`, and `<stem>_scores.txt` in the form of the official scripts."""
+    """Write `<stem>.json`, and `<stem>_scores.txt` as the official scripts do."""
     lines = [
         f"{name}: {'nan' if score['value'] is None else format(score['value'], 'f')}\n"
         for name, score in report["scores"].items()
@@ -126,7 +126,7 @@ def write(report: dict[str, Any], stem: Path) -> tuple[Path, Path]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """Every score with its unit and its protocol."""
+    """Format every score with its unit and its protocol."""
     number = f"{report['count']:,}"
     if report["annotated"] != report["count"]:
         number += f" of {report['annotated']:,}"
@@ -148,5 +148,5 @@ def table(report: dict[str, Any]) -> str:
 
 
 def tta_line(said: Mapping[str, Any]) -> str:
-    """What `tta.describe` says, in words."""
+    """Return in words what `tta.describe` returns."""
     return "test-time augmentation {mode!r}, {views} views: {what}".format(**said)

@@ -1,4 +1,4 @@
-"""Errors of one stage over a split."""
+"""Sum the errors of one stage over a split."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -34,15 +34,15 @@ def measure(
     Args:
         model: The family's Model.
         variables: Its Flax collections.
-        stage: Whose `predict_fn` is measured.
+        stage: Stage whose `predict_fn` is measured.
         eval_batches: Numpy batches, padding marked by `example_valid`.
         root: Joint subtracted before the errors without alignment.
-        procrustes: A key of `metrics.PROTOCOLS`.
+        procrustes: A key of `mesh_errors.PROTOCOLS`.
         mean_hand: Baseline that is measured on the same hands; None leaves it out.
         predict: Compiled (variables, batch) -> HandOutput, kept by callers that
             evaluate more than once; None compiles `stage.predict_fn`.
         tta_mode: Test-time augmentation, a key of `tta.MODES`; None looks once.
-        on_batch: Called with the number of hands done so far.
+        on_batch: Called with the number of hands so far.
         generated: Whether hands are made of texts, which adds `generation`.
     """
     sums = StageSums(
@@ -83,11 +83,11 @@ class StageSums:
         self._answers = answers
         """Predictions for each hand."""
         self.indices: list[np.ndarray] = []
-        """Positions in the split of the hands of each batch."""
+        """Positions in the split of each batch's hands."""
 
     @property
     def count(self) -> int:
-        """Hands so far."""
+        """Number of hands so far."""
         return self._model.count // self._answers
 
     def add(self, batch: Batch, output: HandOutput) -> None:
@@ -100,13 +100,13 @@ class StageSums:
         self.indices.append(np.asarray(batch.index)[np.asarray(batch.example_valid)])
 
     def report(self) -> dict[str, Any]:
-        """What it comes to.
+        """Return the errors.
 
         Returns:
-            `count` (hands), `metrics` (keys of `metrics.METRICS`; None where the split
-            has no such annotation), `baseline` ({"mean_hand": the same keys} or {}),
-            `confidence` and, of generated hands, `generation` (keys of
-            `metrics.GENERATION_METRICS`).
+            `count` (hands), `metrics` (keys of `mesh_errors.METRICS`; None where the
+            split has no such annotation), `baseline` ({"mean_hand": the same keys} or
+            {}), `confidence` and, of generated hands, `generation` (keys of
+            `mesh_errors.GENERATION_METRICS`).
         """
         baseline, generation = self._baseline, self._generation
         return {
@@ -118,13 +118,13 @@ class StageSums:
         }
 
     def state(self) -> split_shares.Arrays:
-        """All of it, for `merge`."""
+        """Return all sums, for `merge`."""
         parts = {name: part.state() for name, part in self._parts().items()}
         indices = np.concatenate([np.zeros(0, np.int64), *self.indices])
         return {"indices": indices, **split_shares.packed(parts)}
 
     def merge(self, state: split_shares.Arrays) -> None:
-        """Add what another process added up."""
+        """Add the sums of another process."""
         self.indices.append(state["indices"])
         for name, part in self._parts().items():
             part.merge(split_shares.unpacked(state, name))
@@ -137,7 +137,7 @@ class StageSums:
 
 
 def _repeated(batch: Batch, times: int) -> Batch:
-    """The truth of each answer: the batch again and again, without its pictures."""
+    """Repeat the batch's truth once per answer; images dropped."""
     if times == 1:
         return batch
     truth = batch._replace(image=None)

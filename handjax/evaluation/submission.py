@@ -1,10 +1,10 @@
-"""A model's predictions on a benchmark: the file that its authors score, and the score.
+"""Write a model's predictions on a benchmark for its official scorer, and score them.
 
     <folder>/<benchmark>_pred.zip      (or what the benchmark takes)
     <folder>/<benchmark>.json          with the ground truth: the report
     <folder>/<benchmark>_scores.txt
 
-The score is that of the file, so that a server gives the same.
+The score is computed from the file, so that a server gives the same.
 """
 
 import functools
@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from handjax.distributed import split_shares
-from handjax.distributed.split_shares import WHOLE, Share
+from handjax.distributed.split_shares import WHOLE, ProcessShare
 from handjax.errors import UserError
 from handjax.evaluation import photo_frame, score_files
 from handjax.evaluation.protocols import Benchmark, PhotoHands
@@ -28,26 +28,26 @@ def predicted(
     trained: Trained,
     folder: Path,
     *,
-    share: Share = WHOLE,
+    share: ProcessShare = WHOLE,
     split: str,
     tta_mode: str | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> PhotoHands | None:
-    """The hands of a split in the cameras of their photos, in its order.
+    """Predict the hands of a split in their photos' cameras, in its order.
 
     Args:
         trained: The model and its data.
-        folder: Where processes leave their shares.
-        share: What this process predicts.
-        split: Of the data.
-        tta_mode: A key of `tta.MODES`; None looks once.
-        on_batch: Called with the number of hands done so far.
+        folder: Folder that processes write their shares to.
+        share: Share that this process predicts.
+        split: Split of the data.
+        tta_mode: A key of `tta.MODES`; None predicts once.
+        on_batch: Called with the number of hands so far.
 
     Returns:
-        None while other processes' shares are missing.
+        The hands; None while shares of other processes are missing.
 
     Raises:
-        UserError: Examples are missing or there more than once.
+        UserError: Examples are missing or counted more than once.
     """
     function = tta.augmented(trained.stage.predict_fn, tta_mode)
     hands, index = photo_frame.collect(
@@ -60,8 +60,8 @@ def predicted(
     )
     state = {"index": index, **photo_frame.arrays(hands)}
     name = "_".join(["hands", trained.config.data.name, split, tta_mode or "plain"])
-    about = trained.about(split=split, tta=tta_mode)
-    parts = split_shares.put_together(folder, name, share, state, about)
+    about = trained.cache_key(split=split, tta=tta_mode)
+    parts = split_shares.gather_parts(folder, name, share, state, about)
     if parts is None:
         return None
     index = np.concatenate([part["index"] for part in parts])
@@ -72,10 +72,11 @@ def predicted(
 
 
 def check(benchmark: Benchmark, trained: Trained, tta_mode: str | None) -> None:
-    """Refuse what cannot give a file of predictions.
+    """Refuse a run that cannot give a file of predictions.
 
     Raises:
-        UserError: Other data, a stage without pictures, or errors that are averaged.
+        UserError: The data are of another benchmark, the stage sees no pictures, or
+            the augmentation averages errors.
     """
     name = trained.config.data.name
     if name != benchmark.name:
@@ -110,17 +111,17 @@ def write(
     """Write the file of predictions and, with the ground truth, score it.
 
     Args:
-        benchmark: Whose format and protocol.
-        hands: What `predicted` returned.
+        benchmark: Benchmark with format and protocol.
+        hands: Result of `predicted`.
         folder: Where to write.
-        truth: What the benchmark's `truth` says; None only writes and checks.
+        truth: Path as the benchmark's `truth` says; None only writes and checks.
         procrustes: None for the benchmark's own.
-        options: Of `scoring.settings`.
+        options: Result of `score_files.settings`.
         tta_mode: How the hands were found, for names and reports.
-        said: More for the report: model, stage, step.
+        said: Further fields of the report: model, stage, step.
 
     Returns:
-        The report, None without the truth, and where the predictions stand.
+        The report, None without the truth, and the path of the predictions.
     """
     chosen = score_files.settings(benchmark, options)
     procrustes = score_files.alignment(benchmark, procrustes)

@@ -1,4 +1,4 @@
-"""A trained model with the data that it is evaluated on."""
+"""Load a trained model with the data that it is evaluated on."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,25 +14,25 @@ from handjax.mano import model_files
 
 
 class Trained(NamedTuple):
-    """What an evaluation begins with."""
+    """A model and its data, ready to be evaluated."""
 
     config: Any
-    """Of the run, with the changes of the command line."""
+    """Config of the run, with the changes of the command line."""
     model: Any
     variables: Any
     stage: Stage
     stages: Sequence[Stage]
-    """All of the family's, in order."""
+    """All stages of the family, in order."""
     step: int
     data: OpenData
     root: int
-    """Joint that 3-D is relative to."""
+    """Joint that 3-D positions are relative to."""
     workdir: Path
     changed: dict[str, Any]
-    """Keys of the config that are not the run's."""
+    """Keys of the config that differ from the run's, with their values."""
 
-    def said(self) -> dict[str, Any]:
-        """Which model it is, for the files that hold its numbers."""
+    def provenance(self) -> dict[str, Any]:
+        """Identify the model in every report."""
         return {
             "family": self.config.family,
             "stage": self.stage.name,
@@ -40,14 +40,17 @@ class Trained(NamedTuple):
             "changed": self.changed,
         }
 
-    def about(self, **options: Any) -> dict[str, Any]:
-        """What decides the numbers of an evaluation; see `shares.put_together`."""
+    def cache_key(self, **options: Any) -> dict[str, Any]:
+        """Return all that decides the numbers of an evaluation.
+
+        `split_shares.gather_parts` combines only parts with the same key.
+        """
         steps = self.workdir / "checkpoints" / self.stage.name / str(self.step)
         written = steps.stat().st_mtime_ns if steps.exists() else 0
-        return {**self.said(), "written": written, **options}
+        return {**self.provenance(), "written": written, **options}
 
     def describe(self) -> str:
-        """One line: which model, which data."""
+        """Return one line: which model, which data."""
         return (
             f"{self.config.family}, stage {self.stage.name}, step {self.step}; data: "
             f"{self.data.describe()}"
@@ -63,14 +66,14 @@ def load(
     """Read a workdir and open its data.
 
     Args:
-        workdir: Of a run.
+        workdir: Directory of a run.
         stage: None for the last one that has a checkpoint.
         step: None for the newest one.
         overrides: Keys of the config and their values, or texts of them.
 
     Raises:
         MissingFileError: There is no such checkpoint, or no data.
-        ValueError: The config or its data make no sense.
+        UserError: The config or its data are not valid.
     """
     config, model, variables, name, step = load_for_inference(
         workdir,

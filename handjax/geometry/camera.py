@@ -37,16 +37,6 @@ def project(
     return homogeneous[..., :2] / depth
 
 
-def back_project(
-    points2d: Float[AnyArray, "*#batch point 2"],
-    depth: Float[AnyArray, "*#batch point"],
-    intrinsics: Float[AnyArray, "*#batch 3 3"],
-) -> Float[Array, "*batch point 3"]:
-    """Return points in the camera frame; `depth` is z in metres, not distance."""
-    points2d, depth, intrinsics = _common(points2d, depth, intrinsics, tails=(2, 1, 2))
-    return _rays(points2d, intrinsics) * depth[..., None]
-
-
 def default_focal_px(
     image_size: Float[AnyArray, "*batch 2"] | tuple[int, int],
     *,

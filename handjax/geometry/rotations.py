@@ -128,16 +128,6 @@ def matrix_to_quaternion(
     return _positive(_normalised(chosen))
 
 
-def axis_angle_to_quaternion(
-    axis_angle: Float[AnyArray, "*batch 3"],
-) -> Float[Array, "*batch 4"]:
-    """Return the unit quaternion (w, x, y, z) with w >= 0."""
-    axis_angle = jnp.asarray(axis_angle)
-    square = jnp.sum(axis_angle**2, axis=-1, keepdims=True) / 4
-    vector = 0.5 * _sinc(square) * axis_angle
-    return _positive(jnp.concatenate([_cos(square), vector], axis=-1))
-
-
 def quaternion_to_axis_angle(
     quaternion: Float[AnyArray, "*batch 4"],
 ) -> Float[Array, "*batch 3"]:
@@ -192,14 +182,6 @@ def _sinc(square: Array) -> Array:
     t = jnp.sqrt(jnp.where(small, 1.0, square))
     series = 1 - square / 6 * (1 - square / 20 * (1 - square / 42))
     return jnp.where(small, series, jnp.sin(t) / t)
-
-
-def _cos(square: Array) -> Array:
-    """Return cos(t) from t^2, with its derivatives, also at 0."""
-    small = square < 1e-2
-    t = jnp.sqrt(jnp.where(small, 1.0, square))
-    series = 1 - square / 2 * (1 - square / 12 * (1 - square / 30))
-    return jnp.where(small, series, jnp.cos(t))
 
 
 def _cross_matrix(v: Array) -> Array:

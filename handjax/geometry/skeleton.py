@@ -21,8 +21,6 @@ JOINTS = ("wrist",) + tuple(f"{finger}{i}" for finger in FINGERS for i in (1, 2,
 
 NUM_JOINTS = 21
 NUM_VERTICES = 778
-NUM_FACES = 1538
-NUM_BETAS = 10
 
 WRIST = 0
 MIDDLE_MCP = 9

@@ -1,4 +1,4 @@
-"""Files that are either complete or absent."""
+"""Write files and folders that are either complete or absent."""
 
 import contextlib
 import json
@@ -29,16 +29,16 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write readable JSON; NaN and infinity are refused, for JSON has neither."""
+    """Write readable JSON; NaN and infinity, which JSON lacks, are refused."""
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     write_bytes(path, text.encode())
 
 
 @contextlib.contextmanager
 def new_directory(path: str | Path) -> Iterator[Path]:
-    """Fill a temporary neighbour, then put it in the place of `path`.
+    """Fill a temporary neighbour, then replace `path` with it.
 
-    What was there is removed once the new one stands; after an error it is untouched.
+    The old folder is removed once the new one exists; after an error it is untouched.
     """
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)

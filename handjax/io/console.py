@@ -1,4 +1,4 @@
-"""Print lines and durations."""
+"""Print lines, durations and the time that a step takes."""
 
 import sys
 import threading
@@ -14,7 +14,7 @@ def say(text: str, *, file: TextIO | None = None) -> None:
 
 
 def duration(seconds: float) -> str:
-    """`42 s`, `3 min 10 s`, `2 h 05 min`."""
+    """Return seconds as `42 s`, `3 min 10 s` or `2 h 05 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -23,9 +23,15 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def first_line(error: BaseException, *, limit: int = 300) -> str:
+    """Return the first line of an error's message, or its type if it has none."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:limit]
+
+
 @contextmanager
 def timed(what: str, *, active: bool = True) -> Iterator[None]:
-    """Say what is going on and how long it took: `compiling train step ... 12 s`."""
+    """Print what is done and how long it took: `compiling train step ... 12 s`."""
     start = time.monotonic()
     live = active and sys.stdout.isatty()
     done = threading.Event()

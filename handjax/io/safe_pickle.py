@@ -1,9 +1,9 @@
-"""Unpickling that can build nothing but what the caller names.
+"""Unpickle only what the caller allows.
 
 A pickle is a program: it names importable objects ("globals") and calls them. Here the
-caller gives a table of the globals a format is known to need, and what stands in for
-each; any other global is refused by name before it is imported. Stand-ins are made
-anew for every file, because a pickle may also set attributes on what it reached.
+caller gives a table of the globals that a format needs, with a stand-in for each; any
+other global is refused by name before it is imported. Stand-ins are made anew for every
+file, because a pickle may also set attributes on them.
 """
 
 import io
@@ -26,7 +26,7 @@ _MOVED = (
     (re.compile(r"^numpy\._core\b"), "numpy.core"),
     (re.compile(r"^scipy\.sparse\._(?=[a-z])"), "scipy.sparse."),
 )
-"""Modules that Python 3, numpy 2 and scipy 1.8 renamed: both spellings mean one entry
+"""Modules that Python 3, numpy 2 and scipy 1.8 renamed: both spellings find one entry
 of the table, and none is imported (which would warn)."""
 
 
@@ -153,7 +153,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def refusal(path: str, name: str, allowed: Allowed) -> RefusedPickleError:
-    """The error for a global that a format does not need."""
+    """Return the error for a global that a format does not need."""
     names = sorted(f"{m}.{n}" for m, n in allowed)
     return RefusedPickleError(
         f"{path}: refused to load {name}, which is not in this format. Allowed: "
@@ -173,7 +173,7 @@ def load(path: str | os.PathLike, allowed: Allowed) -> Any:
 
     Args:
         path: File to read.
-        allowed: What the format needs; see `numpy_globals` and `holder`.
+        allowed: Globals that the format needs; see `numpy_globals` and `holder`.
 
     Raises:
         RefusedPickleError: It names another global; the message says which.
@@ -185,7 +185,7 @@ def load(path: str | os.PathLike, allowed: Allowed) -> Any:
 
 
 def loads(data: bytes, allowed: Allowed, path: str) -> Any:
-    """Read one pickle from memory; `path` is what messages call it. See `load`."""
+    """Read one pickle from memory; messages call it `path`. See `load`."""
     return load_from(io.BytesIO(data), allowed, path)
 
 
@@ -244,8 +244,8 @@ def load_from(
 
     Args:
         file: Open, in binary; stands behind the pickle afterwards.
-        allowed: What the format needs; see `numpy_globals` and `holder`.
-        path: What messages call the file.
+        allowed: Globals that the format needs; see `numpy_globals` and `holder`.
+        path: Name of the file in messages.
         persistent_load: Resolves the persistent ids that the format uses; None refuses
             them.
         stand_in: Given module and name of a global that is not in `allowed`, returns
@@ -262,7 +262,7 @@ def load_from(
     except MemoryError:
         raise
     except Exception as error:
-        # A damaged pickle can fail anywhere in the machine that runs it.
+        # A damaged pickle can fail anywhere in the unpickler.
         raise UserError(
             f"{path}: not a complete pickle ({type(error).__name__}: {error}). "
             f"Download or copy it again."

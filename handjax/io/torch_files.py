@@ -1,7 +1,7 @@
-"""Tensors out of PyTorch's files, without PyTorch and without running them.
+"""Read tensors from PyTorch's files, without PyTorch and without running them.
 
-`torch.save` writes a pickle that refers to raw "storages": since torch 1.6 inside a zip
-archive, before that behind each other in one stream. `torch_pickle` reads the pickle.
+`torch.save` writes a pickle that refers to raw "storages": since torch 1.6 in a zip
+archive, before that one after the other in one stream. `torch_pickle` reads the pickle.
 """
 
 import os
@@ -24,11 +24,11 @@ _STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict", "state_dict_ema")
 def read(path: str | os.PathLike) -> Any:
     """Read a file of `torch.save` or of safetensors.
 
-    What it is, is seen from its first bytes, for checkpoints have any suffix or none.
+    The format is told from the first bytes, since checkpoints have any suffix or none.
 
     Returns:
-        What was saved: dicts, lists, numbers, with numpy arrays for tensors. They may
-        be read-only and share memory as the tensors did.
+        The saved dicts, lists and numbers, with numpy arrays for tensors. Arrays may be
+        read-only and share memory as the tensors did.
 
     Raises:
         RefusedPickleError: It names a global that tensors do not need; nothing was run.
@@ -56,12 +56,12 @@ def read(path: str | os.PathLike) -> Any:
 def state_dict(saved: Any, path: str | os.PathLike = "file") -> dict[str, np.ndarray]:
     """Find the entries of a network in what `read` returned.
 
-    They are the dict itself or what it has under "state_dict", "model",
+    They are the dict itself or its value under "state_dict", "model",
     "model_state_dict" or "state_dict_ema". A prefix "module." of all names, which
     parallel training leaves, is taken off.
 
     Raises:
-        UserError: There are none; lists the keys there are.
+        UserError: There are none; lists the keys that exist.
     """
     candidates = [saved]
     if isinstance(saved, Mapping):
@@ -75,7 +75,7 @@ def state_dict(saved: Any, path: str | os.PathLike = "file") -> dict[str, np.nda
     keys = sorted(map(str, saved)) if isinstance(saved, Mapping) else []
     shown = ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if keys[8:] else "")
     raise UserError(
-        f"{os.fspath(path)}: no entries of a network in it. It holds a "
+        f"{os.fspath(path)}: it has no entries of a network. It holds a "
         f"{type(saved).__name__}{f' of {shown}' if keys else ''}; names with tensors "
         f"are looked for in it and under {', '.join(_STATE_DICT_KEYS)}."
     )
@@ -106,13 +106,13 @@ def _read_safetensors(name: str) -> dict[str, np.ndarray]:
 
 
 def _read_zip(name: str) -> Any:
-    """Archive of `<root>/data.pkl`, `<root>/data/<key>` and `<root>/byteorder`."""
+    """Read an archive of `<root>/data.pkl`, `<root>/data/<key>` and `byteorder`."""
     try:
         with zipfile.ZipFile(name) as archive:
             pickles = [n for n in archive.namelist() if n.endswith("data.pkl")]
             if len(pickles) != 1:
                 raise UserError(
-                    f"{name}: a zip archive without data.pkl is no checkpoint of "
+                    f"{name}: a zip archive without data.pkl is not a checkpoint of "
                     "torch.save. Was it unpacked and packed, or another file?"
                 )
             root = pickles[0].removesuffix("data.pkl")
@@ -142,7 +142,7 @@ def _stored(data: bytes, dtype: np.dtype, count: int, order: str) -> np.ndarray:
 
 
 def _read_legacy(file: Any, name: str) -> Any:
-    """Pickles of magic number, protocol, system, object, keys; then the storages."""
+    """Read pickles of magic number, protocol, system, object, keys; then storages."""
     if safe_pickle.load_from(file, {}, name) != _LEGACY_MAGIC:
         raise UserError(
             f"{name}: a pickle, but not one of torch.save. Allowed are files of "

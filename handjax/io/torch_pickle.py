@@ -1,8 +1,8 @@
-"""The pickles of `torch.save`, read without PyTorch.
+"""Read the pickles of `torch.save` without PyTorch.
 
-`safe_pickle` gives them tensors, plain containers and numbers, nothing else. Lightning
+`safe_pickle` allows tensors, plain containers and numbers, nothing else. Lightning
 saves its program's settings beside the weights, as objects of configuration libraries:
-those are read past, and their entries of the checkpoint come back as None.
+these are skipped, and their entries of the checkpoint come back as None.
 """
 
 import re
@@ -42,7 +42,7 @@ _LIBRARIES = re.compile(
     r"|(typing|argparse|pathlib)\.\w+|collections\.defaultdict"
     r"|builtins\.(bool|dict|float|int|list|long|object|set|str|tuple)"
 )
-"""Globals that settings are made of."""
+"""Globals that settings consist of."""
 
 
 class _Setting:
@@ -63,7 +63,7 @@ class _Setting:
         pass
 
     def append(self, _):
-        """Forget."""
+        """Ignore the item."""
 
     extend = add = append
 
@@ -76,7 +76,7 @@ class _StorageType(NamedTuple):
 
 
 class _Storage(NamedTuple):
-    """What a persistent id stands for."""
+    """A storage, as a persistent id names it."""
 
     array: np.ndarray
 
@@ -86,11 +86,11 @@ def load(
     name: str,
     storage: Callable[[str, np.dtype, int], np.ndarray],
 ) -> Any:
-    """Read one.
+    """Read one pickle of `torch.save`.
 
     Args:
         file: Open, in binary; stands behind the pickle afterwards.
-        name: What messages call the file.
+        name: Name of the file in messages.
         storage: Returns the storage of a key, given its type and length.
 
     Raises:
@@ -135,7 +135,7 @@ def _setting(module: str, name: str) -> type[_Setting] | None:
 
 
 def _first_setting(value: Any) -> str:
-    """Name of a stand-in somewhere in it, "" if there is none."""
+    """Return the name of a stand-in somewhere in a value, "" if there is none."""
     stack, seen = [value], set()
     while stack:
         value = stack.pop()
@@ -161,7 +161,7 @@ class _Dict(dict):
 
 
 def _allowed() -> dict[tuple[str, str], Any]:
-    """Stand-ins, new for every file, for what `torch.save` of tensors names."""
+    """Return stand-ins, new for every file, for the globals of `torch.save`."""
 
     def ordered_dict(items=()):
         return _Dict(items)
@@ -191,7 +191,7 @@ def _allowed() -> dict[tuple[str, str], Any]:
 
 
 def _numpy_scalars() -> dict[tuple[str, str], Any]:
-    """For optimiser states: a learning rate out of a numpy schedule is np.float64."""
+    """Read np.float64: a learning rate of a numpy schedule in an optimiser."""
 
     def scalar(dtype, data):
         if not isinstance(dtype, np.dtype) or dtype.kind not in "fiub":
@@ -210,7 +210,7 @@ def _numpy_scalars() -> dict[tuple[str, str], Any]:
 
 
 def _view(storage: Any, offset: Any, size: Any, stride: Any) -> np.ndarray:
-    """A tensor on its storage.
+    """Return a tensor on its storage.
 
     Raises:
         UserError: It would reach outside of it.

@@ -1,4 +1,4 @@
-"""Weights from elsewhere that do not fit a network, and the report that says how."""
+"""Compare foreign weights with a network, and report how they do not fit."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ _SHOWN = 8
 
 
 class ConversionError(UserError):
-    """Weights do not fit; the message has four lists, as has the object.
+    """Weights do not fit; the message and the object have four lists.
 
     Shapes are those of handjax's layout (kernels end in their outputs).
     """
@@ -44,13 +44,13 @@ class ConversionError(UserError):
 
     @property
     def count(self) -> int:
-        """Entries that differ."""
+        """Number of entries that differ."""
         return len(self.only_in_file) + len(self.missing) + len(self.other_shapes)
 
     def renamed(
         self, called: Callable[[str], str], skipped: Sequence[str]
     ) -> "ConversionError":
-        """The same with the names of the file, and what it skips."""
+        """Return the same with the file's names, and what the file skips."""
         return ConversionError(
             self.name,
             self.advice,
@@ -74,8 +74,8 @@ def check(
 
     Args:
         given: Shapes of the weights by path.
-        expected: Shapes that the network has.
-        name: What to call the network.
+        expected: Shapes of the network.
+        name: Name of the network in the message.
         advice: Last sentence of the message.
         skipped: Entries of the file that a rule left out.
         variables: Kept as `ConversionError.given`.

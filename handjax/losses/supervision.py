@@ -1,8 +1,8 @@
-"""What is not annotated must not matter: what the loss functions of families share.
+"""Keep values without annotation out of losses, statistics and codebooks.
 
-Losses count only what the flags of a `Batch` call valid. That is not enough where a
-batch is looked at as a whole (its statistics, a codebook), nor where a target is not a
-number, for 0 times nan is nan in a gradient.
+Losses count only values that the flags of a `Batch` call valid. That is not enough for
+what uses a batch as a whole (its statistics, a codebook), nor where a target is NaN,
+since 0 times NaN is NaN in a gradient.
 """
 
 from typing import Any
@@ -14,10 +14,10 @@ from jaxtyping import Array, Bool, Int
 from handjax.types import AnyArray, Batch, Variables
 
 
-def cleared(batch: Batch) -> Batch:
-    """The batch with zeros wherever nothing is annotated, whatever stood there.
+def zero_unannotated(batch: Batch) -> Batch:
+    """Return the batch with zeros in place of everything that is not annotated.
 
-    The trainer does this before any loss function sees a batch.
+    The trainer calls it before any loss function sees a batch.
     """
     joints3d = jnp.asarray(batch.known_joints3d)
     placed = jnp.any(joints3d, axis=1) | jnp.asarray(batch.vertices_valid)
@@ -46,11 +46,11 @@ def _where(valid: Any, values: Any) -> Array:
     )
 
 
-def stand_ins(example_valid: Bool[AnyArray, "batch"]) -> Int[Array, "batch"]:
-    """For each example a valid one: itself, or another; the first if there is none.
+def valid_replacements(example_valid: Bool[AnyArray, "batch"]) -> Int[Array, "batch"]:
+    """Return for each example the index of a valid one: its own, or another's.
 
-    For what layers do with a whole batch, such as its statistics: an example without
-    annotations must not be seen as a hand of zeros.
+    For layers that use a whole batch, such as its statistics: an example without
+    annotations must not be taken for a hand of zeros. All 0 if none is valid.
     """
     valid = jnp.asarray(example_valid)
     first = jnp.argsort(~valid, stable=True)  # the valid ones, then the others
@@ -59,15 +59,15 @@ def stand_ins(example_valid: Bool[AnyArray, "batch"]) -> Int[Array, "batch"]:
     return jnp.where(valid, jnp.arange(len(valid)), other)
 
 
-def moved(
+def updates_if_any_valid(
     updates: Variables, before: Variables, example_valid: Bool[AnyArray, "batch"]
 ) -> dict[str, Any]:
-    """Collections after a batch; those before it if none of its examples is valid.
+    """Return the updated collections; the old ones if no example is valid.
 
     Args:
-        updates: Collections that the batch has moved.
+        updates: Collections after the batch.
         before: Variables that it was applied to.
-        example_valid: Examples that may move anything.
+        example_valid: Examples that may cause an update.
     """
     some = jnp.any(jnp.asarray(example_valid))
     return {

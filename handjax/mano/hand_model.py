@@ -100,20 +100,6 @@ class HandModel(NamedTuple):
         joints = _einsum("jv,...vx->...jx", self.J_regressor, vertices)
         return ShapedHand(self, vertices, joints)
 
-    def pose_from_components(
-        self, coefficients: Float[AnyArray, "*batch component"]
-    ) -> Float[Array, "*batch local 3"]:
-        """Return the absolute axis-angle pose of principal-component coefficients.
-
-        The mean pose plus the first components, as MANO's `use_pca=True` with
-        `flat_hand_mean=False` and DexYCB's labels.
-        """
-        coefficients = jnp.asarray(coefficients, self.v_template.dtype)
-        components = self.hands_components[: coefficients.shape[-1]]
-        pose = _einsum("...c,cp->...p", coefficients, components)
-        pose = pose.reshape(*pose.shape[:-1], *self.hands_mean.shape)
-        return pose + jnp.broadcast_to(self.hands_mean, pose.shape)
-
 
 class PosedHand(NamedTuple):
     """A hand in a pose."""

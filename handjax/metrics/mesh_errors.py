@@ -13,7 +13,6 @@ for vertices separately. Benchmarks differ in one point, which `procrustes` name
 arrays (inside jit, for training logs); everything else is numpy.
 """
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 from scipy.spatial import cKDTree
@@ -369,28 +368,3 @@ class GenerationSums:
 
 def _float64(points) -> np.ndarray:
     return np.asarray(points, np.float64)
-
-
-def training_errors_mm(
-    batch: Batch, output: HandOutput, *, procrustes: str = "freihand"
-) -> dict[str, Float[AnyArray, ""]]:
-    """Mean errors of a batch, for training logs; runs inside jit.
-
-    Unlike `MetricSums`, errors before alignment take the model's own root as it is.
-    """
-    errors = {}
-    for letter, target, prediction, valid in (
-        ("j", batch.joints3d, output.joints3d, batch.joints3d_valid),
-        ("v", batch.vertices, output.vertices, batch.vertices_valid),
-    ):
-        target = jnp.asarray(target, jnp.float32)
-        prediction = jnp.asarray(prediction, jnp.float32)
-        aligned = procrustes_align(target, prediction, procrustes=procrustes)
-        valid = jnp.asarray(valid & batch.example_valid, jnp.float32)
-        for name, points in (
-            (f"mp{letter}pe_mm", prediction),
-            (f"pa_mp{letter}pe_mm", aligned),
-        ):
-            mean = jnp.mean(point_errors_mm(target, points), axis=-1)
-            errors[name] = jnp.sum(mean * valid) / jnp.maximum(jnp.sum(valid), 1.0)
-    return errors

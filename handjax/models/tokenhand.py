@@ -8,11 +8,9 @@ Only a summary of the paper is public and no code; what it leaves open is filled
 the choices of the work it builds on (SimpleHand, PCT, T2M-GPT), each said in its place.
 """
 
-import hashlib
 from typing import Any
 
 import flax.linen as nn
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -385,7 +383,7 @@ def tokenizer_loss(
     Examples without a mesh count for nothing, nor do they for batch statistics.
     """
     valid = jnp.asarray(batch.vertices_valid)
-    vertices = jnp.asarray(batch.vertices)[supervision.stand_ins(valid)]
+    vertices = jnp.asarray(batch.vertices)[supervision.valid_replacements(valid)]
     (output, tokens, quantized), updates = model.apply(
         variables,
         vertices,
@@ -402,7 +400,7 @@ def tokenizer_loss(
         "commitment": jnp.mean(jnp.where(valid, far, 0.0)),
     }
     metrics = {**quantized.metrics, "mm": _millimetres(output, batch)}
-    return terms, metrics, supervision.moved(updates, variables, valid)
+    return terms, metrics, supervision.updates_if_any_valid(updates, variables, valid)
 
 
 def mesh_loss(
@@ -463,18 +461,6 @@ def _millimetres(output: HandOutput, batch: Batch) -> Float[Array, ""]:
 
 
 # --- The tokenizer between the stages ----------------------------------------
-
-
-def tokenizer_hash(variables: Variables) -> str:
-    """sha256 of everything the tokenizer is: weights, statistics, codes, indices."""
-    digest = hashlib.sha256()
-    for collection in sorted(variables):
-        leaves = flax.traverse_util.flatten_dict(variables[collection], sep="/")
-        for path in sorted(p for p in leaves if p.startswith("tokenizer/")):
-            value = np.ascontiguousarray(leaves[path])
-            digest.update(f"{collection}/{path} {value.dtype} {value.shape}".encode())
-            digest.update(value.tobytes())
-    return digest.hexdigest()
 
 
 def check_mesh(

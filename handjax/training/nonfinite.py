@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from handjax.checkpoints.store import CheckpointError, Checkpoints, first_line
+from handjax.checkpoints.store import CheckpointError, Checkpoints
 from handjax.config import schema as configs
 from handjax.errors import HandjaxError, MissingFileError
 from handjax.family.stage import Stage
-from handjax.io import atomic_files
+from handjax.io import atomic_files, console
 from handjax.losses import supervision
 from handjax.training import resume
 from handjax.training.run import Run
@@ -107,7 +107,7 @@ def keep(
             atomic_files.write_bytes(directory / "config.json", text)
             atomic_files.write_json(directory / "update.json", kept._asdict())
     except (CheckpointError, OSError) as failure:
-        run.say(f"the update could not be kept: {first_line(failure)}")
+        run.say(f"the update could not be kept: {console.first_line(failure)}")
         return None
     return directory
 
@@ -150,7 +150,7 @@ def read(directory: Path) -> tuple[Kept, Batch]:
 def brought(batch: Batch) -> str:
     """What the batch itself has that is not finite where it counts; "" if nothing."""
     found = []
-    for name, values in supervision.cleared(batch)._asdict().items():
+    for name, values in supervision.zero_unannotated(batch)._asdict().items():
         if values is None or not jnp.issubdtype(values.dtype, jnp.floating):
             continue
         finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)

@@ -193,7 +193,7 @@ def _total_loss(model: Any, stage: Stage, loss_fn: LossFn) -> Callable:
         rngs: Any,
     ) -> Any:
         variables = {"params": nested({**rest, **trainable}), **collections}
-        batch = supervision.cleared(batch)
+        batch = supervision.zero_unannotated(batch)
         losses, metrics, updates = loss_fn(model, variables, batch, rngs)
         _check_losses(stage, losses, weights)
         _check_updates(stage, updates, collections)

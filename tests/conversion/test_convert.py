@@ -225,7 +225,7 @@ def test_a_directory_in_use_is_left_alone(tmp_path, command, resnet18):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("words")
     code, _, error = command(path, "timm", "--overwrite", to="mine")
-    assert code == 2 and "exists and is no earlier conversion" in error
+    assert code == 2 and "exists and is not an earlier conversion" in error
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "words"
     (tmp_path / "empty").mkdir()
     assert command(path, "timm", to="empty")[0] == 0

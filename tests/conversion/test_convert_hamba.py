@@ -148,5 +148,5 @@ def test_what_differs_is_listed_or_told(tiny_weights):
         ValueError, match=r"init_cam must both be in the file and equal"
     ):
         converted(changed)
-    with pytest.raises(ValueError, match=r"so it is no checkpoint of Hamba"):
+    with pytest.raises(ValueError, match=r"so it is not a checkpoint of Hamba"):
         converted({"backbone.pos_embed": np.zeros((1, 5, 4), np.float32)})

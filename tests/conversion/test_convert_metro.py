@@ -228,7 +228,7 @@ def test_what_differs_is_listed(source):
 def test_other_files_are_refused(source):
     name, weights = source
     other = {"fastmetro": metro, "metro": fastmetro}[name]
-    with pytest.raises(ValueError, match=r"so it is no network of \w*METRO"):
+    with pytest.raises(ValueError, match=r"so it is not a network of \w*METRO"):
         other.convert(weights, BUILT)
     head = {k: v for k, v in weights.items() if not k.startswith("backbone.")}
     with pytest.raises(ValueError, match=r"no entries `backbone\.\*`"):

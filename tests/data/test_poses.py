@@ -13,6 +13,7 @@ from handjax.config import schema as configs
 from handjax.data import run_data
 from handjax.data.poses import Letters, letters_in_order, pose_batches, with_real_poses
 from handjax.distributed import sharding
+from handjax.distributed.split_shares import WHOLE, ProcessShare
 from handjax.mano import model_files
 
 
@@ -38,7 +39,7 @@ def test_joints_come_from_the_vertices_and_the_root_is_the_origin():
 
 def test_processes_hold_the_batch_of_one_process_one_after_the_other():
     whole = _batches(1, 1, batch_size=6)[0]
-    parts = [_batches(1, 1, process=(i, 2))[0] for i in (0, 1)]
+    parts = [_batches(1, 1, process=ProcessShare(i, 2))[0] for i in (0, 1)]
     poses = np.concatenate([part.mano_pose for part in parts])
     np.testing.assert_array_equal(poses, whole.mano_pose)
 
@@ -54,7 +55,7 @@ def test_joints_project_where_the_batch_says():
 # --- real poses ---------------------------------------------------------------------
 
 
-def _real(num=3, *, file=None, start=0, batch_size=4, per_example=2, process=(0, 1)):
+def _real(num=3, *, file=None, start=0, batch_size=4, per_example=2, process=WHOLE):
     made = with_real_poses(
         iter(_batches(start, num, batch_size=batch_size, process=process)),
         file,
@@ -91,7 +92,9 @@ def test_real_poses_depend_on_seed_and_step_alone(file, from_file):
 def test_processes_draw_together_what_one_would(file, from_file):
     file = file if from_file else None
     (one,) = _real(1, file=file)
-    halves = [_real(1, file=file, batch_size=2, process=(i, 2))[0] for i in (0, 1)]
+    halves = [
+        _real(1, file=file, batch_size=2, process=ProcessShare(i, 2))[0] for i in (0, 1)
+    ]
     both = np.concatenate([half.real_pose for half in halves])
     np.testing.assert_array_equal(both, one.real_pose)
 

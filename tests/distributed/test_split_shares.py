@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from handjax.distributed import split_shares
-from handjax.distributed.split_shares import Share
+from handjax.distributed.split_shares import ProcessShare
 
 
 @pytest.mark.parametrize("text", ["1", "2/2", "-1/2", "a/b", "1/", "/2", "0/0"])
@@ -20,13 +20,13 @@ def test_shares_are_parsed_or_those_of_the_processes(monkeypatch):
     assert split_shares.parse("3/4") == (3, 4) and split_shares.parse(None) == (0, 1)
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     monkeypatch.setattr(jax, "process_count", lambda: 3)
-    assert split_shares.parse(None) == Share(1, 3)
+    assert split_shares.parse(None) == ProcessShare(1, 3)
 
 
 def leave(folder, index, count=3, about="this", name="test"):
     arrays = {"index": np.arange(index, 10, count), "keys": np.array([f"{index}"])}
-    return split_shares.put_together(
-        folder, name, Share(index, count), arrays, {"run": about}
+    return split_shares.gather_parts(
+        folder, name, ProcessShare(index, count), arrays, {"run": about}
     )
 
 

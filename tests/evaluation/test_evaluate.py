@@ -269,7 +269,7 @@ def test_wrong_flags_are_one_line(workdir, capsys, flag, match):
 
 def test_missing_workdir_is_one_line(tmp_path, capsys):
     assert evaluate.main([f"--workdir={tmp_path / 'none'}"]) == 2
-    assert "no workdir" in capsys.readouterr().err
+    assert "is not a workdir" in capsys.readouterr().err
 
 
 def test_the_flag_knows_every_mode(capsys):

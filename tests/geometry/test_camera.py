@@ -19,15 +19,16 @@ def test_project_by_hand():
     np.testing.assert_allclose(px, [[480 * 0.05 + 320, 500 * -0.1 + 240]])
 
 
-def test_project_inverts_back_project_with_skew_and_batches():
+def test_project_finds_the_pixels_of_points_on_their_rays():
     rng = np.random.default_rng(0)
     intrinsics = np.broadcast_to(K, (4, 3, 3)).copy()
     intrinsics[:, 0, 1] = 3.0
     intrinsics[:, 0, 0] *= [1, 2, 3, 4]
     pixels = rng.uniform(0, 640, (4, 7, 2)).astype(np.float32)
     depth = rng.uniform(0.3, 2, (4, 7)).astype(np.float32)
-    points = camera.back_project(pixels, depth, intrinsics)
-    np.testing.assert_allclose(points[..., 2], depth, rtol=1e-6)
+    homogeneous = np.concatenate([pixels, np.ones((4, 7, 1))], axis=-1)
+    rays = np.einsum("bij,bpj->bpi", np.linalg.inv(intrinsics), homogeneous)
+    points = (rays * depth[..., None]).astype(np.float32)
     np.testing.assert_allclose(camera.project(points, intrinsics), pixels, atol=1e-3)
     shared = camera.project(points, K)
     assert shared.shape == (4, 7, 2)

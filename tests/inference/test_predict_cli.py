@@ -242,7 +242,7 @@ def test_wrong_flags_give_one_line_and_no_file(
 
 def test_missing_photo_and_workdir_are_named(photo, tmp_path, capsys):
     missing = str(photo.parent / "none.jpg")
-    for path, match in ((missing, "none.jpg"), (str(photo), "no workdir")):
+    for path, match in ((missing, "none.jpg"), (str(photo), "not a workdir")):
         code = predict.main([path, f"--workdir={tmp_path}", f"--output={tmp_path}/o"])
         assert code == 2 and match in capsys.readouterr().err
     assert not (tmp_path / "o").exists()

@@ -331,5 +331,5 @@ def test_where_there_are_none_the_keys_are_listed():
 
 def test_storages_alone_are_no_tensors(tmp_path):
     path = save_zip(tmp_path / "a.pt", {"state_dict": {"a": Storage(BASE)}})
-    with pytest.raises(ValueError, match="no entries of a network"):
+    with pytest.raises(ValueError, match="it has no entries of a network"):
         torch_files.state_dict(torch_files.read(path))

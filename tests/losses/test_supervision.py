@@ -195,7 +195,7 @@ def test_what_is_not_known_teaches_nothing(learner, family, stage):
     same(plain, taught(annotated(config, SUBSETS, noise=1.0)))
     strange = annotated(config, SUBSETS, noise=np.nan)
     assert np.isnan(strange.vertices).any() and np.isnan(strange.joints3d).any()
-    same(plain, taught(supervision.cleared(strange)))
+    same(plain, taught(supervision.zero_unannotated(strange)))
     assert any(np.any(grad) for grad in plain["grads"].values())
 
 
@@ -261,7 +261,7 @@ def test_a_batch_without_a_mesh_moves_no_codebook(learner, family, stage):
 def test_clearing_takes_what_is_not_known_and_nothing_else():
     config = load_config("hamer")
     whole = annotated(config, SUBSETS, noise=np.nan)
-    found = supervision.cleared(whole)
+    found = supervision.zero_unannotated(whole)
     for name, value in zip(whole._fields, whole, strict=True):
         if value is not None:
             np.testing.assert_array_equal(
@@ -270,7 +270,7 @@ def test_clearing_takes_what_is_not_known_and_nothing_else():
     bare = whole._replace(
         joints2d_confidence=None, joints3d_known=None, betas_valid=None
     )
-    found = supervision.cleared(bare)
+    found = supervision.zero_unannotated(bare)
     assert found.joints2d_confidence is None and found.joints3d_known is None
     np.testing.assert_array_equal(
         np.any(found.joints3d, axis=(1, 2)), whole.joints3d_valid
@@ -288,5 +288,5 @@ def test_clearing_takes_what_is_not_known_and_nothing_else():
     ],
 )
 def test_valid_examples_stand_in_for_the_others_in_turn(valid, expected):
-    found = supervision.stand_ins(np.array(valid, bool))
+    found = supervision.valid_replacements(np.array(valid, bool))
     assert found.tolist() == expected

@@ -170,13 +170,6 @@ def test_mean_relative_poses_add_the_mean(file, hand):
     np.testing.assert_allclose(mean.vertices, flat.vertices, atol=1e-6)
 
 
-def test_component_poses(file, hand):
-    coefficients = np.float32([[0.5, -1.0, 2.0], [0, 0, 0]])
-    pose = np.asarray(hand.pose_from_components(coefficients)).reshape(2, 45)
-    expected = coefficients @ file.hands_components[:3] + file.hands_mean
-    np.testing.assert_allclose(pose, expected, atol=1e-6)
-
-
 def test_turning_the_hand_turns_the_mesh_about_the_wrist_joint(hand):
     pose, betas, transl = _parameters(7)
     R = np.asarray(rotations.random_rotation(jax.random.key(0)))

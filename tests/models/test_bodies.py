@@ -169,7 +169,7 @@ def test_batches_have_the_counts_of_the_body(directory, file):
 
 
 def test_what_does_not_fit_a_body_is_named(directory, file):
-    with pytest.raises(ValueError, match=r"root='wrist' is no root.*pelvis"):
+    with pytest.raises(ValueError, match=r"root='wrist' is not a root.*pelvis"):
         opened(directory, file, root="wrist")
     with pytest.raises(
         ValueError, match=r"624 vertices, 29 joints, 24 bones, the hand"

@@ -1,6 +1,6 @@
 """A skinned body of capsules in SMPL's file format, made from a page of numbers.
 
-For tests, demonstrations and whoever has no licence for a body model: one closed
+For tests, demonstrations and users without a licence for a body model: one closed
 capsule around each of the 24 bones of SMPL's tree, with proportions of our own. Rest
 pose: arms out, y up, the body's left +x, facing +z; metres, the pelvis at the origin.
 """
@@ -35,7 +35,7 @@ _JOINTS = {
     "hand": (0.78, 0.47, 0.0),
     "fingers": (0.87, 0.47, 0.0),
 }
-"""Metres; of limbs the left ones."""
+"""Positions, metres; of limbs the left ones."""
 
 _CAPSULES = {
     "pelvis": ("spine1", 0.15, 0.13),
@@ -74,11 +74,11 @@ class _Surface(NamedTuple):
 
 
 def arrays(*, sides: int = 6, rings: int = 4) -> dict[str, Any]:
-    """What an SMPL file holds, and `tips` with `tip_names`: five end points.
+    """Return the arrays of an SMPL file, and five end points `tips` with `tip_names`.
 
     Args:
-        sides: corners of a capsule's section.
-        rings: sections of a capsule. There are 24 (sides rings + 2) vertices.
+        sides: Corners of a capsule's section.
+        rings: Sections of a capsule. There are 24 (sides rings + 2) vertices.
     """
     if sides < 3 or rings < 2:
         raise UserError(f"sides={sides}, rings={rings}: at least 3 and 2.")
@@ -118,7 +118,7 @@ def _place(name: str) -> np.ndarray:
 
 
 def _end(bone: str) -> str:
-    """Where the capsule of a bone ends: another joint or an end point."""
+    """Return where the capsule of a bone ends: another joint or an end point."""
     if bone in _CAPSULES:
         return _CAPSULES[bone][0]
     side, _, part = bone.partition("_")
@@ -130,7 +130,7 @@ def _owner(end: str) -> str:
 
 
 def _surface(sides: int, rings: int) -> tuple[_Surface, np.ndarray]:
-    """Rings around each bone, in file order, then the two poles of its capsule."""
+    """Return rings around each bone, in file order, then the poles of its capsule."""
     parts, faces, size = [], [], sides * rings + 2
     angle = 2 * np.pi * np.arange(sides) / sides
     share = np.linspace(0, 1, rings)
@@ -162,7 +162,7 @@ def _surface(sides: int, rings: int) -> tuple[_Surface, np.ndarray]:
 
 
 def _capsule_faces(sides: int, rings: int) -> np.ndarray:
-    """Triangles, counter-clockwise seen from outside."""
+    """Return triangles, counter-clockwise seen from outside."""
     ring = np.arange(sides * rings).reshape(rings, sides)
     a, d = ring[:-1], ring[1:]
     b, c = np.roll(a, -1, axis=1), np.roll(d, -1, axis=1)
@@ -178,7 +178,7 @@ def _capsule_faces(sides: int, rings: int) -> np.ndarray:
 
 
 def _weights(surface: _Surface) -> np.ndarray:
-    """Half of the next bone's at a joint, falling off smoothly on both sides."""
+    """Return skinning weights that blend smoothly with the next bone's at a joint."""
     weights = np.zeros((len(surface.points), 24))
     rows = np.arange(len(weights))
     names = {name: number for number, name in enumerate(SMPL_JOINTS)}
@@ -195,7 +195,7 @@ def _weights(surface: _Surface) -> np.ndarray:
 
 
 def _shapedirs(surface: _Surface) -> np.ndarray:
-    """Ten ways in which bodies differ; a step of one is a few per cent."""
+    """Return ten ways in which bodies differ; a step of one is a few per cent."""
     x, y, _ = (points := surface.points).T
     radial, bones = surface.radial, np.array(SMPL_JOINTS)[surface.bone]
     limb = ~np.isin(bones, _TRUNK)
@@ -223,7 +223,7 @@ def _shapedirs(surface: _Surface) -> np.ndarray:
 
 
 def _about(points: np.ndarray, bones: np.ndarray, centre: str, tip: str) -> np.ndarray:
-    """Growth of hands or feet."""
+    """Return the growth of hands or feet."""
     grown = np.zeros_like(points)
     for side in ("left", "right"):
         part = np.isin(bones, (f"{side}_{centre}", f"{side}_{tip}"))

@@ -1,7 +1,7 @@
-"""Pictures of a body in random poses with exact annotations, as a prepared data set.
+"""Make pictures of a body in random poses, exactly annotated, as a data set.
 
 The body is a shaded mesh in one colour for each piece of clothing, before a background
-of noise and boxes: enough to learn from, and no more. It may be the synthetic one or
+of noise and boxes: just enough to learn from. It may be the synthetic one or
 any model with SMPL's tree.
 """
 
@@ -28,7 +28,7 @@ NAME = "synthetic_body"
 MODEL = "body.npz"
 """The built-in body in the directory of its pictures, for `config.hand.source`."""
 VERSION = 1
-"""Of the pictures: raised whenever the same seed gives other ones."""
+"""Version of the pictures, raised whenever a seed gives different ones."""
 _SHEET = 32
 
 _LIMITS = {
@@ -66,14 +66,14 @@ def ensure(
     seed: int = 0,
     image_size: int = 128,
 ) -> Path:
-    """Make a data set of bodies unless it is there; goes on where one was interrupted.
+    """Make a data set of bodies unless it exists; continue an interrupted one.
 
     Args:
-        directory: Where it lies or shall lie.
+        directory: Directory of the data set.
         num: Examples of the split "train".
         num_test: Examples of the split "test"; none of them is in "train".
         source: Body model in SMPL's format; "" for `MODEL` in the directory, which
-            becomes the built-in one if it is not there.
+            becomes the built-in one if it does not exist.
         seed: Decides every picture, together with its split and number.
         image_size: Side of the pictures, pixels.
 
@@ -81,8 +81,8 @@ def ensure(
         The directory.
 
     Raises:
-        UserError: Numbers out of range, a model that is no body with SMPL's tree, or a
-            directory with other contents.
+        UserError: Numbers are out of range, the model does not have SMPL's tree, or the
+            directory has other contents.
         shards.ShardError: The disk is full or cannot be written.
     """
     directory = Path(directory).expanduser()
@@ -108,7 +108,7 @@ def ensure(
 
 
 def built_in(directory: Path) -> Path:
-    """The model file in a directory; made if it is not there."""
+    """Return the model file in a directory; make it if it does not exist."""
     if not (directory / MODEL).exists():
         mesh.save(directory / MODEL)
     return directory / MODEL
@@ -118,7 +118,7 @@ def load(source: str | os.PathLike) -> ManoFile:
     """Read a body model.
 
     Raises:
-        UserError: It is none in SMPL's format, or has another tree.
+        UserError: It is not in SMPL's format, or has another tree.
     """
     file = model_files.load(source)
     if tuple(file.parents) != SMPL_PARENTS:
@@ -216,7 +216,7 @@ def _clothing(bone: str) -> int:
 
 
 def sample_pose(rng: np.random.Generator) -> Float[np.ndarray, "24 3"]:
-    """Axis-angle of each joint in camera axes: upright, turned to any side, tilted."""
+    """Draw axis-angle of each joint in camera axes: upright, turned, tilted."""
     pose = np.zeros((24, 3))
     for joint, name in enumerate(SMPL_JOINTS):
         side, _, part = name.partition("_")
@@ -234,7 +234,7 @@ def sample_pose(rng: np.random.Generator) -> Float[np.ndarray, "24 3"]:
 def camera(
     rng: np.random.Generator, vertices: Float[np.ndarray, "vertex 3"], size: int
 ) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"]]:
-    """Camera matrix, and where the body goes to be in the picture, metres."""
+    """Return the camera matrix, and the body's place in front of it, metres."""
     focal = size * rng.uniform(1.1, 1.6)
     intrinsics = np.array([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1.0]])
     depth = focal / size * rng.uniform(1.7, 2.5)
@@ -246,7 +246,7 @@ def camera(
 def background(
     rng: np.random.Generator, size: int
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Clouds of two colours with a few boxes in the way, and noise."""
+    """Draw clouds of two colours with a few boxes in the way, and noise."""
     first, second = rng.uniform(20, 235, (2, 3))
     clouds = cv2.resize(
         rng.uniform(0, 1, (5, 5)), (size, size), interpolation=cv2.INTER_CUBIC

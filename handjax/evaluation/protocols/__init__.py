@@ -1,10 +1,9 @@
-"""How each benchmark scores predictions, and the files that it takes them in.
+"""Score predictions as each benchmark does, from the files that it takes.
 
 One benchmark, one file (HO3D's two versions share theirs). Each has a `Benchmark`,
-found by its name, which reads the ground truth in the layout that its authors publish,
-reads and checks a file of predictions by whoever made it, scores it as the authors'
-script does, and writes such a file from hands in handjax's own frame. numpy throughout,
-in float64.
+found by its name, which reads the ground truth in the published layout, reads and
+checks a file of predictions whoever made it, scores it as the authors' script does, and
+writes such a file from hands in handjax's own frame. All of it is numpy in float64.
 """
 
 import abc
@@ -30,18 +29,18 @@ _FILES = {
 
 
 _SAME_M = 2e-3
-"""Joints that are nearer are the same; records are float32 in metres."""
+"""Metres below which joints are the same; records are float32."""
 
 
 class Score(NamedTuple):
-    """One number, and what it takes to compare it with another."""
+    """One number, with the unit and protocol needed to compare it."""
 
     value: float | None
     """None where nothing was annotated."""
     unit: str
     """"cm", "mm", or "" for shares (0..1)."""
     protocol: str
-    """What was done before measuring; printed beside the value."""
+    """Protocol of the measurement; printed beside the value."""
 
 
 class Column(NamedTuple):
@@ -49,9 +48,9 @@ class Column(NamedTuple):
 
     header: str
     key: str
-    """Of `Benchmark.scores`."""
+    """Key of `Benchmark.scores`."""
     factor: float = 1.0
-    """From the script's unit to the papers'."""
+    """Factor from the script's unit to the papers'."""
     digits: int = 1
     group: str = ""
     """Columns of one group make a table of their own."""
@@ -65,10 +64,10 @@ class Count(NamedTuple):
 
 
 class PhotoHands(NamedTuple):
-    """Hands that a model found in the pictures of a split, in the split's order."""
+    """Predicted hands of the pictures of a split, in the split's order."""
 
     keys: tuple[str, ...]
-    """Of their records: path in the source, and number of the hand."""
+    """Keys of their records: path in the source, and number of the hand."""
     joints3d: Float[np.ndarray, "hand joint 3"]
     """Metres, OpenCV axes of the photo's camera, `skeleton.JOINTS` order; left hands
     as they are."""
@@ -78,12 +77,12 @@ class PhotoHands(NamedTuple):
     """Pixels of the source's picture; None for families that predict none."""
     is_right: Bool[np.ndarray, "hand"]
     truth3d: Float[np.ndarray, "hand joint 3"]
-    """What the records say, in the frame of `joints3d`; NaN where they say nothing. It
-    tells whether a split is in the order of the benchmark."""
+    """Joints of the records, in the frame of `joints3d`; NaN where unknown. They show
+    whether a split is in the order of the benchmark."""
 
 
 class Benchmark(abc.ABC):
-    """What evaluation asks of a benchmark.
+    """Interface of a benchmark.
 
     Truth and predictions are the benchmark's own: what its `read_truth` and
     `read_predictions` return, its `scores` takes.
@@ -91,13 +90,13 @@ class Benchmark(abc.ABC):
 
     name: str
     about: ClassVar[str]
-    """Whose definition it is, in a line."""
+    """One line: whose definition it is."""
     truth: str
-    """What `--truth` has to hold, and where it comes from."""
+    """Content of `--truth`, and where to get it."""
     file_name: ClassVar[str]
-    """Of the file of predictions that `write` makes."""
+    """Name of the file of predictions that `write` makes."""
     alignments: ClassVar[tuple[str, ...]] = ()
-    """Names of `metrics.PROTOCOLS` that make sense, the benchmark's own one first."""
+    """Possible keys of `mesh_errors.PROTOCOLS`, the benchmark's own first."""
     settings: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Option of `read_truth` -> what it may be, the default first."""
     columns: ClassVar[tuple[Column, ...]]
@@ -105,7 +104,7 @@ class Benchmark(abc.ABC):
 
     @abc.abstractmethod
     def read_truth(self, source: Path, **settings: str) -> Any:
-        """Ground truth as published.
+        """Read the ground truth as published.
 
         Raises:
             UserError: Something in it is damaged, or not what the layout says.
@@ -114,7 +113,7 @@ class Benchmark(abc.ABC):
 
     @abc.abstractmethod
     def read_predictions(self, path: Path) -> Any:
-        """A file of predictions, every number of it looked at.
+        """Read a file of predictions and check every number.
 
         Raises:
             UserError: It is not in the benchmark's format, or holds numbers that are
@@ -124,13 +123,13 @@ class Benchmark(abc.ABC):
 
     @abc.abstractmethod
     def check(self, predictions: Any) -> list[str]:
-        """What looks wrong about predictions that can be read, without the truth."""
+        """Return what looks wrong about readable predictions, without the truth."""
 
     @abc.abstractmethod
     def scores(
         self, truth: Any, predictions: Any, *, procrustes: str
     ) -> dict[str, Score]:
-        """The script's numbers under the script's names.
+        """Return the official script's numbers under its names.
 
         Args:
             truth: What `read_truth` returned.
@@ -143,15 +142,15 @@ class Benchmark(abc.ABC):
 
     @abc.abstractmethod
     def count(self, truth: Any, predictions: Any) -> Count:
-        """How many samples are scored, and how many there are."""
+        """Return how many samples are scored, and how many there are."""
 
     @abc.abstractmethod
     def metrics(self, scores: dict[str, Score]) -> dict[str, float | None]:
-        """Those scores that are a key of `metrics.METRICS`, in its unit."""
+        """Return the scores that are a key of `mesh_errors.METRICS`, in its unit."""
 
     @abc.abstractmethod
     def from_hands(self, hands: PhotoHands, truth: Any | None) -> Any:
-        """Predictions in the benchmark's axes, units and joint order.
+        """Convert hands to the benchmark's axes, units and joint order.
 
         Args:
             hands: In the order of the benchmark's samples.
@@ -164,7 +163,7 @@ class Benchmark(abc.ABC):
 
     @abc.abstractmethod
     def write(self, path: Path, predictions: Any) -> None:
-        """A file that `read_predictions`, and the authors' script, can read."""
+        """Write a file that `read_predictions` and the official script can read."""
 
 
 def check_order(
@@ -199,12 +198,12 @@ def check_order(
 
 
 def names() -> tuple[str, ...]:
-    """Benchmarks that can be scored."""
+    """Return the names of the benchmarks."""
     return tuple(_FILES)
 
 
 def load(name: str) -> Benchmark:
-    """The benchmark of a name.
+    """Return the benchmark of a name.
 
     Raises:
         UserError: There is none; lists those there are.

@@ -38,14 +38,14 @@ SERIALS = (
 )
 """Cameras, in the toolkit's order."""
 SEQUENCES = 100
-"""Of each subject."""
+"""Number of sequences of each subject."""
 
 _ALL = range(10), range(8), tuple(range(SEQUENCES))
 _FIFTH = tuple(i for i in range(SEQUENCES) if i % 5 == 4)
 
 
 def _objects(*groups: int) -> tuple[int, ...]:
-    """Sequences of some of the 20 objects, five in a row of each."""
+    """Return sequences of some of the 20 objects, five in a row of each."""
     return tuple(i for i in range(SEQUENCES) if i // 5 in groups)
 
 
@@ -97,7 +97,7 @@ class DexYcb(Benchmark):
     def read_truth(
         self, source: Path, setup: str = "s0", split: str = "test", **settings: str
     ) -> Frames:
-        """Joints of the labels, frames without a hand left out."""
+        """Read the joints of the labels; frames without a hand are left out."""
         del settings
         ids, joints3d = [], []
         for number, path in enumerate(label_files(source, setup, split)):
@@ -110,7 +110,7 @@ class DexYcb(Benchmark):
         return Frames(np.array(ids), np.stack(joints3d))
 
     def read_predictions(self, path: Path) -> Frames:
-        """Text, or a zip with one text file at its root."""
+        """Read text, or a zip with one text file at its root."""
         text = mesh_files.member_text(path, self.file_name, ".txt")
         rows = [_row(line, path, i) for i, line in enumerate(text.splitlines(), 1)]
         if not rows:
@@ -119,13 +119,13 @@ class DexYcb(Benchmark):
         numbers, counts = np.unique(np.array(ids), return_counts=True)
         if (counts > 1).any():
             raise UserError(
-                f"{path}: frame {numbers[counts > 1][0]} stands there more than once "
+                f"{path}: frame {numbers[counts > 1][0]} occurs more than once "
                 f"({(counts > 1).sum():,} such frames); each frame needs one line."
             )
         return Frames(np.array(ids), np.stack(joints3d))
 
     def check(self, predictions: Frames) -> list[str]:
-        """What looks like another unit, axes or joint order."""
+        """Return hints at another unit, other axes or another joint order."""
         return plausible.findings(
             predictions.joints3d, order="openpose", unit_m=1e-3, opengl=False
         )
@@ -133,7 +133,7 @@ class DexYcb(Benchmark):
     def scores(
         self, truth: Frames, predictions: Frames, *, procrustes: str
     ) -> dict[str, Score]:
-        """The evaluator's three rows, named by its words."""
+        """Return the evaluator's three rows, named by its words."""
         guess = _of_frames(truth.ids, predictions)
         target = truth.joints3d
         pairs = {
@@ -158,12 +158,12 @@ class DexYcb(Benchmark):
         return found
 
     def count(self, truth: Frames, predictions: Frames) -> Count:
-        """Frames with a hand."""
+        """Return the number of frames with a hand."""
         del predictions
         return Count(len(truth.ids), len(truth.ids))
 
     def metrics(self, scores: dict[str, Score]) -> dict[str, float | None]:
-        """Joints alone: the evaluator sees no mesh."""
+        """Return the joint errors; the evaluator sees no mesh."""
         return {
             "pa_mpjpe_mm": scores["procrustes_mpjpe"].value,
             "mpjpe_mm": scores["root_relative_mpjpe"].value,
@@ -171,7 +171,7 @@ class DexYcb(Benchmark):
         }
 
     def from_hands(self, hands: PhotoHands, truth: Frames | None) -> Frames:
-        """Millimetres and the frames' numbers, which the truth has."""
+        """Convert to millimetres under the frames' numbers of the truth."""
         if truth is None:
             raise UserError(
                 f"dexycb numbers its frames over the split; pass --truth. {self.truth}"
@@ -180,7 +180,7 @@ class DexYcb(Benchmark):
         return Frames(truth.ids, 1e3 * hands.joints3d)
 
     def write(self, path: Path, predictions: Frames) -> None:
-        """One line a frame, to a tenth of a micrometre."""
+        """Write one line a frame, to a tenth of a micrometre."""
         lines = [
             ",".join([str(i), *(f"{x:.4f}" for x in joints.ravel())]) + "\n"
             for i, joints in zip(*predictions, strict=True)
@@ -212,7 +212,7 @@ def _row(line: str, path: Path, number: int) -> tuple[int, np.ndarray]:
 
 
 def _of_frames(ids: np.ndarray, predictions: Frames) -> np.ndarray:
-    """Predictions of the frames that are scored; others may be there, too.
+    """Return predictions of the scored frames; others are ignored.
 
     Raises:
         UserError: A frame has none.
@@ -231,7 +231,7 @@ def _of_frames(ids: np.ndarray, predictions: Frames) -> np.ndarray:
 
 
 def label_files(source: Path, setup: str, split: str) -> list[Path]:
-    """Label files of a split; a frame's number is its place in the list.
+    """Return label files of a split; a frame's number is its place in the list.
 
     Raises:
         MissingFileError: A subject or a meta.yml is missing.
@@ -259,7 +259,7 @@ def label_files(source: Path, setup: str, split: str) -> list[Path]:
 
 
 def _subject(source: Path, number: int) -> Path:
-    """Folder of a subject, counted from 1; its name begins with a date."""
+    """Return the folder of a subject, counted from 1; its name begins with a date."""
     name = f"*-subject-{number:02d}"
     found = [path for path in sorted(source.glob(name)) if path.is_dir()]
     if len(found) != 1:
@@ -282,7 +282,7 @@ def _num_frames(path: Path) -> int:
 
 
 def _labelled(path: Path) -> np.ndarray | None:
-    """Joints in millimetres; None where there is no hand."""
+    """Return joints in millimetres; None where there is no hand."""
     try:
         # numpy would leave a damaged file open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as label:

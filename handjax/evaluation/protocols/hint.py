@@ -89,7 +89,7 @@ class HInt(Benchmark):
     )
 
     def read_truth(self, source: Path, split: str = "test", **settings: str) -> Truth:
-        """HaMeR's evaluation files where there are some, else HInt's folders."""
+        """Read HaMeR's evaluation files where they exist, else HInt's folders."""
         del settings
         found = _evaluation_files(source, split.upper())
         found = found or _folders(source, split.upper())
@@ -100,7 +100,7 @@ class HInt(Benchmark):
         return found
 
     def read_predictions(self, path: Path) -> Predictions:
-        """JSON, or a zip with one JSON file at its root."""
+        """Read JSON, or a zip with one JSON file at its root."""
         text = mesh_files.member_text(path, self.file_name, ".json")
         value = mesh_files.parsed(text, path)
         if not isinstance(value, dict) or not value:
@@ -112,12 +112,12 @@ class HInt(Benchmark):
         for key, rows in value.items():
             name = _SUFFIX.sub("", key)
             if name in found:
-                raise UserError(f"{path}: {name!r} stands there more than once.")
+                raise UserError(f"{path}: {name!r} occurs more than once.")
             found[name] = _joints2d(rows, path, key)
         return found
 
     def check(self, predictions: Predictions) -> list[str]:
-        """What looks like fractions instead of pixels, or another joint order."""
+        """Return hints at fractions instead of pixels, or another joint order."""
         joints2d = np.stack(list(predictions.values()))
         same = plausible.constant(joints2d)
         if same:
@@ -131,7 +131,7 @@ class HInt(Benchmark):
     def scores(
         self, truth: Truth, predictions: Predictions, *, procrustes: str
     ) -> dict[str, Score]:
-        """`<source>_<kind>_pck_<threshold>`, shares."""
+        """Return `<source>_<kind>_pck_<threshold>`, fractions."""
         del procrustes
         chosen = _with_predictions(truth, predictions)
         found = {}
@@ -153,17 +153,17 @@ class HInt(Benchmark):
         return found
 
     def count(self, truth: Truth, predictions: Predictions) -> Count:
-        """Pictures; those of the truth that nobody has are left out."""
+        """Return the number of pictures; unpublished ones of the truth are left out."""
         names = {name for annotated in truth.values() for name in annotated.names}
         return Count(len(names & predictions.keys()), len(names))
 
     def metrics(self, scores: dict[str, Score]) -> dict[str, float | None]:
-        """None: handjax's own metrics are of 3-D."""
+        """Return nothing: handjax's own metrics are of 3-D."""
         del scores
         return {}
 
     def from_hands(self, hands: PhotoHands, truth: Truth | None) -> Predictions:
-        """Pixels by the names of the pictures, which the records' keys have."""
+        """Convert to pixels under the names of the pictures, from the records' keys."""
         del truth
         if hands.joints2d is None:
             raise UserError("hint scores 2-D joints, and this model predicts none.")
@@ -179,7 +179,7 @@ class HInt(Benchmark):
         return found
 
     def write(self, path: Path, predictions: Predictions) -> None:
-        """JSON, to a thousandth of a pixel."""
+        """Write JSON, to a thousandth of a pixel."""
         value = {k: np.round(v, 3).tolist() for k, v in sorted(predictions.items())}
         text = json.dumps(value, separators=(",", ":"), allow_nan=False)
         mesh_files.write_text(path, self.file_name, text)
@@ -203,10 +203,10 @@ def pck(
 
 
 def _with_predictions(truth: Truth, predictions: Predictions) -> Truth:
-    """The sources that predictions are of: each is prepared, and scored, by itself.
+    """Return the sources with predictions; each is scored by itself.
 
     Raises:
-        UserError: A picture of such a source has none, or there is no such source.
+        UserError: A picture of such a source has no prediction, or a source is unknown.
     """
     chosen = {
         source
@@ -247,7 +247,7 @@ def _joints2d(rows: Any, path: Path, key: str) -> np.ndarray:
 
 
 def _folders(source: Path, split: str) -> Truth:
-    """HInt's pairs of pictures and JSON files."""
+    """Read HInt's pairs of pictures and JSON files."""
     found: Truth = {}
     for end, source_name in SOURCES.items():
         folder = source / f"{split}_{end}"
@@ -292,7 +292,7 @@ def _label(path: Path) -> dict[str, np.ndarray]:
 
 
 def _evaluation_files(source: Path, split: str) -> Truth:
-    """HaMeR's npz files."""
+    """Read HaMeR's npz files."""
     found: Truth = {}
     for end, source_name in SOURCES.items():
         for short, kind in KINDS.items():
@@ -309,7 +309,7 @@ def _evaluation_file(path: Path, folder: str) -> Annotated:
     scale = np.asarray(arrays["scale"], np.float64).reshape(len(joints), -1)
     names = tuple(f"{folder}/{stem}" for stem in stems)
     if len(set(names)) != len(names):
-        raise UserError(f"{path}: a picture stands there more than once.")
+        raise UserError(f"{path}: a picture occurs more than once.")
     return Annotated(
         names=names,
         joints2d=joints[..., :2],
@@ -324,7 +324,7 @@ def _text(name: Any) -> str:
 
 
 def _arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Some arrays of an npz; pickled ones are read without running them."""
+    """Read some arrays of an npz; pickled ones are read without running them."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in names}

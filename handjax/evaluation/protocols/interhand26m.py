@@ -51,7 +51,7 @@ _FOLDERS = (
     "all",
     "{split}",
 )
-"""Where releases 0.0 and 1.0 keep the files of a split."""
+"""Folders of a split's files in releases 0.0 and 1.0."""
 _SIDES = {"right": (1, 0), "left": (0, 1), "interacting": (1, 1)}
 
 
@@ -69,7 +69,7 @@ class Truth(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """Of any samples, in any order."""
+    """Predictions of any samples, in any order."""
 
     ids: Int[np.ndarray, "sample"]
     joints3d: Float[np.ndarray, "sample 42 3"]
@@ -96,7 +96,7 @@ class InterHand(Benchmark):
     )
 
     def read_truth(self, source: Path, split: str = "test", **settings: str) -> Truth:
-        """The three JSON files of a split."""
+        """Read the three JSON files of a split."""
         del settings
         folder = _folder(source, split)
         data, cameras, world = (
@@ -114,7 +114,7 @@ class InterHand(Benchmark):
             ) from error
 
     def read_predictions(self, path: Path) -> Predictions:
-        """npz, JSON, or a zip with one JSON file at its root."""
+        """Read npz, JSON, or a zip with one JSON file at its root."""
         arrays = _arrays(path)
         try:
             ids = np.asarray(arrays["annotation_id"], np.int64)
@@ -130,13 +130,13 @@ class InterHand(Benchmark):
                 f"{None if sides is None else sides.shape}. {_FORMAT}"
             )
         if len(np.unique(ids)) != len(ids):
-            raise UserError(f"{path}: an annotation stands there more than once.")
+            raise UserError(f"{path}: an annotation occurs more than once.")
         if np.isinf(joints).any():
             raise UserError(f"{path}: holds infinity.")
         return Predictions(ids, joints, sides)
 
     def check(self, predictions: Predictions) -> list[str]:
-        """What looks like another unit, axes or joint order."""
+        """Return hints at another unit, other axes or another joint order."""
         hands = np.concatenate([predictions.joints3d[:, s] for s in (RIGHT, LEFT)])
         known = np.isfinite(hands).all(axis=(1, 2))
         return plausible.findings(hands[known], order="interhand", unit_m=1e-3)
@@ -144,7 +144,7 @@ class InterHand(Benchmark):
     def scores(
         self, truth: Truth, predictions: Predictions, *, procrustes: str
     ) -> dict[str, Score]:
-        """MPJPE, MRRPE and, if there are sides, their accuracy."""
+        """Return MPJPE, MRRPE and, if there are sides, their accuracy."""
         del procrustes
         rows = _rows(truth, predictions)
         guess = predictions.joints3d[rows]
@@ -174,16 +174,16 @@ class InterHand(Benchmark):
         return found
 
     def count(self, truth: Truth, predictions: Predictions) -> Count:
-        """All annotations."""
+        """Return the number of all annotations."""
         del predictions
         return Count(len(truth.ids), len(truth.ids))
 
     def metrics(self, scores: dict[str, Score]) -> dict[str, float | None]:
-        """MPJPE of all samples."""
+        """Return the MPJPE of all samples."""
         return {"mpjpe_mm": scores["mpjpe_all"].value}
 
     def from_hands(self, hands: PhotoHands, truth: Truth | None) -> Predictions:
-        """Both hands of a picture together, in the data set's order."""
+        """Combine both hands of a picture, in the data set's order."""
         if truth is None:
             raise UserError(
                 "interhand26m names its samples by annotation; pass --truth. "
@@ -196,10 +196,10 @@ class InterHand(Benchmark):
         for i, key in enumerate(hands.keys):
             row = place.get(_file_name(key, place))
             if row is None:
-                raise UserError(f"record {key!r} is no picture of the ground truth.")
+                raise UserError(f"record {key!r} is not a picture of the ground truth.")
             side = RIGHT if hands.is_right[i] else LEFT
             if np.isfinite(joints3d[row, side]).any():
-                raise UserError(f"record {key!r}: that hand is there more than once.")
+                raise UserError(f"record {key!r}: that hand occurs more than once.")
             joints3d[row, side] = 1e3 * hands.joints3d[i, np.argsort(gather)]
             annotated = np.where(truth.valid[row], truth.joints3d[row].T, np.nan).T
             expected[i] = annotated[side][gather] / 1e3
@@ -207,7 +207,7 @@ class InterHand(Benchmark):
         return Predictions(truth.ids, joints3d, None)
 
     def write(self, path: Path, predictions: Predictions) -> None:
-        """Npz with float32 joints, to a ten-thousandth of a millimetre."""
+        """Write npz with float32 joints, to a ten-thousandth of a millimetre."""
         arrays: dict[str, Any] = {
             "annotation_id": predictions.ids,
             "joints": predictions.joints3d.astype(np.float32),
@@ -246,7 +246,7 @@ def _arrays(path: Path) -> dict[str, Any]:
 
 
 def _filled(samples: list) -> list:
-    """Rows, hands or samples that are null, as NaN."""
+    """Return rows, hands or samples that are null as NaN."""
     nothing = [float("nan")] * 3
     return [
         [nothing] * _JOINTS
@@ -292,7 +292,7 @@ def _from_wrists(joints3d: np.ndarray) -> np.ndarray:
 
 
 def _mean(errors: np.ndarray, valid: np.ndarray) -> float | None:
-    """Over samples for each joint, then over the joints that are ever valid."""
+    """Average over samples for each joint, then over the joints that are ever valid."""
     total = valid.sum(axis=0)
     seen = total > 0
     if not seen.any():
@@ -362,7 +362,7 @@ def _truth(data: Any, cameras: Any, world: Any) -> Truth:
 
 
 def _file_name(key: str, known: dict[str, int]) -> str:
-    """The picture's name in the annotations, out of a record's key."""
+    """Return the picture's name in the annotations, from a record's key."""
     parts = key.split(".jpg")[0].split("/")
     for start in range(len(parts)):
         name = "/".join(parts[start:]) + ".jpg"

@@ -1,4 +1,4 @@
-"""Benchmarks whose predictions are joints and vertices of each sample, in pred.json."""
+"""Benchmarks whose predictions are joints and vertices of samples, in pred.json."""
 
 from pathlib import Path
 from typing import ClassVar
@@ -20,7 +20,7 @@ from handjax.metrics.mesh_errors import PROTOCOLS
 
 
 class MeshBenchmark(Benchmark):
-    """What FreiHAND and HO3D share."""
+    """Shared part of the FreiHAND and HO3D benchmarks."""
 
     file_name: ClassVar[str] = "pred.zip"
     alignments: ClassVar[tuple[str, ...]] = tuple(PROTOCOLS)
@@ -33,16 +33,16 @@ class MeshBenchmark(Benchmark):
         self.name, self.samples, self.truth = name, samples, truth
 
     def read_truth(self, source: Path, **settings: str) -> Meshes:
-        """`evaluation_xyz.json` and `evaluation_verts.json`."""
+        """Read `evaluation_xyz.json` and `evaluation_verts.json`."""
         del settings
         return mesh_files.read_truth(source, self.truth)
 
     def read_predictions(self, path: Path) -> Meshes:
-        """pred.json or pred.zip."""
+        """Read pred.json or pred.zip."""
         return mesh_files.read(path)
 
     def check(self, predictions: Meshes) -> list[str]:
-        """Number of samples and vertices; what looks like another unit, axes, order."""
+        """Check sample and vertex counts; return hints at another unit or order."""
         found = []
         if predictions.count != self.samples:
             found.append(
@@ -61,16 +61,16 @@ class MeshBenchmark(Benchmark):
     def scores(
         self, truth: Meshes, predictions: Meshes, *, procrustes: str
     ) -> dict[str, Score]:
-        """Every key of scores.txt, in its order."""
+        """Return every key of scores.txt, in its order."""
         return scores(truth, predictions, names=self._names, procrustes=procrustes)
 
     def count(self, truth: Meshes, predictions: Meshes) -> Count:
-        """All samples."""
+        """Return the number of all samples."""
         del predictions
         return Count(truth.count, truth.count)
 
     def metrics(self, scores: dict[str, Score]) -> dict[str, float | None]:
-        """Aligned ones; the script has none that are relative to a root joint."""
+        """Return the aligned errors; the script has none relative to a root joint."""
         has_mesh = (scores["mesh_al_mean3d"].value or 0.0) >= 0
         joints, vertices = self._names.aligned, "mesh_al"
         found = {
@@ -89,7 +89,7 @@ class MeshBenchmark(Benchmark):
         }
 
     def from_hands(self, hands: PhotoHands, truth: Meshes | None) -> Meshes:
-        """The benchmark's axes and joint order."""
+        """Convert to the benchmark's axes and joint order."""
         if truth is not None:
             joints3d = truth.joints3d[:, ORDERS[self._order]] * self._to_camera
             check_order(hands, joints3d, self.name)
@@ -100,7 +100,7 @@ class MeshBenchmark(Benchmark):
         )
 
     def write(self, path: Path, predictions: Meshes) -> None:
-        """pred.json, or pred.zip with it, by the suffix."""
+        """Write pred.json, or pred.zip with it, by the suffix."""
         mesh_files.write(path, predictions)
 
 

@@ -1,4 +1,4 @@
-"""pred.json and pred.zip of FreiHAND and HO3D, and the lists of their ground truth.
+"""Read and write pred.json and pred.zip of FreiHAND and HO3D, and their truth.
 
 pred.json is a list of two lists, joints (sample, 21, 3) and vertices (sample, 778, 3),
 in metres and in the order of the data set; pred.zip has it at its root. The ground
@@ -27,7 +27,7 @@ DIGITS = 6
 
 
 def read(path: Path) -> Meshes:
-    """Predictions of a pred.json, or of the one in a pred.zip.
+    """Read predictions of a pred.json, or of the one in a pred.zip.
 
     Raises:
         UserError: It has another format, or holds numbers that are not finite.
@@ -58,12 +58,12 @@ def read(path: Path) -> Meshes:
 def _parts(value: list, path: Path):
     for part, name in zip(value, ("joints", "vertices"), strict=True):
         if not isinstance(part, list):
-            raise UserError(f"{path}: the {name} are no list of samples.")
+            raise UserError(f"{path}: the {name} are not a list of samples.")
         yield part, name
 
 
 def read_truth(folder: Path, where_from: str, split: str = "evaluation") -> Meshes:
-    """`<split>_xyz.json` and `<split>_verts.json` of a folder, or of `ref` in it.
+    """Read `<split>_xyz.json` and `<split>_verts.json` of a folder, or of its `ref`.
 
     Raises:
         MissingFileError: One of them is missing.
@@ -74,7 +74,7 @@ def read_truth(folder: Path, where_from: str, split: str = "evaluation") -> Mesh
         path = truth_file(folder, f"{split}_{name}.json", where_from)
         value = parsed(path.read_text(), path)
         if not isinstance(value, list) or not value:
-            raise UserError(f"{path}: holds no list of samples. {where_from}")
+            raise UserError(f"{path}: does not hold a list of samples. {where_from}")
         found.append(_samples(value, path, name))
     joints, vertices = found
     if len(joints) != len(vertices):
@@ -88,7 +88,7 @@ def read_truth(folder: Path, where_from: str, split: str = "evaluation") -> Mesh
 
 
 def truth_file(folder: Path, name: str, where_from: str) -> Path:
-    """A file of the ground truth, in the folder or in `ref` as the scripts want it.
+    """Find a file of the ground truth, in the folder or in `ref` as scripts do.
 
     Raises:
         MissingFileError: It is in neither.
@@ -108,7 +108,7 @@ def _check_joints(joints: Any, path: Path) -> None:
 
 
 def _samples(values: list, path: Path, name: str) -> Any:
-    """(sample, point, 3), or a list of (point, 3) where numbers of points differ."""
+    """Return (sample, point, 3), or a list of (point, 3) where counts differ."""
     if not values:
         return np.zeros((0, 0, 3))
     try:
@@ -154,7 +154,7 @@ def _check_finite(samples: Any, path: Path, name: str) -> None:
 
 
 def member_text(path: Path, member: str, suffix: str) -> str:
-    """Text of a file, or of the one at the root of a zip.
+    """Read the text of a file, or of the one at the root of a zip.
 
     Raises:
         UserError: The zip is damaged or has not one such file at its root.
@@ -182,10 +182,10 @@ def member_text(path: Path, member: str, suffix: str) -> str:
 
 
 def parsed(text: str, path: Path) -> Any:
-    """JSON of a file.
+    """Read the JSON of a file.
 
     Raises:
-        UserError: It is none.
+        UserError: It is not JSON.
     """
     try:
         return json.loads(text)
@@ -212,7 +212,7 @@ def write(path: Path, predictions: Meshes) -> None:
 
 
 def write_text(path: Path, member: str, text: str) -> None:
-    """A text file, or a zip with it at its root, complete or not at all."""
+    """Write a text file, or a zip with it at its root, complete or not at all."""
     if path.suffix != ".zip":
         write_bytes(path, text.encode())
         return

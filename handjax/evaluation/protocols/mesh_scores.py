@@ -1,4 +1,4 @@
-"""The numbers that the official scripts of FreiHAND and HO3D write to scores.txt.
+"""Compute the scores.txt of the official scripts of FreiHAND and HO3D.
 
 The two scripts do the same, and HO3D's a little more. Per sample, in metres:
 
@@ -8,14 +8,14 @@ The two scripts do the same, and HO3D's a little more. Per sample, in metres:
     f_t    = harmonic mean of the shares of vertices whose nearest neighbour in the
              other mesh is nearer than t = 5, 15 mm, both ways; mean over samples
 
-as predicted, and aligned ("al") by the similarity transform of `metrics`, joints and
+as predicted, and aligned ("al") by a similarity transform (`mesh_errors`), joints and
 vertices each by their own. HO3D's "scale_trans" scales the prediction so that wrist and
 base of the middle finger are as far apart as in the target, and puts wrist on wrist.
 
-What a mesh is, the first sample decides, as there: with other than the target's number
-of vertices its errors are -1 (-100 cm, for the script converts that, too), and it is
-aligned by the joints' transform. That one is the script's own, which forgets to divide
-by the prediction's size, so that the aligned F-scores of such meshes mean little.
+As in the script, the first sample decides what a mesh is: if it does not have the
+target's number of vertices, its errors are -1 (-100 cm, since the script converts that,
+too), and it is aligned by the joints' transform. The script forgets to divide that by
+the prediction's size, so the aligned F-scores of such meshes mean little.
 """
 
 from collections.abc import Sequence
@@ -44,12 +44,12 @@ class Meshes(NamedTuple):
 
     @property
     def count(self) -> int:
-        """Samples."""
+        """Number of samples."""
         return len(self.joints3d)
 
 
 class Names(NamedTuple):
-    """How a script calls what only it has."""
+    """Names that only one script has."""
 
     aligned: str
     """Prefix of the aligned joints' keys."""
@@ -61,13 +61,13 @@ class Names(NamedTuple):
 def scores(
     truth: Meshes, predictions: Meshes, *, names: Names, procrustes: str
 ) -> dict[str, Score]:
-    """Every key of scores.txt, in its order.
+    """Return every key of scores.txt, in its order.
 
     Args:
         truth: In the benchmark's order.
-        predictions: As many.
-        names: The script's own.
-        procrustes: "freihand" is the script's; see `metrics.procrustes_align`.
+        predictions: As many, in the same order.
+        names: Names that only the script has.
+        procrustes: "freihand" is the script's; see `mesh_errors.procrustes_align`.
 
     Raises:
         UserError: The counts differ, a mesh has another number of vertices than the
@@ -133,10 +133,10 @@ def scaled_and_moved(
     tip: int,
     wrist: int,
 ) -> Float[np.ndarray, "sample joint 3"]:
-    """HO3D's scale-translation alignment.
+    """Apply HO3D's scale-translation alignment.
 
-    A prediction whose two joints coincide has no scale: as in the script it is not
-    divided by it, but multiplied by the target's all the same.
+    A prediction whose two joints coincide has no scale: as in the script, it is not
+    divided by its own scale, but still multiplied by the target's.
     """
     size, wanted = (
         np.sqrt(np.sum((points[:, tip] - points[:, wrist]) ** 2, axis=-1))
@@ -152,7 +152,7 @@ def by_joints(
     prediction: Float[np.ndarray, "joint 3"],
     vertices: Float[np.ndarray, "vertex 3"],
 ) -> Float[np.ndarray, "vertex 3"]:
-    """A mesh without correspondence, moved as the script does by its joints' transform.
+    """Move a mesh without correspondence by its joints' transform, as the script.
 
     s R^T |target| of the normalised joints acts on vertices of the prediction's size.
     """
@@ -175,7 +175,7 @@ def _check(truth: Meshes, predictions: Meshes, procrustes: str) -> None:
             "sample needs one, in the order of the benchmark."
         )
     if not truth.count:
-        raise UserError("the ground truth holds no sample.")
+        raise UserError("the ground truth has no samples.")
     if procrustes != "freihand" and not _correspond(truth, predictions):
         raise UserError(
             f"procrustes={procrustes!r} aligns vertex by vertex, and the predicted "
@@ -185,7 +185,7 @@ def _check(truth: Meshes, predictions: Meshes, procrustes: str) -> None:
 
 
 def _correspond(truth: Meshes, predictions: Meshes) -> bool:
-    """Whether the first mesh has the target's vertices; then all have to."""
+    """Return whether the first mesh has the target's vertices; then all must."""
     number = len(truth.vertices[0])
     if len(predictions.vertices[0]) != number:
         return False

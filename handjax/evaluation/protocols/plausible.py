@@ -1,8 +1,8 @@
-"""What looks wrong about predicted hands, told without the truth.
+"""Find what looks wrong about predicted hands, without the truth.
 
-Every function takes joints of many hands and returns sentences, none where all is well.
-Scripts score hands in the wrong unit, axes or joint order without a word; these look at
-the hands as a whole, so that one strange hand says nothing.
+Every function takes joints of many hands and returns sentences, none if all is well.
+Scripts score hands in the wrong unit, axes or joint order silently; these functions
+look at all hands together, so that one strange hand does not matter.
 """
 
 import numpy as np
@@ -14,10 +14,10 @@ HAND_SIZE_M = (0.05, 0.5)
 """Largest extent of a hand along an axis: a fist of a child to more than a hand."""
 
 _CLEARLY_SHORTER = 0.85
-"""Bones in the right order are that much shorter than in any other known one."""
+"""Factor by which bones are shorter in the right order than in other known ones."""
 
 Hands = Float[np.ndarray, "hand 21 axis"]
-"""3-D, or 2-D where depth is not looked at."""
+"""3-D, or 2-D where depth does not matter."""
 
 
 def findings(
@@ -27,7 +27,7 @@ def findings(
     unit_m: float = 1.0,
     opengl: bool = False,
 ) -> list[str]:
-    """All that looks wrong.
+    """Return all that looks wrong.
 
     Args:
         joints3d: In the benchmark's unit, axes and order.
@@ -36,7 +36,7 @@ def findings(
         opengl: Whether z points backwards.
     """
     if not len(joints3d):
-        return ["there is no hand in it"]
+        return ["it has no hands"]
     same = constant(joints3d)
     if same:
         return same
@@ -45,7 +45,7 @@ def findings(
 
 
 def constant(joints3d: Hands) -> list[str]:
-    """All joints of a hand in one place, or the same hand again and again."""
+    """Find hands with all joints in one place, or the same hand again and again."""
     collapsed = int((np.ptp(joints3d, axis=1).max(axis=-1) == 0).sum())
     if collapsed:
         return [
@@ -57,7 +57,7 @@ def constant(joints3d: Hands) -> list[str]:
 
 
 def size(joints3d: Hands, unit_m: float) -> list[str]:
-    """Hands too large or too small for the unit."""
+    """Find hands too large or too small for the unit."""
     extent_m = float(np.median(np.ptp(joints3d, axis=1).max(axis=-1))) * unit_m
     low, high = HAND_SIZE_M
     if low <= extent_m <= high:
@@ -70,7 +70,7 @@ def size(joints3d: Hands, unit_m: float) -> list[str]:
 
 
 def axes(joints3d: Hands, *, opengl: bool) -> list[str]:
-    """Hands behind the camera. Joints relative to one of them say nothing."""
+    """Find hands behind the camera; root-relative joints tell nothing."""
     depth = -joints3d[..., 2] if opengl else joints3d[..., 2]
     behind = int((depth < 0).all(axis=-1).sum())
     if 2 * behind <= len(joints3d):
@@ -83,7 +83,7 @@ def axes(joints3d: Hands, *, opengl: bool) -> list[str]:
 
 
 def joint_order(joints3d: Hands, order: str) -> list[str]:
-    """Joints whose bones would be clearly shorter in another known order.
+    """Find joints whose bones are clearly shorter in another known order.
 
     A hand's tree of bones is close to the shortest one through its joints.
     """
@@ -98,7 +98,7 @@ def joint_order(joints3d: Hands, order: str) -> list[str]:
 
 
 def _bones(joints3d: Hands) -> float:
-    """Median over hands of the length of all bones together."""
+    """Return the median over hands of the length of all bones together."""
     ends = joints3d[:, np.array(BONES)]
     return float(
         np.median(np.linalg.norm(ends[:, :, 1] - ends[:, :, 0], axis=-1).sum(-1))

@@ -1,4 +1,4 @@
-"""Errors of points as the scripts of FreiHAND, HO3D and DexYCB measure them.
+"""Measure errors of points as the scripts of FreiHAND, HO3D and DexYCB do.
 
 The three scripts use the same code, the first two in metres, DexYCB's in millimetres.
 """
@@ -41,12 +41,12 @@ class PointErrors:
 
     @property
     def mean(self) -> float:
-        """In the unit of the points."""
+        """Mean error, in the unit of the points."""
         return self._sum / self.count
 
     @property
     def auc(self) -> float:
-        """0..1."""
+        """Area under the curve, 0..1."""
         return self._area / self.count
 
 
@@ -55,7 +55,7 @@ def aligned(
     predictions: Float[np.ndarray, "sample point 3"],
     procrustes: str,
 ) -> Float[np.ndarray, "sample point 3"]:
-    """Predictions moved onto targets; `procrustes` as in `metrics`."""
+    """Return predictions moved onto targets; `procrustes` as in `mesh_errors`."""
     if procrustes != "freihand":
         return mesh_errors.procrustes_align(targets, predictions, procrustes=procrustes)
     pairs = zip(targets, predictions, strict=True)
@@ -67,7 +67,7 @@ class Similarity(NamedTuple):
 
     R: Float[np.ndarray, "3 3"]
     scale: float
-    """Of the prediction, once it is divided by its size."""
+    """Scale of the prediction, after division by its size."""
     target_size: float
     applied: Float[np.ndarray, "point 3"]
     """The prediction, aligned."""
@@ -76,10 +76,10 @@ class Similarity(NamedTuple):
 def similarity(
     target: Float[np.ndarray, "point 3"], prediction: Float[np.ndarray, "point 3"]
 ) -> Similarity:
-    """The scripts' alignment, rounded as there.
+    """Apply the scripts' alignment, with their rounding.
 
-    `metrics.procrustes_align` is the same maths for a batch, but where a prediction is
-    perfect its errors of 1e-17 are others, and the first threshold of the curve is 0.
+    `mesh_errors.procrustes_align` is the same maths for a batch, but its errors of
+    1e-17 for a perfect prediction differ, and the first threshold of the curve is 0.
     """
     middle = target.mean(axis=0)
     target, prediction = target - middle, prediction - prediction.mean(axis=0)

@@ -55,7 +55,7 @@ def tokenizer_loss(
     terms["commitment"] = jnp.mean(jnp.where(valid, far, 0.0))
     angle = jnp.where(valid[:, None], rotations.geodesic_angle(found, matrices), 0.0)
     metrics = {**quantized.metrics, "degrees": jnp.degrees(jnp.mean(angle))}
-    return terms, metrics, supervision.moved(updates, variables, valid)
+    return terms, metrics, supervision.updates_if_any_valid(updates, variables, valid)
 
 
 def _turned(

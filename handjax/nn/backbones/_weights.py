@@ -36,7 +36,7 @@ def check_fits(variables: Variables, module: nn.Module, name: str, source: str) 
         source: What the user should have passed.
 
     Raises:
-        misfits.ConversionError: They do not fit; says which entries.
+        weight_matching.ConversionError: They do not fit; says which entries.
     """
     weight_matching.check(
         shapes(variables),

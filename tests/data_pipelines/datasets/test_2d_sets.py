@@ -12,7 +12,7 @@ from data_pipelines import datasets
 from data_pipelines.datasets import asl as asl_converter
 from data_pipelines.datasets import hint as hint_converter
 from data_pipelines.preparation import job
-from data_pipelines.sources.reading import Source, SourceError
+from data_pipelines.sources.reading import DownloadedFiles, SourceError
 
 MAKERS = {
     "coco_wholebody": coco_wholebody,
@@ -115,7 +115,7 @@ def test_coco_damage_is_named(every, tmp_path):
     root = prepared.copy(every("coco_wholebody")[0], tmp_path / "source")
     path = root / "coco_wholebody_train_v1.0.json"
     os.truncate(path, path.stat().st_size - 20)
-    assert "ends inside its element 2" in failure("coco_wholebody", root, tmp_path)
+    assert "element 2 cannot be read" in failure("coco_wholebody", root, tmp_path)
     path.write_text(json.dumps({"images": [], "annotations": [{"id": 1}]}))
     assert "lefthand_kpts" in failure("coco_wholebody", root, tmp_path)
     next((root / "val2017").glob("*.jpg")).unlink()
@@ -289,7 +289,7 @@ def test_asl_unpacked_once_too_deep_is_noticed(every, tmp_path):
     assert "asl_alphabet_train/asl_alphabet_train' is missing" in message
     assert "archive.zip" in message
     with pytest.raises(SourceError):
-        asl_converter.index(Source(tmp_path, asl_converter.BUILDER), "test")
+        asl_converter.index(DownloadedFiles(tmp_path, asl_converter.BUILDER), "test")
 
 
 def test_all_data_sets_have_a_miniature():

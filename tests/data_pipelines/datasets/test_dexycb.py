@@ -10,7 +10,7 @@ from miniatures import dexycb, hands
 
 from data_pipelines.datasets import dexycb as converter
 from data_pipelines.preparation import job
-from data_pipelines.sources.reading import Source, SourceError
+from data_pipelines.sources.reading import DownloadedFiles, SourceError
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_a_frame_without_labels_is_dropped(source, tmp_path):
 
 def test_frames_are_ordered_by_camera_then_time(source):
     """Trap: `image_id` of submissions is the position in this order."""
-    index = converter.index(Source(source[0], converter.BUILDER), "val")
+    index = converter.index(DownloadedFiles(source[0], converter.BUILDER), "val")
     assert index.columns["frame"].tolist() == [
         [sequence, camera, frame]
         for sequence in (0, 1)
@@ -82,7 +82,9 @@ def test_frames_are_ordered_by_camera_then_time(source):
         for frame in (0, 1)
     ]
     models = converter.HandModels()
-    record = converter.example(Source(source[0], converter.BUILDER), index, 3, models)
+    record = converter.example(
+        DownloadedFiles(source[0], converter.BUILDER), index, 3, models
+    )
     expected = "20200709-subject-01/20200709_140044/932122062010/color_000001.jpg#3"
     assert record["key"] == expected
     assert "mano_pose" not in record and "mano_betas" in record
@@ -131,7 +133,7 @@ def test_damaged_descriptions_are_named(source, tmp_path, path, content, message
     root = prepared.copy(source[0], tmp_path / "source")
     (root / path).write_text(content)
     with pytest.raises(SourceError) as error:
-        converter.index(Source(root, converter.BUILDER), "train")
+        converter.index(DownloadedFiles(root, converter.BUILDER), "train")
     assert path in str(error.value) and message in str(error.value)
 
 
@@ -145,4 +147,4 @@ def test_truncated_labels_are_named(source, tmp_path):
 
 def test_no_subjects_at_all(tmp_path):
     with pytest.raises(SourceError, match=r"a folder for each subject"):
-        converter.index(Source(tmp_path, converter.BUILDER), "train")
+        converter.index(DownloadedFiles(tmp_path, converter.BUILDER), "train")

@@ -10,7 +10,7 @@ from miniatures import freihand, hands
 
 from data_pipelines.datasets import freihand as converter
 from data_pipelines.preparation import job
-from data_pipelines.sources.reading import Source, SourceError
+from data_pipelines.sources.reading import DownloadedFiles, SourceError
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_test_pictures_without_ground_truth_have_a_box_and_a_camera(tmp_path):
 
 def failure(root, split="train"):
     with pytest.raises(SourceError) as error:
-        converter.index(Source(root, converter.BUILDER), split)
+        converter.index(DownloadedFiles(root, converter.BUILDER), split)
     return str(error.value)
 
 
@@ -138,7 +138,7 @@ def test_a_truncated_list_says_where_it_ends(source, tmp_path):
     path = root / "training_xyz.json"
     os.truncate(path, path.stat().st_size - 40)
     message = failure(root)
-    assert "training_xyz.json" in message and "ends inside its element 2" in message
+    assert "training_xyz.json" in message and "element 2 cannot be read" in message
 
 
 def test_lists_of_other_lengths_are_refused(source, tmp_path):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from data_pipelines.datasets import interhand26m as converter
 from data_pipelines.preparation import job
-from data_pipelines.sources.reading import Source, SourceError
+from data_pipelines.sources.reading import DownloadedFiles, SourceError
 
 CAMERAS = list(interhand26m.CAMERAS)
 
@@ -134,10 +134,10 @@ def test_missing_and_truncated_annotations_are_named(source, tmp_path, kind):
     os.truncate(path, path.stat().st_size - 30)
     builder = converter.BUILDER
     with pytest.raises(SourceError, match=f"{kind}.json.*annotations of v1.0"):
-        converter.index(Source(root, builder), "train")
+        converter.index(DownloadedFiles(root, builder), "train")
     path.unlink()
     with pytest.raises(SourceError, match=rf"^'[^']*{kind}\.json' is missing"):
-        converter.index(Source(root, builder), "train")
+        converter.index(DownloadedFiles(root, builder), "train")
 
 
 def test_annotations_of_another_release_are_refused(source, tmp_path):
@@ -148,7 +148,7 @@ def test_annotations_of_another_release_are_refused(source, tmp_path):
     content["images"][0]["frame_idx"] = 7754
     path.write_text(json.dumps(content))
     with pytest.raises(SourceError, match=r"train_data\.json.*'7754'"):
-        converter.index(Source(root, converter.BUILDER), "train")
+        converter.index(DownloadedFiles(root, converter.BUILDER), "train")
 
 
 def test_a_picture_of_another_size_is_named(source, tmp_path):

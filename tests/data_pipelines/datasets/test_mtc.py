@@ -12,7 +12,7 @@ from PIL import Image
 
 from data_pipelines.datasets import mtc as converter
 from data_pipelines.preparation import job
-from data_pipelines.sources.reading import Source, SourceError
+from data_pipelines.sources.reading import DownloadedFiles, SourceError
 
 
 @pytest.fixture(scope="module")
@@ -81,16 +81,16 @@ def test_damaged_files_are_named(source, tmp_path):
     root.mkdir()
     index = converter.index
     with pytest.raises(SourceError, match=r"annotation\.pkl' is missing.*mtc_dataset"):
-        index(Source(root, converter.BUILDER), "train")
+        index(DownloadedFiles(root, converter.BUILDER), "train")
     for name in ("annotation.pkl", "camera_data.pkl"):
         (root / name).write_bytes((source[0] / name).read_bytes())
     os.truncate(root / "annotation.pkl", 200)
     with pytest.raises(SourceError, match=r"annotation\.pkl.*not a complete pickle"):
-        index(Source(root, converter.BUILDER), "train")
+        index(DownloadedFiles(root, converter.BUILDER), "train")
     (root / "annotation.pkl").write_bytes((source[0] / "annotation.pkl").read_bytes())
     (root / "camera_data.pkl").write_bytes(pickle.dumps({}))
     with pytest.raises(SourceError, match=r"camera_data\.pkl.*171026_pose1"):
-        index(Source(root, converter.BUILDER), "train")
+        index(DownloadedFiles(root, converter.BUILDER), "train")
     (root / "camera_data.pkl").write_bytes((source[0] / "camera_data.pkl").read_bytes())
     with pytest.raises(SourceError, match=r"00_00_00002977\.jpg' is missing"):
         prepared.prepare("mtc", root, tmp_path / "out")

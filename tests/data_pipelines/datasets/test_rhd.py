@@ -10,7 +10,7 @@ from miniatures import hands, rhd
 
 from data_pipelines.datasets import rhd as converter
 from data_pipelines.preparation import job
-from data_pipelines.sources.reading import Source, SourceError
+from data_pipelines.sources.reading import DownloadedFiles, SourceError
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +68,10 @@ def test_damaged_annotations_are_named(source, tmp_path):
     for content in (path.read_bytes()[:500], pickle.dumps({}), pickle.dumps({0: {}})):
         path.write_bytes(content)
         with pytest.raises(SourceError, match=r"anno_training\.pickle.*RHD_v1-1\.zip"):
-            converter.index(Source(root, converter.BUILDER), "train")
+            converter.index(DownloadedFiles(root, converter.BUILDER), "train")
     path.unlink()
     with pytest.raises(SourceError, match=r"is missing.*RHD_v1-1\.zip"):
-        converter.index(Source(root, converter.BUILDER), "train")
+        converter.index(DownloadedFiles(root, converter.BUILDER), "train")
 
 
 def test_a_truncated_mask_is_named(source, tmp_path):

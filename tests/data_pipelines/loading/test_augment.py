@@ -80,7 +80,8 @@ def test_colours_are_the_three_steps_one_after_the_other():
 
 
 def test_no_augmentation_changes_nothing():
-    changes = _changes(augment.NONE)
+    config = AugmentConfig(0.0, (1.0, 1.0), "uniform", 0.0, 0.0, 0.0, (0.0, 0.0), 0.0)
+    changes = _changes(config)
     image = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
     colours, out = augment.colours(changes), np.empty((8, 8, 3), np.uint8)
     augment.recolour(image, colours.affine[0], float(colours.ceiling[0]), out)
@@ -148,12 +149,12 @@ def test_the_recipe_is_chosen_by_name_and_its_amounts_by_keys():
         ({"rotation": "some"}, "rotation='some' is not one of"),
         ({"scale": (1.5, 1.0)}, "scale=.* the smaller first"),
         ({"scale": (0.0, 1.0)}, "scale=.* must be above 0"),
-        ({"flip": 2}, "flip=2 is no probability"),
+        ({"flip": 2}, "flip=2 is not a probability"),
         ({"contrast": 1.5}, "contrast=1.5 must be a number"),
         ({"recipe": "hammer"}, "recipe='hammer' is not one of 'simplehand', 'hamer'"),
         ({"hamer": {"flip": 1}}, "augment.hamer has no key 'flip'; allowed: shift"),
         ({"hamer": {"scale": 1.0}}, "hamer.scale=1.0 must be .* below 1"),
-        ({"hamer": {"rotation_rate": 6}}, "hamer.rotation_rate=6 is no probability"),
+        ({"hamer": {"rotation_rate": 6}}, "hamer.rotation_rate=6 is not a probability"),
         ({"hamer": {"rotation": -1.0}}, "hamer.rotation=-1.0 must be an angle"),
     ],
 )

@@ -15,6 +15,7 @@ import data_pipelines
 from data_pipelines.loading import augment, examples
 from data_pipelines.loading.annotations import BadRecordError
 from data_pipelines.loading.augment import AugmentConfig, HamerConfig
+from data_pipelines.loading.examples import ExampleMaker
 from handjax.geometry import crop
 from handjax.geometry.crop import CropConfig
 from handjax.types import Batch
@@ -26,10 +27,8 @@ RECIPES = [None, AUGMENT, AugmentConfig(flip=1.0), HAMER]
 
 
 def _make(*records, augmentation=None, **changes):
-    drawn = augment.draws(0, range(len(records)))
-    return examples.make(
-        records, CONFIG, augmentation=augmentation, drawn=drawn, **changes
-    )
+    make = ExampleMaker(CONFIG, augmentation=augmentation, **changes)
+    return make(records, augment.draws(0, range(len(records))))
 
 
 def test_evaluation_is_the_published_crop():
@@ -136,9 +135,7 @@ def test_a_batch_is_its_examples():
     whole = _make(*records, augmentation=AUGMENT)
     drawn = augment.draws(0, range(3))
     for i in range(3):
-        one = examples.make(
-            [records[i]], CONFIG, augmentation=AUGMENT, drawn=drawn[i : i + 1]
-        )
+        one = ExampleMaker(CONFIG, augmentation=AUGMENT)([records[i]], drawn[i : i + 1])
         of_whole = jax.tree.map(lambda x, i=i: x[i : i + 1], whole)
         for name, got, expected in zip(Batch._fields, one, of_whole, strict=True):
             if got is not None:

@@ -10,7 +10,9 @@ from fake_records import record, write
 
 from data_pipelines.loading import loader
 from data_pipelines.loading.augment import AugmentConfig
+from data_pipelines.loading.examples import ExampleMaker
 from data_pipelines.storage import schema, shards
+from handjax.distributed.split_shares import ProcessShare
 from handjax.geometry.crop import CropConfig
 
 COUNT = 20
@@ -22,20 +24,21 @@ def split(tmp_path_factory):
     return shards.open_split(directory, "train")
 
 
-def _train(*sources, num, **changes):
-    options = dict(
-        batch_size=4, seed=5, crop=CropConfig(size=32), augment=AugmentConfig()
-    )
+MAKE = ExampleMaker(CropConfig(size=32), augmentation=AugmentConfig())
+
+
+def _train(*sources, num, load_image=True, **changes):
+    options = dict(batch_size=4, seed=5)
     made = loader.train_batches(
         [loader.Source(s) if isinstance(s, shards.Split) else s for s in sources],
+        MAKE._replace(load_image=load_image),
         **(options | changes),
     )
     return list(itertools.islice(made, num))
 
 
 def _eval(split, **changes):
-    options = dict(batch_size=8, crop=CropConfig(size=32))
-    return list(loader.eval_batches(split, **(options | changes)))
+    return list(loader.eval_batches(split, MAKE, **(dict(batch_size=8) | changes)))
 
 
 def _assert_same(a, b):
@@ -53,8 +56,8 @@ def test_an_epoch_has_every_example_once(split):
 
 @pytest.mark.parametrize("threads", [0, 1, 3])
 def test_batches_do_not_depend_on_threads(split, threads):
-    expected = _train(split, num=7, num_threads=2)
-    got = _train(split, num=7, num_threads=threads)
+    expected = _train(split, num=7, threads=2)
+    got = _train(split, num=7, threads=threads)
     for a, b in zip(expected, got, strict=True):
         _assert_same(a, b)
 
@@ -63,7 +66,7 @@ def test_batches_do_not_depend_on_threads(split, threads):
 @pytest.mark.parametrize("threads", [0, 2])
 def test_resuming_gives_exactly_the_batches_that_follow(split, step, threads):
     whole = _train(split, num=step + 2)
-    late = _train(split, num=2, start_step=step, num_threads=threads)
+    late = _train(split, num=2, start_step=step, threads=threads)
     for a, b in zip(whole[step:], late, strict=True):
         _assert_same(a, b)
 
@@ -86,8 +89,7 @@ def test_processes_share_every_epoch_without_overlap(split, count):
             split,
             num=6,
             batch_size=10 // count,
-            process_index=index,
-            process_count=count,
+            process=ProcessShare(index, count),
         )
         for index in range(count)
     ]
@@ -133,7 +135,7 @@ def test_evaluation_is_in_order_and_padded(split):
     valid = np.concatenate([batch.example_valid for batch in batches])
     index = np.concatenate([batch.index for batch in batches])
     assert valid.sum() == COUNT and index[valid].tolist() == list(range(COUNT))
-    _assert_same(batches[2], _eval(split, num_threads=0)[2])
+    _assert_same(batches[2], _eval(split, threads=0)[2])
 
 
 def test_evaluation_of_the_first_examples(split):
@@ -142,7 +144,7 @@ def test_evaluation_of_the_first_examples(split):
 
 
 def test_processes_evaluate_every_example_once(split):
-    parts = [_eval(split, process_index=i, process_count=3) for i in range(3)]
+    parts = [_eval(split, process=ProcessShare(i, 3)) for i in range(3)]
     assert len({len(part) for part in parts}) == 1
     seen = [b.index[b.example_valid] for part in parts for b in part]
     assert sorted(np.concatenate(seen)) == list(range(COUNT))
@@ -212,5 +214,5 @@ def test_a_dataset_of_damaged_records_ends(tmp_path):
 def test_hands_and_bodies_do_not_mix(split):
     bodies = copy.copy(split)
     bodies.counts = schema.Counts(vertices=624, joints=29, bones=24)
-    with pytest.raises(ValueError, match="Hands and bodies are trained apart"):
+    with pytest.raises(ValueError, match="Train hands and bodies in separate runs"):
         _train(split, bodies, num=1)

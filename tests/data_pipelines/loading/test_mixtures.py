@@ -9,10 +9,12 @@ from fake_records import record, write
 from data_pipelines import datasets
 from data_pipelines.loading import loader, mixtures
 from data_pipelines.loading.augment import AugmentConfig
+from data_pipelines.loading.examples import ExampleMaker
 from data_pipelines.loading.mixtures import Drawn, Order
-from data_pipelines.loading.recipes import HAMER, PREPARED, Filters
+from data_pipelines.loading.recipes import HAMER, Filters
 from data_pipelines.sources import hamer_tars
-from data_pipelines.storage import schema, shards
+from data_pipelines.storage import dataset_names, shards
+from handjax.distributed.split_shares import ProcessShare
 from handjax.geometry.crop import CropConfig
 
 WEIGHTS = [
@@ -60,11 +62,11 @@ def test_shares_of_what_comes_are_hamers():
 
 
 def test_recipes_name_what_can_be_prepared():
-    assert set(PREPARED) == set(datasets.names()) >= set(HAMER.shares)
+    assert set(dataset_names.PREPARED) == set(datasets.names()) >= set(HAMER.shares)
 
 
 def test_hamers_recipe_is_ten_data_sets_that_come_as_tars():
-    assert set(HAMER.shares) == set(hamer_tars.OF) <= set(schema.DATASETS)
+    assert set(HAMER.shares) == set(hamer_tars.OF) <= set(dataset_names.DATASETS)
     assert sum(Fraction(repr(x)) for x in HAMER.shares.values()) == 1
     whole = Order(list(HAMER.shares.values())).drawn(20)
     assert whole == [5, 5, 2, 2, 1, 1, 1, 1, 1, 1]
@@ -101,13 +103,11 @@ def splits(tmp_path_factory):
 
 
 def batches(sources, num, start_step=0, **changes):
-    options = dict(batch_size=4, seed=3, crop=CropConfig(size=32), load_image=False)
-    made = loader.train_batches(
-        sources,
-        augment=AugmentConfig(),
-        start_step=start_step,
-        **(options | changes),
+    make = ExampleMaker(
+        CropConfig(size=32), augmentation=AugmentConfig(), load_image=False
     )
+    options = dict(batch_size=4, seed=3, start_step=start_step)
+    made = loader.train_batches(sources, make, **(options | changes))
     return [next(made) for _ in range(num)]
 
 
@@ -143,7 +143,7 @@ def test_processes_make_the_mixture_of_one(splits):
     ]
     whole = batches(sources, 6)
     parts = [
-        batches(sources, 3, 3, batch_size=2, process_index=index, process_count=2)
+        batches(sources, 3, 3, batch_size=2, process=ProcessShare(index, 2))
         for index in range(2)
     ]
     for step in range(3):

@@ -5,8 +5,9 @@ import pytest
 from fake_records import decoded, record
 from miniatures import hands
 
-from data_pipelines.loading import augment, examples
+from data_pipelines.loading import augment
 from data_pipelines.loading.augment import AugmentConfig
+from data_pipelines.loading.examples import ExampleMaker
 from data_pipelines.loading.posing import Poser
 from handjax.geometry.crop import CropConfig
 from handjax.geometry.skeleton import MIDDLE_MCP
@@ -49,16 +50,20 @@ def stored(hand, **changes):
     return record(**(fields | changes))
 
 
-def made(*records, posable=True, **options):
+MAKE = ExampleMaker(CropConfig(size=64), poser=POSER)
+
+
+def made(*records, posable=True, augmentation=None):
     given = [decoded(r) | {"posable": posable} for r in records]
-    return examples.make(given, CropConfig(size=64), poser=POSER, **options)
+    draws = augment.draws(0, range(len(given)))
+    return MAKE._replace(augmentation=augmentation)(given, draws)
 
 
 @pytest.mark.parametrize("is_right", [True, False])
 @pytest.mark.parametrize("recipe", [None, AugmentConfig(flip=1.0)])
 def test_a_posed_mesh_is_the_one_that_could_have_been_stored(is_right, recipe):
     hand = hands.posed(3, is_right=is_right, place=(0.01, 0.02, 0.5))
-    options = dict(augmentation=recipe, drawn=augment.draws(0, [0]))
+    options = dict(augmentation=recipe)
     batch = made(stored(hand), **options)
     truth = made(stored(hand, vertices=hand.vertices), **options)
     assert batch.vertices_valid[0] and truth.vertices_valid[0]
@@ -92,6 +97,6 @@ def test_what_cannot_be_posed_has_no_mesh(missing, changes, posable):
 def test_stored_meshes_are_left_alone():
     example = record(2, mano_transl=None)
     batch = made(example)
-    plain = examples.make([decoded(example)], CropConfig(size=64))
+    plain = MAKE._replace(poser=None)([decoded(example)])
     np.testing.assert_array_equal(batch.vertices, plain.vertices)
     assert batch.vertices_valid[0]

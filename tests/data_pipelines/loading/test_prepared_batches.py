@@ -5,7 +5,7 @@ import prepared
 import pytest
 from miniatures import dexycb, freihand, h2o3d, interhand26m
 
-from data_pipelines.loading import examples
+from data_pipelines.loading.examples import ExampleMaker
 from data_pipelines.storage import shards
 from handjax.geometry.crop import CropConfig
 from handjax.mano import model_files, numpy_skinning
@@ -28,7 +28,7 @@ def test_batches_of_prepared_data_agree_with_their_poses(name, tmp_path):
     )
     split = shards.open_split(out, "train")
     records = [split[i] | {"index": i} for i in range(len(split))]
-    batch = examples.make(records, CropConfig(size=64))
+    batch = ExampleMaker(CropConfig(size=64))(records)
     assert batch.image.shape == (len(split), 64, 64, 3)
     assert (batch.joints2d_valid.sum(axis=1) == 21).mean() > 0.5
     file = model_files.load("open")

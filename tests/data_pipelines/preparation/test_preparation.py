@@ -17,7 +17,7 @@ from data_pipelines import check, datasets, prepare
 from data_pipelines.preparation import job as preparation
 from data_pipelines.preparation import one_shard
 from data_pipelines.sources import conventions
-from data_pipelines.storage import schema, shards
+from data_pipelines.storage import dataset_names, schema, shards
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,9 @@ def made(source, tmp_path_factory):
 
 def test_names_are_of_the_schema_and_have_rows():
     names = datasets.names()
-    assert set(names) <= set(schema.DATASETS) and set(names) <= set(conventions.ROWS)
+    assert set(names) <= set(dataset_names.DATASETS) and set(names) <= set(
+        conventions.ROWS
+    )
     for name in names:
         builder = datasets.load(name).BUILDER
         assert builder.name == name

@@ -38,10 +38,10 @@ def test_the_known_gathers():
 
 
 @pytest.mark.parametrize("name", list(ROWS))
-def test_joints_and_axes_go_there_and_back(name):
-    points = np.random.default_rng(0).normal(size=(21, 3))
-    there = conventions.from_camera(name, conventions.from_joints(name, points))
-    back = conventions.to_joints(name, conventions.to_camera(name, there))
+def test_joints_are_reordered_scaled_and_turned(name):
+    points, row = np.random.default_rng(0).normal(size=(21, 3)), ROWS[name]
+    published = points[np.argsort(ORDERS[row.order])] / (row.unit * np.array(row.axes))
+    back = conventions.to_joints(name, conventions.to_camera(name, published))
     np.testing.assert_allclose(back, points)
 
 

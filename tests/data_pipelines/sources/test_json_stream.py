@@ -1,6 +1,7 @@
-"""Elements of JSON lists, whatever the size of what is read at a time."""
+"""Elements of JSON lists: complete, exact, or an error that says where."""
 
 import json
+import random
 
 import pytest
 
@@ -9,32 +10,45 @@ from data_pipelines.sources import json_stream
 LIST = [1, -2.5, "a ] b , [", {"x": [1, 2, {"y": None}]}, [], [[3]], True, 12345678901]
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 7, 1000])
 @pytest.mark.parametrize("indent", [None, 1])
-def test_elements_are_those_of_the_list(tmp_path, chunk, indent):
+def test_elements_are_those_of_the_list(tmp_path, indent):
     path = tmp_path / "list.json"
     path.write_text(json.dumps(LIST, indent=indent))
-    assert list(json_stream.elements(path, chunk=chunk)) == LIST
+    assert list(json_stream.elements(path)) == LIST
     path.write_text("[]")
-    assert list(json_stream.elements(path, chunk=chunk)) == []
+    assert list(json_stream.elements(path)) == []
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 1000])
-def test_a_list_in_an_object_is_found_by_its_key(tmp_path, chunk):
+def test_numbers_are_the_doubles_and_integers_of_the_json_module(tmp_path):
+    path, draw = tmp_path / "list.json", random.Random(0)
+    numbers = [draw.uniform(-1, 1) * 10.0 ** draw.randint(-300, 300) for _ in range(99)]
+    path.write_text(json.dumps([*numbers, 5e-324, 1.0, 1, 2**53 + 1]))
+    found = list(json_stream.elements(path))
+    assert found == json.loads(path.read_text())
+    assert [type(x) for x in found[-3:]] == [float, int, int]
+
+
+def test_a_list_in_an_object_is_found_by_its_key(tmp_path):
     path = tmp_path / "object.json"
-    content = {"info": {"a": "b" * 200}, "images": [{"id": 1}], "annotations": LIST}
+    content = {
+        "info": {"annotations": [0], "a": "b" * 200},
+        "images": [{"id": 1}],
+        "none": [],
+        "annotations": LIST,
+    }
     path.write_text(json.dumps(content))
-    assert list(json_stream.elements(path, "annotations", chunk=chunk)) == LIST
-    assert list(json_stream.elements(path, "images", chunk=chunk)) == [{"id": 1}]
-    with pytest.raises(ValueError, match="no list 'categories'"):
-        list(json_stream.elements(path, "categories", chunk=chunk))
+    assert list(json_stream.elements(path, "annotations")) == LIST
+    assert list(json_stream.elements(path, "images")) == [{"id": 1}]
+    assert list(json_stream.elements(path, "none")) == []
+    with pytest.raises(ValueError, match="no list 'categories' in it"):
+        list(json_stream.elements(path, "categories"))
 
 
 @pytest.mark.parametrize("kept", [5, 30, -1])
-def test_a_truncated_file_says_in_which_element_it_ends(tmp_path, kept):
+def test_a_truncated_file_says_at_which_element(tmp_path, kept):
     path = tmp_path / "list.json"
     path.write_text(json.dumps(LIST)[:kept])
-    with pytest.raises(ValueError, match=r"ends inside its element \d"):
+    with pytest.raises(ValueError, match=r"element \d cannot be read \("):
         list(json_stream.elements(path))
     path.write_text('{"not": "a list"}')
     with pytest.raises(ValueError, match="no list in it"):

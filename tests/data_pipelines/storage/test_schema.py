@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from fake_records import record
 
-from data_pipelines.storage import schema
+from data_pipelines.storage import dataset_names, schema
 
 
 def test_fields_survive():
@@ -35,7 +35,7 @@ def test_decoding_is_that_of_tfds():
     for name in set(ours) - {"key", "text", "dataset"}:
         np.testing.assert_array_equal(ours[name], theirs[name])
     assert ours["text"].encode() == theirs["text"]
-    assert schema.DATASETS.index(ours["dataset"]) == theirs["dataset"]
+    assert dataset_names.DATASETS.index(ours["dataset"]) == theirs["dataset"]
 
 
 def test_only_the_fields_that_are_asked_for_are_decoded():

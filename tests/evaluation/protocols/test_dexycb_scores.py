@@ -174,7 +174,7 @@ def test_the_order_of_lines_and_other_frames_do_not_matter(truth, tmp_path):
     ("spoil", "match"),
     [
         (lambda x: x[1:], r"1 of 334 frames .* no prediction, first frame 0"),
-        (lambda x: [*x, x[5]], "frame 6 stands there more than once"),
+        (lambda x: [*x, x[5]], "frame 6 occurs more than once"),
         (lambda x: [x[0] + ",1", *x[1:]], "line 1: 65 comma-separated values.*64"),
         (lambda x: [*x[:3], "a" + x[3]], "line 4: invalid literal"),
         (lambda x: [*x[:3], x[3][: x[3].rindex(",")] + ",nan"], "line 4: holds NaN"),

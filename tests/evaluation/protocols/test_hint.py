@@ -188,7 +188,7 @@ def test_what_is_written_can_be_read(data, guesses, tmp_path):
         ({"TEST_newdays_img/a": [[0, 1]] * 20}, r"no 21 rows of x, y.*\(20, 2\)"),
         ({"a": [["x", 1]] * 21}, "no 21 rows"),
         ({"a": [[float("nan"), 1]] * 21}, "'a' holds NaN"),
-        ({"a": [[0, 1]] * 21, "a.jpg": [[0, 1]] * 21}, "'a' stands there more than"),
+        ({"a": [[0, 1]] * 21, "a.jpg": [[0, 1]] * 21}, "'a' occurs more than"),
     ],
 )
 def test_other_formats_are_refused(tmp_path, value, match):

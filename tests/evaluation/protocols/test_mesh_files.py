@@ -67,7 +67,7 @@ def test_meshes_of_different_sizes_are_kept_apart(tmp_path):
     [
         (lambda v: v[:1], "holds 1 lists; a list of two"),
         (lambda v: {"xyz": v}, "holds dict; a list of two"),
-        (lambda v: [v[0], 3], "the vertices are no list"),
+        (lambda v: [v[0], 3], "the vertices are not a list"),
         (lambda v: [v[0][:1], v[1]], "joints of 1 samples and vertices of 2"),
         (lambda v: [[v[0][0], v[0][1][:20]], v[1]], "sample 1 has 20 joints"),
         (lambda v: [[v[0][0], v[0][1][:20] + ["x"]], v[1]], "sample 1 are not rows"),

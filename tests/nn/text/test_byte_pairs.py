@@ -2,10 +2,13 @@
 
 import gzip
 import json
+import sys
 
 import numpy as np
 import pytest
+from tokenizers import decoders
 
+from handjax.errors import UserError
 from handjax.nn.text import byte_pairs
 from handjax.nn.text.byte_pairs import END, START, WORD_END, BytePairs
 
@@ -20,7 +23,7 @@ MERGES = [
 
 def vocabulary():
     """Bytes first, as the published one."""
-    single = list(byte_pairs._BYTES.values())
+    single = byte_pairs.byte_characters()
     ends = [byte + WORD_END for byte in single]
     names = [*single, *ends, *map("".join, MERGES), START, END]
     return {name: number for number, name in enumerate(names)}
@@ -46,14 +49,16 @@ def test_pairs_are_joined_in_the_order_of_the_vocabulary():
         ("a_b!?c", ["a", "_", "b", "!?", "c"]),
         ("\"'s", ["\"'", "s"]),
         ("", []),
+        ("ΠΕΣ\x1cD", ["πες", "d"]),
     ],
 )
 def test_texts_are_cut_as_clips(text, words):
-    assert list(byte_pairs._words(text.lower())) == words
+    found = "".join(tokens(text)).split(WORD_END)[:-1]
+    assert [decoders.ByteLevel().decode([word]) for word in found] == words
 
 
 def test_any_text_has_tokens_of_its_bytes():
-    assert tokens("é") == [byte_pairs._BYTES[0xC3], byte_pairs._BYTES[0xA9] + "</w>"]
+    assert tokens("é") == ["Ã", "©</w>"]  # bytes C3 and A9
     composed, apart = tokens("é"), tokens("e\u0301")
     assert composed == apart
 
@@ -104,7 +109,7 @@ def test_every_format_gives_the_same_ids(tmp_path, kind):
     "name, content, message",
     [
         ("bpe.txt.gz", b"no gzip", "Not a gzipped file"),
-        ("bpe.txt", b"#version\na b c\n", "'a b c' is no pair of tokens"),
+        ("bpe.txt", b"#version\na b c\n", "'a b c' is not a pair of tokens"),
         ("tokenizer.json", b"{}", r"'model'"),
         ("tokenizer.json", b"[", "Expecting value"),
     ],
@@ -112,7 +117,7 @@ def test_every_format_gives_the_same_ids(tmp_path, kind):
 def test_other_files_are_refused(tmp_path, name, content, message):
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"no vocabulary of CLIP \(.*{message}"):
+    with pytest.raises(ValueError, match=rf"not a vocabulary of CLIP \(.*{message}"):
         byte_pairs.read(path)
 
 
@@ -121,3 +126,10 @@ def test_a_vocabulary_without_its_marks_is_refused():
     del ids[START]
     with pytest.raises(ValueError, match=r"no id for '<\|startoftext\|>' and 0 more"):
         BytePairs(ids, MERGES)
+
+
+def test_without_the_package_it_says_what_to_install(monkeypatch, tmp_path):
+    path = written(tmp_path, "gz")
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(UserError, match=r"pip install 'handjax\[text\]'"):
+        byte_pairs.read(path)
