@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from handjax.errors import UserError
+
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
 _MERGES = 49_152 - 256 - 2
@@ -45,13 +47,13 @@ class BytePairs:
             length: Ids of each text.
 
         Raises:
-            ValueError: A byte, a joined pair, start or end has no id.
+            UserError: A byte, a joined pair, start or end has no id.
         """
         single = [byte + end for byte in _BYTES.values() for end in ("", WORD_END)]
         wanted = [START, END, *single, *map("".join, merges)]
         missing = [token for token in wanted if token not in ids]
         if missing:
-            raise ValueError(
+            raise UserError(
                 f"The vocabulary has no id for {missing[0]!r} and {len(missing) - 1} "
                 "more of the tokens that CLIP's has; pass the vocabulary of CLIP."
             )
@@ -62,13 +64,13 @@ class BytePairs:
         """Ids of texts.
 
         Raises:
-            ValueError: A text has more tokens than there is room for.
+            UserError: A text has more tokens than there is room for.
         """
         found = np.zeros((len(texts), self.length), np.int32)
         for row, text in zip(found, texts, strict=True):
             ids = [self.ids[token] for token in (START, *self.tokens(text), END)]
             if len(ids) > self.length:
-                raise ValueError(
+                raise UserError(
                     f"The text {_short(text)!r} has {len(ids) - 2} tokens; there is "
                     f"room for {self.length - 2}. Shorten it."
                 )
@@ -145,7 +147,7 @@ def read(path: str | Path, length: int = 77) -> BytePairs:
         length: Ids of each text.
 
     Raises:
-        ValueError: The file is none of those, or damaged.
+        UserError: The file is none of those, or damaged.
         OSError: It, or the one beside it, cannot be read.
     """
     path = Path(path).expanduser()
@@ -165,7 +167,7 @@ def read(path: str | Path, length: int = 77) -> BytePairs:
         merges = _pairs(data.decode("utf-8").splitlines())[:_MERGES]
         return BytePairs(_numbered(merges), merges, length)
     except _DAMAGED as error:
-        raise ValueError(
+        raise UserError(
             f"{str(path)!r} is no vocabulary of CLIP ({error}). Allowed are "
             "bpe_simple_vocab_16e6.txt.gz, tokenizer.json, and vocab.json with "
             "merges.txt beside it."
@@ -177,7 +179,7 @@ def _pairs(lines: Sequence[str]) -> list[tuple[str, str]]:
     pairs = [tuple(line.split()) for line in lines[1:] if line.strip()]
     wrong = next((pair for pair in pairs if len(pair) != 2), None)
     if wrong is not None:
-        raise ValueError(f"{' '.join(wrong)[:60]!r} is no pair of tokens")
+        raise UserError(f"{' '.join(wrong)[:60]!r} is no pair of tokens")
     return [(first, second) for first, second in pairs]
 
 
