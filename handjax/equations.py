@@ -4,19 +4,21 @@
     handjax equations TokenHand      key, meaning and file:line of each
 
 The tables are those of `PAPER` in handjax/models; an equation's code is the one place
-whose docstring has its tag, `(PAPER Eq. KEY)`.
+whose docstring has its tag: paper, "Eq." and key in brackets, on one line.
 """
 
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from handjax.errors import UserError, suggest
 from handjax.io import command_line
 from handjax.io.command_line import Parser
-from handjax.types import Paper
+
+if TYPE_CHECKING:
+    from handjax.types import Paper
 
 
 class Equation(NamedTuple):
@@ -28,7 +30,7 @@ class Equation(NamedTuple):
     """`file:line` of the tag, from the directory that holds the package."""
 
 
-def papers() -> dict[str, Paper]:
+def papers() -> "dict[str, Paper]":
     """Return the papers by the name that their tags have."""
     from handjax import models
 
@@ -36,7 +38,7 @@ def papers() -> dict[str, Paper]:
     return {paper.name: paper for paper in found}
 
 
-def equations(paper: Paper) -> Iterator[Equation]:
+def equations(paper: "Paper") -> Iterator[Equation]:
     """Yield the equations of a paper that are code, in the paper's order."""
     places = dict(_tags(f"({paper.name} Eq. "))
     for key, meaning in paper.equations.items():

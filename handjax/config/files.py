@@ -110,8 +110,7 @@ def override(
     """
     config = config.copy_and_resolve_references()
     known = dict(_leaves(config))
-    pairs = changes.items() if isinstance(changes, Mapping) else changes
-    for key, given in pairs:
+    for key, given in dict(changes).items():
         if key not in known:
             raise UserError(f"config has no key {key!r}{suggest(key, known)}")
         config.update_from_flattened_dict({key: _typed(key, given, known[key])})

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from handjax.errors import UserError
 from handjax.geometry import crop
 from handjax.inference import released
 from handjax.inference.detector import DetectedHand
@@ -87,12 +88,12 @@ class LandmarkPredictor:
         """Load released weights; `options` are those of the constructor.
 
         Raises:
-            FileNotFoundError: There is no such file.
-            ValueError: The file holds another family, or is damaged.
+            MissingFileError: There is no such file.
+            UserError: The file holds another family, or is damaged.
         """
         found = released.load(path)
         if found.config.family != "landmarks":
-            raise ValueError(
+            raise UserError(
                 f"{path}: weights of the family {found.config.family!r}; "
                 "LandmarkPredictor needs those of 'landmarks'."
             )
@@ -115,7 +116,7 @@ class LandmarkPredictor:
         """
         said = [None] * len(hands) if is_right is None else list(is_right)
         if len(said) != len(hands):
-            raise ValueError(
+            raise UserError(
                 f"is_right has {len(said)} entries for {len(hands)} hands; give one "
                 "for each, None where it is not known."
             )

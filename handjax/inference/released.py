@@ -21,7 +21,7 @@ from handjax import models
 from handjax.checkpoints import workdir
 from handjax.config import schema as configs
 from handjax.data import run_data
-from handjax.errors import UserError
+from handjax.errors import MissingFileError, UserError
 from handjax.family import hand_constants
 from handjax.io import atomic_files
 from handjax.mano import model_files
@@ -69,12 +69,12 @@ def about(path: str | Path) -> dict[str, str]:
     """Return the header of a file, without its weights.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        MissingFileError: There is no such file.
         UserError: It is no file of released weights.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file of weights.")
+        raise MissingFileError(f"{path}: no such file of weights.")
     try:
         with safetensors.safe_open(path, "numpy") as opened:
             found = opened.metadata() or {}
@@ -93,7 +93,7 @@ def load(path: str | Path) -> Released:
     """Load released weights and build their model.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        MissingFileError: There is no such file.
         UserError: The file is damaged, or made for another hand model.
     """
     found = about(path)

@@ -129,10 +129,11 @@ def run(command: Callable[[], int | None], *, goes_on: bool = False) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except OSError as error:
-        # The system refuses a file that the message can name: full disk, no permission.
-        if error.filename is None:
+        # The system refuses: a full disk, no permission. Others are raised by a bug.
+        if error.errno is None:
             raise
-        say_error(f"{error.filename}: {error.strerror}")
+        where = f"{error.filename}: " if error.filename else ""
+        say_error(f"{where}{error.strerror}")
         return MISUSED if isinstance(error, _WRONG_PATHS) else FAILED
     except KeyboardInterrupt:
         rest = "; the same command goes on from here." if goes_on else "."
@@ -141,5 +142,5 @@ def run(command: Callable[[], int | None], *, goes_on: bool = False) -> int:
 
 
 def say_error(error: object) -> None:
-    """Print `error: ...` on standard error."""
-    print(f"error: {error}", file=sys.stderr, flush=True)
+    """Print `error: ...` on standard error, as one line."""
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)

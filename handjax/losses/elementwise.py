@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from handjax.errors import UserError
 from handjax.types import AnyArray
 
 
@@ -109,7 +110,7 @@ def commitment(
         return jnp.mean(squared, axis=(-2, -1))
     if reduction == "sum":
         return jnp.sum(squared, axis=(-2, -1))
-    raise ValueError(f"reduction={reduction!r} is not one of 'mean', 'sum'.")
+    raise UserError(f"reduction={reduction!r} is not one of 'mean', 'sum'.")
 
 
 def cross_entropy(

@@ -53,7 +53,7 @@ def terms(
         per_device: Examples that "sum" sums over.
 
     Raises:
-        ValueError: Another reduction.
+        UserError: Another reduction.
     """
     if reduction not in REDUCTIONS:
         raise UserError(
@@ -107,10 +107,10 @@ def adversarial_terms(
         real_betas: Their shapes.
 
     Raises:
-        ValueError: There are no real poses.
+        UserError: There are no real poses.
     """
     if real_pose is None or real_betas is None:
-        raise ValueError(
+        raise UserError(
             "The batch has no real poses for the discriminator; a stage that uses it "
             "must have Stage.real_poses of at least 1."
         )

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from handjax.errors import UserError
 from handjax.geometry import rotations
 from handjax.geometry.crop import rotation_z
 from handjax.geometry.skeleton import MIDDLE_MCP, NUM_JOINTS
@@ -86,7 +87,7 @@ def convention(name: str) -> Convention:
     """Return the convention of a name: "joints" (ours, FreiHAND's) or "mediapipe".
 
     Raises:
-        ValueError: There is none of this name.
+        UserError: There is none of this name.
     """
     if name == "joints":
         same = np.eye(NUM_JOINTS, dtype=np.float32)
@@ -96,7 +97,7 @@ def convention(name: str) -> Convention:
             return Convention(
                 arrays["screen_convention"], arrays["world_convention"], False
             )
-    raise ValueError(f"convention={name!r} is not one of {', '.join(CONVENTIONS)}.")
+    raise UserError(f"convention={name!r} is not one of {', '.join(CONVENTIONS)}.")
 
 
 CONVENTIONS = ("joints", "mediapipe")
@@ -184,7 +185,7 @@ def fit(
         iterations: Of Levenberg-Marquardt.
 
     Raises:
-        ValueError: No points, points that are not finite or not (batch, 21, ...), 2-D
+        UserError: No points, points that are not finite or not (batch, 21, ...), 2-D
             points without a camera, or an unknown convention.
     """
     named = globals()["convention"](convention)
@@ -480,16 +481,16 @@ def _checked(points2d, points3d, confidence, is_right, intrinsics):
     """Return the arguments as arrays.
 
     Raises:
-        ValueError: They do not fit; see `fit`.
+        UserError: They do not fit; see `fit`.
     """
     if points2d is None and points3d is None:
-        raise ValueError("fit needs points2d (pixels), points3d (metres), or both.")
+        raise UserError("fit needs points2d (pixels), points3d (metres), or both.")
     arrays = []
     for name, points, axes in (("points2d", points2d, 2), ("points3d", points3d, 3)):
         if points is not None:
             points = np.array(points, np.float32)
             if points.ndim != 3 or points.shape[1:] != (NUM_JOINTS, axes):
-                raise ValueError(
+                raise UserError(
                     f"{name} has shape {points.shape}; it must be (batch, 21, {axes}), "
                     "in the order of skeleton.JOINTS."
                 )
@@ -503,7 +504,7 @@ def _checked(points2d, points3d, confidence, is_right, intrinsics):
             weight.shape != (batch, NUM_JOINTS)
             or not ((weight >= 0) & (weight <= 1)).all()
         ):
-            raise ValueError(
+            raise UserError(
                 f"confidence must be ({batch}, 21) numbers from 0 to 1; given shape "
                 f"{weight.shape}."
             )
@@ -511,7 +512,7 @@ def _checked(points2d, points3d, confidence, is_right, intrinsics):
         # Points that do not count may be anything: they are moved to the others' mean.
         if points is not None:
             if not np.isfinite(points[weight > 0]).all():
-                raise ValueError(
+                raise UserError(
                     f"{name} has numbers that are not finite; give those points "
                     "confidence 0."
                 )
@@ -520,9 +521,9 @@ def _checked(points2d, points3d, confidence, is_right, intrinsics):
     K = None
     if points2d is not None:
         if intrinsics is None:
-            raise ValueError(
-                "points2d needs intrinsics, the camera matrix in pixels; where it is "
-                "not known, use handjax.geometry.crop.assumed_intrinsics(width, height)."
+            raise UserError(
+                "points2d needs intrinsics, the camera matrix in pixels. Where it is not "
+                "known, use geometry.crop.assumed_intrinsics(width, height)."
             )
         K = np.broadcast_to(np.asarray(intrinsics, np.float64), (batch, 3, 3))
     return points2d, points3d, weight, right, K

@@ -15,7 +15,7 @@ def names() -> tuple[str, ...]:
 
     >>> import handjax
     >>> handjax.families()
-    ('hamba', 'hamer', 'mmhmr', 'simplehand', 'tokenhand', 'tore')
+    ('hamba', 'hamer', 'landmarks', 'mmhmr', 'simplehand', 'tokenhand', 'tore')
     """
     found = (module.name for module in pkgutil.iter_modules(__path__))
     return tuple(sorted(name for name in found if not name.startswith("_")))

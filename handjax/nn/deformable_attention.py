@@ -20,6 +20,8 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
+from handjax.errors import UserError
+
 Values = Sequence[Float[Array, "batch _ _ head dim"]]
 Maps = Sequence[Float[Array, "batch _ _ channel"]]
 Padding = Sequence[Bool[Array, "batch _ _"]]
@@ -136,12 +138,12 @@ class DeformableAttention(nn.Module):
             padding: True where a map shows nothing; it is zero there.
 
         Raises:
-            ValueError: Heads do not divide the queries' channels, or a reference has
+            UserError: Heads do not divide the queries' channels, or a reference has
                 other than 2 or 4 numbers.
         """
         dim, levels = queries.shape[-1], len(maps)
         if dim % self.heads:
-            raise ValueError(
+            raise UserError(
                 f"Queries of {dim} channels cannot be cut into heads={self.heads}; "
                 "choose a number of heads that divides them."
             )
@@ -184,7 +186,7 @@ class DeformableAttention(nn.Module):
         if reference.shape[-1] == 4:
             half = 0.5 * reference[..., 2:]
             return reference[..., :2] + offsets / self.points * half
-        raise ValueError(
+        raise UserError(
             f"References have {reference.shape[-1]} numbers; give points of 2 (x, y) "
             "or boxes of 4 (x, y, width, height)."
         )

@@ -38,11 +38,11 @@ def adjacency(
     """Which joints are neighbours: symmetric, without loops.
 
     Raises:
-        ValueError: An edge names a joint that is not there, or a joint has no edge.
+        UserError: An edge names a joint that is not there, or a joint has no edge.
     """
     pairs = np.array(edges)
     if pairs.min() < 0 or pairs.max() >= num_joints:
-        raise ValueError(
+        raise UserError(
             f"The edges name joints {pairs.min()} to {pairs.max()}, but the tokens are "
             f"of joints 0 to {num_joints - 1}."
         )
@@ -50,7 +50,7 @@ def adjacency(
     near[pairs[:, 0], pairs[:, 1]] = near[pairs[:, 1], pairs[:, 0]] = True
     lonely = np.flatnonzero(~near.any(axis=1))
     if lonely.size:
-        raise ValueError(
+        raise UserError(
             f"Joint {lonely[0]} has no edge, so that it has no neighbours to weigh; "
             f"{num_joints} tokens need edges that reach every joint."
         )
@@ -100,7 +100,7 @@ class JointGraphConv(nn.Module):
         """Mix every joint with its neighbours.
 
         Raises:
-            ValueError: An unknown kind, or edges that do not fit the joints.
+            UserError: An unknown kind, or edges that do not fit the joints.
         """
         if self.kind not in KINDS:
             raise UserError(

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from handjax.errors import UserError
 from handjax.nn.ops import largest
 
 SCHEDULES = {
@@ -94,7 +95,7 @@ class Sampled(NamedTuple):
 def gamma(x: Any, schedule: str = "cosine") -> Any:
     """Share of the tokens that is hidden at x, which goes from 0 to 1."""
     if schedule not in SCHEDULES:
-        raise ValueError(f"schedule={schedule!r} is not one of {', '.join(SCHEDULES)}.")
+        raise UserError(f"schedule={schedule!r} is not one of {', '.join(SCHEDULES)}.")
     return SCHEDULES[schedule](jnp.asarray(x, jnp.float32))
 
 
@@ -114,10 +115,10 @@ def step_counts(tokens: int, steps: int, schedule: str = "cosine") -> tuple[int,
     paper's 64 tokens in 5 steps.
 
     Raises:
-        ValueError: No step.
+        UserError: No step.
     """
     if steps < 1:
-        raise ValueError(f"steps={steps!r}: sampling takes 1 step at least.")
+        raise UserError(f"steps={steps!r}: sampling takes 1 step at least.")
     with jax.ensure_compile_time_eval():
         at = jnp.arange(steps + 1) / steps
         return tuple(num_masked(gamma(at, schedule), tokens).tolist())
@@ -147,11 +148,11 @@ def training_mask(
         schedule: A key of `SCHEDULES`.
 
     Raises:
-        ValueError: The range is not within 0..1, or no such schedule.
+        UserError: The range is not within 0..1, or no such schedule.
     """
     low, high = tau_range
     if not 0 <= low <= high <= 1:
-        raise ValueError(
+        raise UserError(
             f"tau_range={tau_range!r} must be two numbers, the lower one first, within "
             "0 (all tokens hidden) and 1 (one)."
         )
@@ -192,7 +193,7 @@ def sample(
         options: Default: `Sampling()`.
 
     Raises:
-        ValueError: An option that is not allowed.
+        UserError: An option that is not allowed.
     """
     options = _checked(options or Sampling())
     counts = step_counts(tokens, steps, schedule)
@@ -237,12 +238,12 @@ def draw(
     up to 1, the `top_p`.
 
     Raises:
-        ValueError: `top_k` or `nth` is more than there are codes.
+        UserError: `top_k` or `nth` is more than there are codes.
     """
     codes = logits.shape[-1]
     top_k = _top_k(options.top_k, codes)
     if options.nth > codes:
-        raise ValueError(f"nth={options.nth}: there are {codes} codes.")
+        raise UserError(f"nth={options.nth}: there are {codes} codes.")
     if options.temperature == 0:
         if options.nth == 1:
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
@@ -282,7 +283,7 @@ def _top_k(top_k: int | float, codes: int) -> int:
     """`Sampling.top_k` as a number of codes."""
     found = math.ceil(top_k * codes) if top_k < 1 else int(top_k)
     if found > codes:
-        raise ValueError(f"top_k={top_k!r}: there are {codes} codes.")
+        raise UserError(f"top_k={top_k!r}: there are {codes} codes.")
     return found or codes
 
 
@@ -303,9 +304,9 @@ def _checked(options: Sampling) -> Sampling:
     ):
         if not good:
             given = getattr(options, name)
-            raise ValueError(f"sampling: {name}={given!r} must be {allowed}.")
+            raise UserError(f"sampling: {name}={given!r} must be {allowed}.")
     if options.nth > 1 and options.temperature > 0:
-        raise ValueError(
+        raise UserError(
             f"sampling: nth={options.nth} is a choice without chance; give it with "
             f"temperature=0, not {options.temperature!r}."
         )

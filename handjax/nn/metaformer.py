@@ -240,10 +240,10 @@ class MeshRegressor(nn.Module):
         """Coordinates of the vertices, float32.
 
         Raises:
-            ValueError: `x` has another number of tokens than the first layer takes.
+            UserError: `x` has another number of tokens than the first layer takes.
         """
         if x.shape[1] != self.tokens[0]:
-            raise ValueError(
+            raise UserError(
                 f"The mesh regressor's layers take {self.tokens} tokens, but "
                 f"{x.shape[1]} come in; let its token list begin with {x.shape[1]}."
             )

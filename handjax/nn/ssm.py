@@ -26,6 +26,7 @@ from einops import rearrange
 from jax import lax
 from jaxtyping import Array, Float
 
+from handjax.errors import UserError
 from handjax.nn import ssm_paths
 from handjax.nn.metaformer import DropPath, layer_norm
 from handjax.nn.ops import convolutions
@@ -63,12 +64,12 @@ def selective_scan(
         y in float32, whatever the types of the arguments: so are all sums inside.
 
     Raises:
-        ValueError: `path` or `discretisation` is unknown.
+        UserError: `path` or `discretisation` is unknown.
     """
     if path not in PATHS:
-        raise ValueError(f"path={path!r} is not one of {', '.join(PATHS)}.")
+        raise UserError(f"path={path!r} is not one of {', '.join(PATHS)}.")
     if discretisation not in DISCRETISATIONS:
-        raise ValueError(
+        raise UserError(
             f"discretisation={discretisation!r} is not one of "
             f"{', '.join(DISCRETISATIONS)}."
         )

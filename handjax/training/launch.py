@@ -226,9 +226,9 @@ def _compare_with(workdir: Path, config: ml_collections.ConfigDict) -> None:
     changes = configs.difference(configs.from_json(path.read_text()), config)
     if changes:
         raise UserError(
-            f"{workdir} was started with another config:\n"
-            + "\n".join(changes)
-            + "\nUse another --workdir, or --force_config to go on with the new values."
+            f"{workdir} was started with another config: "
+            + "; ".join(change.strip() for change in changes)
+            + ". Use another --workdir, or --force_config to go on with the new values."
         )
 
 

@@ -1,5 +1,6 @@
 """Published weights become handjax's, whole, or are refused with one clear message."""
 
+import errno
 import importlib.util
 import json
 import re
@@ -244,11 +245,11 @@ def test_a_conversion_that_fails_leaves_the_old_one(
     command(path, "timm")
 
     def full(*args):
-        raise OSError("no space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(directory, "_write_weights", full)
     code, _, error = command(path, "timm", "--overwrite")
-    assert code == 2 and "no space left" in error
+    assert code == 1 and error == "error: No space left on device\n"
     assert directory.read_backbone(tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pth", "out"]
 

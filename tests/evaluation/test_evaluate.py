@@ -255,7 +255,7 @@ def test_augmentation_is_named_in_table_and_report(workdir, monkeypatch, capsys)
     ("flag", "match"),
     [
         ("--config.eval.nun=5", "Did you mean"),
-        ("--colour=red", "belongs to no flag"),
+        ("--colour=red", "is not an argument"),
         ("--config.eval.num=many", "config.eval.num"),
     ],
 )

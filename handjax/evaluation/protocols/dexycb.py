@@ -273,7 +273,7 @@ def _num_frames(path: Path) -> int:
     try:
         meta: Any = yaml.safe_load(path.read_text())
         return int(meta["num_frames"])
-    except MissingFileError:
+    except FileNotFoundError:
         raise MissingFileError(f"{path} is missing. {DexYcb.truth}") from None
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise UserError(
@@ -287,7 +287,7 @@ def _labelled(path: Path) -> np.ndarray | None:
         # numpy would leave a damaged file open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as label:
             joints = label["joint_3d"].reshape(NUM_JOINTS, 3)
-    except MissingFileError:
+    except FileNotFoundError:
         raise MissingFileError(
             f"{path} is missing; unpack its subject again."
         ) from None

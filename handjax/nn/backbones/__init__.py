@@ -16,6 +16,7 @@ from types import ModuleType
 
 import flax.linen as nn
 
+from handjax.errors import UserError
 from handjax.types import Variables
 
 
@@ -67,7 +68,7 @@ def family(name: str) -> ModuleType:
     for module in _families():
         if name in module.VARIANTS:
             return module
-    raise ValueError(f"backbone={name!r} is not one of {sorted(names())}.")
+    raise UserError(f"backbone={name!r} is not one of {sorted(names())}.")
 
 
 def _families():

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from handjax.errors import UserError
 from handjax.nn.backbones import _fastvit_weights, _weights
 from handjax.nn.backbones._fastvit_blocks import (
     Attention,
@@ -82,7 +83,7 @@ class FastViT(nn.Module):
         """
         check_sides("FastViT", *image.shape[1:3])
         if train and self.fused:
-            raise ValueError(
+            raise UserError(
                 "A fused FastViT has no batch statistics to train; build it with "
                 "fused=False and fuse the trained variables."
             )
@@ -253,7 +254,7 @@ def import_torch(state_dict: Mapping[str, np.ndarray]) -> Variables:
             every other entry must be known and none may be missing.
 
     Raises:
-        ValueError: The entries are not those of one published size.
+        UserError: The entries are not those of one published size.
     """
     variables = _fastvit_weights.from_torch(state_dict)
     name = _closest_variant(_weights.shapes(variables))

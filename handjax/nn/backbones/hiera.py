@@ -256,7 +256,7 @@ def import_torch(state_dict: Mapping[str, np.ndarray]) -> Variables:
             known and none may be missing.
 
     Raises:
-        ValueError: The entries are not those of one published size.
+        UserError: The entries are not those of one published size.
     """
     params: dict[str, Any] = {}
     for key, value in state_dict.items():
@@ -295,7 +295,7 @@ def _as_map(code):
     """Position code (1, side * side, dim) to (side, side, dim)."""
     side = math.isqrt(code.shape[1]) if code.ndim == 3 else 0
     if side == 0 or side % 8 or code.shape[:2] != (1, side**2):
-        raise ValueError(
+        raise UserError(
             f"pos_embed has the shape {code.shape}; it must be (1, n * n, width) for "
             "images of 4n x 4n, n a multiple of 8. Pass the state dict of one of "
             f"{sorted(VARIANTS)}."

@@ -27,6 +27,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float
 
+from handjax.errors import UserError
 from handjax.nn.backbones import _torch_names, _weights
 from handjax.nn.backbones._transformer import Mlp, init, layer_norm
 from handjax.nn.ops.conv import Conv, Map, Output
@@ -144,7 +145,7 @@ class ViT(nn.Module):
         allowed = f"{stored} patches of {size.patch} x {size.patch}"
         if self.grid is not None:
             allowed += " in {} rows and {} columns".format(*self.grid)
-        raise ValueError(
+        raise UserError(
             f"{self.variant} was given images of {height} x {width} (height x width), "
             f"but its position embedding is for {allowed}; crop or resize the images "
             "to that, or initialise the network at their size and train it."
@@ -221,7 +222,7 @@ def import_torch(state_dict: Mapping[str, np.ndarray]) -> Variables:
             must be known and none may be missing.
 
     Raises:
-        ValueError: The entries are not those of one published size.
+        UserError: The entries are not those of one published size.
     """
     variables = _torch_names.convert(state_dict, heads=("head.", "fc_norm."))
     params = variables["params"]

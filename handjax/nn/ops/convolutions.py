@@ -19,6 +19,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from handjax.errors import UserError
 from handjax.nn.ops.depthwise import depthwise
 
 Impl = Literal["auto", "lax", "cpu"]
@@ -46,7 +47,7 @@ def conv2d(
     """
     size, dim = kernel.shape[0], x.shape[-1]
     if dim != kernel.shape[2] * groups:
-        raise ValueError(
+        raise UserError(
             f"The feature map has {dim} channels but the kernel takes "
             f"{kernel.shape[2]} in each of groups={groups}; pass "
             f"groups={dim // max(kernel.shape[2], 1)} or another kernel."

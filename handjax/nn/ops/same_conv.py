@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from handjax.errors import UserError
 from handjax.nn.ops import convolutions
 
 Map = Float[Array, "batch height width dim"]
@@ -37,7 +38,7 @@ class SameConv(nn.Module):
         """Convolve in float32.
 
         Raises:
-            ValueError: A depthwise map of stride 2 has an odd side.
+            UserError: A depthwise map of stride 2 has an odd side.
         """
         size, dim = self.kernel_size, x.shape[-1]
         shape = (size, size, dim // self.groups, self.features)
@@ -75,7 +76,7 @@ def _depthwise(x, kernel, stride):
         return convolutions.depthwise_conv(x, kernel)
     height, width = x.shape[1:3]
     if height % 2 or width % 2:
-        raise ValueError(
+        raise UserError(
             f"A map of {height} x {width} (height x width) cannot be halved; give an "
             "image whose sides are multiples of 32."
         )

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
+from handjax.errors import UserError
 from handjax.nn.metaformer import layer_norm
 from handjax.types import AnyArray, TextFeatures
 
@@ -61,13 +62,13 @@ class ClipText(nn.Module):
             train: Makes no difference: there is no dropout.
 
         Raises:
-            ValueError: Texts are longer than there are positions.
+            UserError: Texts are longer than there are positions.
         """
         del train
         size = SIZES[self.size]
         ids, length = jnp.asarray(ids), ids.shape[1]
         if length > size.length:
-            raise ValueError(
+            raise UserError(
                 f"{self.size} was given {length} token ids for each text; it has "
                 f"positions for {size.length}. Shorten the texts."
             )

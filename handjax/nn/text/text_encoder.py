@@ -46,7 +46,7 @@ class Tokenizer(Protocol):
         """Ids of texts.
 
         Raises:
-            ValueError: A text cannot be encoded.
+            UserError: A text cannot be encoded.
         """
         ...
 
@@ -60,7 +60,7 @@ class Labels:
         """Take the set.
 
         Raises:
-            ValueError: It is empty, or has a label twice.
+            UserError: It is empty, or has a label twice.
         """
         self.labels = tuple(labels)
         if not self.labels or len(set(self.labels)) < len(self.labels):
@@ -73,12 +73,12 @@ class Labels:
         """Number of each label.
 
         Raises:
-            ValueError: A text is none of the labels; lists those there are.
+            UserError: A text is none of the labels; lists those there are.
         """
         for text in texts:
             if text not in self.labels:
                 near = difflib.get_close_matches(text.lower(), self.labels, n=1)
-                raise ValueError(
+                raise UserError(
                     f"{text!r} is not one of the labels that the model has learned: "
                     f"{', '.join(self.labels)}."
                     + (f" Did you mean {near[0]!r}?" if near else "")
@@ -124,7 +124,7 @@ def tokenizer(
         vocabulary: File of CLIP's vocabulary, see `byte_pairs`.
 
     Raises:
-        ValueError: There is no such encoder, or no vocabulary of it.
+        UserError: There is no such encoder, or no vocabulary of it.
         OSError: The vocabulary cannot be read.
     """
     _check(name)
@@ -151,7 +151,7 @@ def build(
     """Network of an encoder: ids to `TextFeatures`.
 
     Raises:
-        ValueError: There is no such encoder.
+        UserError: There is no such encoder.
     """
     _check(name)
     if name == LABELS:
