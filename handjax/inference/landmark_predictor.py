@@ -26,7 +26,7 @@ from handjax.mano import fit
 from handjax.mano.hand_model import HandModel
 from handjax.nn.landmark_noise import Landmarks
 
-WEIGHTS = Path(__file__).parents[1] / "assets" / "landmarks.safetensors"
+WEIGHTS = released.path_of("landmarks")
 _DOUBT = (0.2, 0.8)
 """Probabilities of a right hand between which both sides are tried."""
 _DOES_NOT_FIT = 0.08

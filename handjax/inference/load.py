@@ -1,13 +1,17 @@
-"""Open a trained model by where it lies."""
+"""Open a model by its name or by where it lies."""
 
 from pathlib import Path
 from typing import Any
 
 from handjax.errors import MissingFileError, UserError
+from handjax.inference import released
+from handjax.inference.photo_predictor import PhotoPredictor
 from handjax.inference.predictor import HandPredictor
 
 
-def load(source: str | Path, **options: Any) -> HandPredictor:
+def load(
+    source: str | Path = released.DEFAULT, **options: Any
+) -> HandPredictor | PhotoPredictor:
     """Load a model that reconstructs hands from photos.
 
     >>> import numpy as np
@@ -18,27 +22,30 @@ def load(source: str | Path, **options: Any) -> HandPredictor:
     ((778, 3), (21, 3), (3,))
 
     Args:
-        source: A workdir of `handjax.train`, or what `handjax convert` made of the
+        source: A model that comes with handjax ("landmarks"; `handjax models` lists
+            them), a workdir of `handjax.train`, or what `handjax convert` made of the
             weights of a whole model.
-        **options: Of `HandPredictor.from_workdir`: `stage`, `step`, `batch_size`,
-            `tta_mode`, `num_hypotheses`, `seed`, `explain`.
+        **options: Of `PhotoPredictor` for a name: `min_score`; of
+            `HandPredictor.from_workdir` for a directory: `stage`, `step`, `batch_size`,
+            `tta`.
 
     Raises:
         MissingFileError: There is no such directory, or no checkpoint in it.
         UserError: The model does not reconstruct hands from images.
     """
+    if str(source) in released.names():
+        found = released.load(released.path_of(str(source)))
+        return PhotoPredictor(found, name=str(source), **options)
     return HandPredictor.from_workdir(_directory(source), **options)
 
 
 def _directory(source: str | Path) -> Path:
-    """Return the workdir that `source` names.
-
-    Names of weights that come with handjax are to be answered here, before paths.
-    """
+    """Return the workdir that `source` names."""
     path = Path(source)
     if not path.is_dir():
         raise MissingFileError(
-            f"{str(source)!r}: there is no such directory; pass the --workdir of a "
+            f"{str(source)!r}: there is no such directory and no model of that name; "
+            f"pass one of {', '.join(released.names())}, the --workdir of a "
             "handjax.train run, or the --to of handjax.convert."
         )
     if (path / "weights.safetensors").is_file() and not (path / "config.json").exists():

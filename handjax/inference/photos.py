@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -17,6 +17,9 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from handjax.errors import UserError
 from handjax.geometry.crop import assumed_intrinsics
+
+if TYPE_CHECKING:
+    from handjax.inference.detector import DetectedHand
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -55,6 +58,23 @@ class HandBox(NamedTuple):
     is_right: bool
     source: str
     """"given", "detector" or "whole_image"."""
+    reading: "DetectedHand | None" = None
+    """What handjax's detector read there: region, landmarks, presence."""
+    side_given: bool = False
+    """Whether the user named the side."""
+
+
+def opened(image: "str | Path | Photo | UInt8[np.ndarray, 'height width 3']") -> Photo:
+    """Return a photo that is given as a file, as RGB pixels 0..255, or opened.
+
+    Raises:
+        PhotoError: The file is not a picture that can be read.
+    """
+    if isinstance(image, Photo):
+        return image
+    if isinstance(image, np.ndarray):
+        return Photo(Path("image"), image, None)
+    return read(image)
 
 
 def read(path: str | Path) -> Photo:

@@ -59,6 +59,16 @@ class HandPrediction(NamedTuple):
     """`HandOutput.confidence`, of families that state one."""
     explanation: ExplanationView | None = None
     """What the model attended to, where it was added (`handjax.predict`)."""
+    mano_pose: Float[np.ndarray, "bone 3"] | None = None
+    """Absolute axis-angle in radians, wrist first, of models that predict it; of a left
+    hand, of its mirror image."""
+    betas: Float[np.ndarray, "beta"] | None = None
+    """Shape of the hand model, with `mano_pose`."""
+    presence: float | None = None
+    """Probability that the region shows a hand, of models with a detector."""
+    not_sure: bool = False
+    """Whether the mesh is likely wrong: a presence below the detector's `min_score`, or
+    landmarks that no pose of the hand can take."""
 
     @property
     def confidence(self) -> float | None:

@@ -27,8 +27,21 @@ from handjax.io import atomic_files
 from handjax.mano import model_files
 from handjax.types import Variables
 
+ASSETS = Path(__file__).parents[1] / "assets"
+DEFAULT = "landmarks"
+"""The model that is best on photos of the ones that come with handjax."""
 KEYS = ("command", "data", "metrics", "licence")
 """What `save` wants to be told, besides what it finds out."""
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of the models that come with handjax, the default first."""
+    return (DEFAULT,)
+
+
+def path_of(name: str) -> Path:
+    """Return the file that holds a model which comes with handjax."""
+    return ASSETS / f"{name}.safetensors"
 
 
 class Released(NamedTuple):
