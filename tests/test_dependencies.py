@@ -9,7 +9,6 @@ from places import ROOT
 
 ROOMS = ("handjax", "data_pipelines", "configs", "scripts", "tests")
 MODULES = {
-    "absl-py": "absl",
     "ai-edge-litert": "ai_edge_litert",
     "apache-beam": "apache_beam",
     "opencv-python-headless": "cv2",
