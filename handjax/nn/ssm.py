@@ -231,8 +231,9 @@ class SS2D(nn.Module):
         skip = self.param("Ds", nn.initializers.ones, (4 * dim,))
 
         # From the map, one product for all directions; only its result is reordered.
-        weights = rearrange(x_proj, "scan row dim -> dim (scan row)")
-        mixed = jnp.dot(u, weights.astype(self.dtype))
+        # Not laid out as "dim (scan row)": the product would be rounded otherwise.
+        rows = rearrange(x_proj, "scan row dim -> (scan row) dim")
+        mixed = jnp.dot(u, rows.astype(self.dtype).T)
         mixed = rearrange(mixed, "... (scan number) -> ... scan number", scan=4)
         mixed = cross_scan(mixed, backward=self.backward)
         low_rank, B, C = jnp.split(mixed, np.cumsum(sizes)[:2], axis=-1)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -211,7 +212,7 @@ def test_hash_depends_on_names_shapes_and_bits_only():
 def test_variables_can_be_read_without_a_model(tmp_path):
     _saved(tmp_path, [4]).close()
     variables, meta = load_variables(tmp_path, "mesh", 4)
-    jax.tree.map(np.testing.assert_array_equal, variables, _state(4)[0])
+    chex.assert_trees_all_equal(variables, _state(4)[0])
     assert meta["metrics"] == {"count": 4}
 
 

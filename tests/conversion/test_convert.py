@@ -5,6 +5,7 @@ import importlib.util
 import json
 import re
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -80,7 +81,7 @@ def test_a_backbone_is_found_converted_and_described(tmp_path, command, resnet18
         assert "params/layer2_0/downsample_0/kernel" in set(file.keys())
     expected = backbones.family("resnet18").import_torch(resnet18)
     found = directory.read_backbone(tmp_path / "out")
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    chex.assert_trees_all_equal(found, expected)
 
 
 @pytest.mark.parametrize("kind", ["legacy", "safetensors", "half"])

@@ -2,8 +2,8 @@
 
 import json
 
+import chex
 import clip_weights
-import jax
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -25,7 +25,7 @@ def test_both_kinds_of_names_give_the_same(weights):
     one = clip_text.convert(weights, Options())
     other = clip_text.convert(clip_weights.hugging_face(weights), Options())
     assert one.backbone == other.backbone == TINY
-    jax.tree.map(np.testing.assert_array_equal, one.variables, other.variables)
+    chex.assert_trees_all_equal(one.variables, other.variables)
     assert one.skipped == {
         "the temperature of CLIP's loss": ["logit_scale"],
         "the vision tower": ["visual.conv1.weight", "visual.ln_post.bias"],

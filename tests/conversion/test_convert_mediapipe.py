@@ -2,8 +2,8 @@
 
 import json
 
+import chex
 import flax.traverse_util
-import jax
 import numpy as np
 import pytest
 import tiny_tflite
@@ -81,7 +81,7 @@ def test_a_file_becomes_the_weights_that_ship(tmp_path, capsys, name):
     palm = name == "palm_detection_full"
     assert ("nothing to do" if palm else f"--config.model.backbone={name}") in out
     found = directory.read_backbone(tmp_path / "out")
-    jax.tree.map(np.testing.assert_array_equal, found, _shipped(name))
+    chex.assert_trees_all_equal(found, _shipped(name))
     record = json.loads((tmp_path / "out" / "conversion.json").read_text())
     assert record["backbone"] == name
 

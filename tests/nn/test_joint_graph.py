@@ -1,5 +1,6 @@
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,7 +125,7 @@ def test_weights_of_a_half_precision_layer_are_finite():
 
     out, grad = mean(variables["params"])
     assert np.isfinite(out)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grad))
+    chex.assert_tree_all_finite(grad)
 
 
 def test_block_normalises_over_examples_and_joints():

@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -174,7 +175,7 @@ def test_evaluation_leaves_the_codebook_alone():
     model, variables, tokens = quantizer()
     variables = step(model, variables, tokens, 0)[1]
     out, updates = model.apply(variables, tokens, mutable=["codebook"])
-    jax.tree.map(np.testing.assert_array_equal, updates, variables)
+    chex.assert_trees_all_equal(updates, variables)
     np.testing.assert_allclose(
         out.codes, variables["codebook"]["embedding"][out.indices], rtol=1e-6
     )

@@ -4,6 +4,7 @@ import json
 import shutil
 import types
 
+import chex
 import fake_family
 import flax.linen as nn
 import jax
@@ -122,7 +123,7 @@ def test_a_converted_backbone_becomes_the_image_encoder(tmp_path, encoder, capsy
     assert "licence: free" in said
     for collection, tree in expected.items():
         found = variables[collection]["image_encoder"]
-        jax.tree.map(np.testing.assert_array_equal, found, tree)
+        chex.assert_trees_all_equal(found, tree)
 
 
 def test_training_goes_on_from_a_converted_backbone(tmp_path, encoder):
@@ -134,11 +135,11 @@ def test_training_goes_on_from_a_converted_backbone(tmp_path, encoder):
     assert 0 < np.abs(kernel - start).max() < 0.01
     # A later start goes on from its own checkpoint.
     resumed, _ = loop.fit(_run(tmp_path / "w", source))
-    jax.tree.map(np.testing.assert_array_equal, resumed, variables)
+    chex.assert_trees_all_equal(resumed, variables)
     # A family with one stage can begin from a whole earlier run.
     run = _run(tmp_path / "v", tmp_path / "w")
     assert init_from.first_stage(run) == 0
-    jax.tree.map(np.testing.assert_array_equal, _states(run), variables)
+    chex.assert_trees_all_equal(_states(run), variables)
 
 
 def test_another_backbone_is_refused_with_both_names(tmp_path, encoder):
@@ -204,7 +205,7 @@ def whole(tmp_path_factory):
 def test_a_converted_model_is_the_start(tmp_path, whole, capsys):
     source, expected = whole
     run = _run(tmp_path / "w", source, seed=9)
-    jax.tree.map(np.testing.assert_array_equal, _states(run), expected)
+    chex.assert_trees_all_equal(_states(run), expected)
     said = capsys.readouterr().out
     assert f"took fake with {BACKBONE} (x.pth, step 7) from {source}; licence:" in said
     run = _run(tmp_path / "w", source)
@@ -225,7 +226,7 @@ def test_another_family_takes_the_backbone_of_a_model_alone(tmp_path, whole, cap
     ) in capsys.readouterr().out
     for collection in ("params", "batch_stats"):
         parts = (tree[collection]["image_encoder"] for tree in (found, expected))
-        jax.tree.map(np.testing.assert_array_equal, *parts)
+        chex.assert_trees_all_equal(*parts)
     head = found["params"]["head"]["kernel"]
     assert np.any(head != expected["params"]["head"]["kernel"])
     run = _run(tmp_path / "v", source, **{"family": "other", "model.backbone": OTHER})

@@ -3,6 +3,7 @@
 import json
 import types
 
+import chex
 import fake_family
 import jax
 import numpy as np
@@ -93,7 +94,7 @@ def test_a_run_stopped_anywhere_ends_as_the_unbroken_one(tmp_path, unbroken, log
     while finished is None:
         stop = stops.pop(0) if stops else None
         finished = loop.fit(_run(tmp_path / "w", stop=stop, hooks=hooks, **changes))
-    jax.tree.map(np.testing.assert_array_equal, finished[0], unbroken[1])
+    chex.assert_trees_all_equal(finished[0], unbroken[1])
     if log_every == 1:
         assert _lines(tmp_path / "w") == _lines(unbroken[0])
     else:  # means over the steps since the last line, however the run was cut
@@ -215,7 +216,7 @@ def test_a_loss_that_explodes_is_named_and_nothing_of_it_is_saved(tmp_path):
     assert "optimizer.lr" in str(e.value)
     for step in kept:
         variables, _ = load_variables(tmp_path / "w", "tokenizer", step)
-        assert all(np.isfinite(x).all() for x in jax.tree.leaves(variables["params"]))
+        chex.assert_tree_all_finite(variables["params"])
 
 
 def test_losses_and_weights_must_have_the_same_names(tmp_path):
@@ -258,7 +259,7 @@ def test_inference_needs_only_the_workdir(tmp_path, unbroken, monkeypatch):
     (workdir / "config.json").write_text(schema.to_json(config))
     _, model, variables, stage, step = load_for_inference(workdir)
     assert (stage, step) == ("mesh", 6)
-    jax.tree.map(np.testing.assert_array_equal, variables, unbroken[1])
+    chex.assert_trees_all_equal(variables, unbroken[1])
     assert (
         model.apply(variables, fake_family.batch(1, (3,)).image).vertices.shape[0] == 1
     )

@@ -3,6 +3,7 @@
 import json
 import types
 
+import chex
 import fake_family
 import jax
 import numpy as np
@@ -30,7 +31,7 @@ def _variables(workdir, stage, step):
 
 
 def _same(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
+    chex.assert_trees_all_equal(a, b)
 
 
 def test_state_and_batch_of_the_update_are_kept(stopped, tmp_path):
@@ -92,7 +93,7 @@ def test_as_many_as_allowed_are_left_out_and_the_next_one_stops(tmp_path, capsys
     assert "the update is left out (1 of at most 1)" in capsys.readouterr().out
     # The same command with another one allowed goes on.
     variables, _ = loop.fit(poisoned_run(tmp_path / "w", **{"train.max_skipped": 4}))
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(variables["params"]))
+    chex.assert_tree_all_finite(variables["params"])
     lines = [
         json.loads(x) for x in (tmp_path / "w/metrics.jsonl").read_text().splitlines()
     ]

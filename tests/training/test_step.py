@@ -3,6 +3,7 @@
 import functools
 import re
 
+import chex
 import fake_family
 import jax
 import jax.numpy as jnp
@@ -47,9 +48,7 @@ def _step(stage, batch, accumulate, **options_of_step):
 
 
 def _assert_close(a, b):
-    jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=1e-6), a, b
-    )
+    chex.assert_trees_all_close(a, b, rtol=2e-5, atol=1e-6)
 
 
 def _rows(batch, rows):
@@ -63,7 +62,20 @@ def test_means_over_the_batch_do_not_depend_on_the_parts():
     _assert_close(metrics, together)
     _assert_close(state.params, whole.params)
     again, _ = _step(TOKENIZER, batch, 3)
-    jax.tree.map(np.testing.assert_array_equal, state, again)
+    chex.assert_trees_all_equal(state, again)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_step_is_traced_once_for_all_updates(accumulate):
+    """A state that comes back with other types would compile every update anew."""
+    model, options, state = _start(TOKENIZER, accumulate)
+    chex.clear_trace_counter()  # it counts by place in the source
+    step = chex.assert_max_traces(make_step(model, TOKENIZER, options), n=1)
+    step = jax.jit(step)
+    for seed in range(3):
+        state, metrics = step(state, fake_family.batch(6, (seed,)))
+    chex.assert_tree_all_finite((state.params, metrics))
+    assert int(state.step) == 3
 
 
 def test_what_is_not_annotated_is_cleared_before_a_loss_sees_it():

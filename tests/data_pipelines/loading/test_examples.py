@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import chex
 import cv2
 import jax
 import numpy as np
@@ -196,7 +197,7 @@ def test_missing_annotations_are_not_valid_and_still_finite():
     for name in ("joints3d_valid", "vertices_valid", "mano_valid"):
         assert getattr(batch, name).tolist() == [False, True], name
     assert batch.joints2d_valid[0].sum() > 10
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(batch))
+    chex.assert_tree_all_finite(batch)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +225,7 @@ def test_one_joint_is_no_box():
     seen = np.zeros((21, 3))
     seen[3] = (40, 50, 1)
     batch = _make(decoded(record(1, joints2d=seen, joints3d=None)))
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(batch))
+    chex.assert_tree_all_finite(batch)
     assert batch.joints2d_valid[0, 3]
 
 

@@ -1,6 +1,7 @@
 import functools
 import importlib.util
 
+import chex
 import flax
 import jax
 import jax.numpy as jnp
@@ -150,7 +151,7 @@ def test_import_takes_the_names_of_the_authors_package(golden):
     theirs = {k: v for k, v in weights.items() if not k.startswith("head.")}
     theirs["norm.weight"] = theirs["head.projection.weight"] = np.zeros(3)
     expected = hiera.import_torch(weights)
-    jax.tree.map(np.testing.assert_array_equal, hiera.import_torch(theirs), expected)
+    chex.assert_trees_all_equal(hiera.import_torch(theirs), expected)
 
 
 def test_import_names_what_does_not_fit(golden):
