@@ -1,7 +1,7 @@
 """Find the code of a paper's equations.
 
-    handjax equations                the papers, and how many equations each has
-    handjax equations TokenHand      key, meaning and file:line of each
+    python -m handjax.equations              # papers, and how many equations each has
+    python -m handjax.equations TokenHand    # key, file:line and meaning of each
 
 The tables are those of `PAPER` in handjax/models; an equation's code is the one place
 whose docstring has its tag: paper, "Eq." and key in brackets, on one line.

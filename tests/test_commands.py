@@ -9,6 +9,7 @@ import pytest
 from places import ROOT
 
 from handjax import __main__ as program
+from handjax import equations
 from handjax.errors import HandjaxError, MissingFileError, UserError
 from handjax.io import command_line
 from handjax.io.command_line import Parser, at_least, comma_separated
@@ -17,14 +18,14 @@ COMMANDS = [*program.commands(), *(f"data {c}" for c in program.commands("data")
 
 MISTAKES = {
     "train": ("--config=tokenhnd:smoke --workdir=W", "Did you mean 'tokenhand'"),
-    "evaluate": ("--workdir=/nowhere", "is no workdir"),
+    "evaluate": ("--workdir=/nowhere", "is not a workdir"),
     "predict": ("/nowhere.jpg --workdir=W --output=O", "nowhere.jpg"),
     "benchmark": ("--config=tokenhand --what=speed", "speed is not one of compile"),
     "convert": ("/nowhere --from=timm --to=T", "no such file of weights"),
     "tables": ("/nowhere", "is no report and no workdir"),
     "control": ("--out=O --size=100", "divisible by 8"),
     "fid": ("--real=a.txt --made=b.npy", "allowed are .npy"),
-    "text-to-mesh": ("a --workdir=/nowhere --output=O", "is no workdir"),
+    "text-to-mesh": ("a --workdir=/nowhere --output=O", "is not a workdir"),
     "replay": ("--update=/nowhere", "no update.json"),
     "chaos": ("--workdir=tests --train=x", "is not empty"),
     "equations": ("TokenHnd", "Did you mean"),
@@ -164,7 +165,7 @@ def test_values_of_arguments():
 def test_equations_are_found_where_they_are(capsys):
     assert program.main(["equations"]) == 0
     papers = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
-    assert "TokenHand" in papers
+    assert papers == list(equations.papers())
     for paper in papers:
         assert program.main(["equations", paper.lower()]) == 0
         for line in capsys.readouterr().out.splitlines():

@@ -54,6 +54,7 @@ RUN_BY = {
     "handjax.control": "controlnet/test_control.py",
     "handjax.convert": "conversion/test_convert.py",
     "handjax.evaluate": "evaluation/test_evaluate.py",
+    "handjax.equations": "test_commands.py",
     "handjax.fid": "metrics/test_fid.py",
     "handjax.predict": "inference/test_predict_cli.py",
     "handjax.replay": "training/test_nonfinite.py",

@@ -522,8 +522,8 @@ def _checked(points2d, points3d, confidence, is_right, intrinsics):
     if points2d is not None:
         if intrinsics is None:
             raise UserError(
-                "points2d needs intrinsics, the camera matrix in pixels. Where it is not "
-                "known, use geometry.crop.assumed_intrinsics(width, height)."
+                "points2d needs intrinsics, the camera matrix in pixels. Where it is "
+                "not known, use geometry.crop.assumed_intrinsics(width, height)."
             )
         K = np.broadcast_to(np.asarray(intrinsics, np.float64), (batch, 3, 3))
     return points2d, points3d, weight, right, K
