@@ -42,7 +42,8 @@ class FlatHand:
 class ManyHands(FlatHand):
     """The flat hand, and by its other method hands that are more or less bent."""
 
-    hypotheses = None
+    def hypotheses(self, image, key, count):
+        """There is such a method; `apply` calls it."""
 
     def apply(self, variables, images, *, method="__call__", key=None, count=0):
         flat = super().apply(variables, images)
