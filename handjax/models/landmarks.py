@@ -79,7 +79,7 @@ class Model(nn.Module):
     network: str = "mediapipe_hand_full"  # hand_landmark.VARIANTS
     width: int = 512
     depth: int = 3
-    pair_share: float = 0.5  # of the examples of a batch of poses
+    pair_share: float = 0.35  # of the examples of a batch of poses
     root: str = "middle_mcp"  # that outputs are relative to: config.data.root
 
     def setup(self):
