@@ -16,6 +16,7 @@ from handjax import __version__
 from handjax.errors import UserError, suggest
 from handjax.io import command_line
 
+_NAMES = {"inference": "models"}  # handjax.models is the room of the families
 _PACKAGES = {"": "handjax", "data": "data_pipelines"}
 """First word of a command -> the package whose entries follow it."""
 
@@ -54,7 +55,8 @@ def _entries(folder: Path, package: str) -> Iterator[Command]:
             continue
         parts = path.relative_to(folder).with_suffix("").parts
         summary = (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
-        yield Command(parts[0].replace("_", "-"), ".".join((package, *parts)), summary)
+        name = _NAMES.get(parts[0], parts[0].replace("_", "-"))
+        yield Command(name, ".".join((package, *parts)), summary)
 
 
 def overview(groups: Sequence[str] = tuple(_PACKAGES)) -> str:

@@ -1,7 +1,11 @@
 """Reconstruct hands from photos.
 
+    python -m handjax.predict photo.jpg
     python -m handjax.predict photo.jpg --workdir W --output D
     python -m handjax.predict folder --workdir W --output D --boxes boxes.json
+
+Without --workdir the model that comes with handjax finds all hands of a photo and
+their sides. Hands that are marked "not sure" are mostly wrong.
 
 Writes `<stem>.json`, `<stem>_overlay.png`, `<stem>_<i>.glb` and `.obj` per photo, with
 --explain also explanation sheets, `<stem>_<i>_clusters.png` and
@@ -29,6 +33,7 @@ from handjax.io import command_line
 from handjax.io.command_line import Parser
 
 if TYPE_CHECKING:
+    from handjax.inference.photo_predictor import PhotoPredictor
     from handjax.inference.photos import Annotation, HandBox, Photo
     from handjax.inference.prediction import HandPrediction, Request
     from handjax.inference.predictor import HandPredictor
@@ -48,14 +53,22 @@ class Options(NamedTuple):
     """Of the hypotheses."""
     explain: bool
     """Whether to write explanation sheets."""
+    finds_hands: bool = False
+    """Whether the model has a detector of its own: a photo without hands is skipped."""
 
 
 def _parser() -> Parser:
     parser = Parser("predict", __doc__)
     add = parser.add_argument
     add("photo", help="a photo, or a folder of photos")
-    add("--workdir", required=True, help="directory of a trained model")
-    add("--output", required=True, help="directory that gets the results")
+    add("--workdir", help="directory of a trained model of your own")
+    add("--output", default="hands", help="directory for the results; default: hands")
+    add(
+        "--min_score",
+        type=float,
+        default=0.9,
+        help="presence below which a hand is not sure; without --workdir",
+    )
     add("--stage", help="training stage; default: the last one")
     add("--step", type=int, help="checkpoint; default: the newest one")
     add("--box", help="box of the hand: x0,y0,x1,y1 in pixels")
@@ -108,10 +121,14 @@ def _predict(arguments: argparse.Namespace) -> int:
 
     paths = photos.listed(arguments.photo)
     options, word = _options(arguments)
+    if not arguments.workdir:
+        word = "" if options.box else "; boxes by handjax's detector"
     single = not Path(arguments.photo).is_dir()
     if single:
         photos.read(paths[0])  # before the model is loaded: mistakes show at once
     predictor = _load(arguments, 1 if single else 8)
+    if not arguments.workdir and options.box is None:
+        options = options._replace(detector=predictor.find, finds_hands=True)
     # Before any photo: a family that has none fails at once.
     if options.hypotheses:
         predictor.check_hypotheses(options.hypotheses)
@@ -152,9 +169,18 @@ def _options(arguments: argparse.Namespace) -> tuple[Options, str]:
     return options, word
 
 
-def _load(arguments: argparse.Namespace, batch_size: int) -> "HandPredictor":
+def _load(
+    arguments: argparse.Namespace, batch_size: int
+) -> "HandPredictor | PhotoPredictor":
     from handjax.inference.predictor import HandPredictor
 
+    if not arguments.workdir:
+        from handjax.inference.load import load
+
+        for name in ("stage", "step", "tta"):
+            if getattr(arguments, name) is not None:
+                raise UserError(f"--{name} is of a model of your own; give --workdir.")
+        return load(min_score=arguments.min_score)
     return HandPredictor.from_workdir(
         arguments.workdir,
         stage=arguments.stage,
@@ -230,13 +256,16 @@ def _boxes(
 
     if options.box is not None:
         x0, y0, x1, y1 = options.box
-        return [HandBox((x0, y0, x1, y1), options.is_right, "given")]
+        left = not options.is_right
+        return [HandBox((x0, y0, x1, y1), not left, "given", side_given=left)]
     if noted:
-        return list(noted.hands)
+        return [box._replace(side_given=True) for box in noted.hands]
     if options.detector:
         found = options.detector(opened.image)
         if found:
             return found
+        if options.finds_hands:
+            raise UserError(f"{opened.path}: no hand was found; give --box.")
         print(f"{opened.path}: no hand was detected; the middle square is used.")
     return [HandBox(whole_image_box(opened), options.is_right, "whole_image")]
 
@@ -263,6 +292,8 @@ def _write(predictor, stem: str, hands, wanted, output: str) -> int:
     shown = ", ".join(
         f"{output_files.named(hand)} ({hand.box.source} box"
         + (f", confidence {hand.confidence:.2f}" if hand.confidence else "")
+        + (f", presence {hand.presence:.2f}" if hand.presence is not None else "")
+        + (", not sure" if hand.not_sure else "")
         + _spread(hand)
         + ")"
         for hand in hands

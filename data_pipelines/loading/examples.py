@@ -26,7 +26,7 @@ from data_pipelines.storage import schema
 from data_pipelines.storage.schema import Counts
 from handjax.errors import UserError
 from handjax.geometry import crop, skeleton
-from handjax.geometry.crop import CropConfig
+from handjax.geometry.crop import CropConfig, View
 from handjax.types import Batch
 
 HAND_ANCHORS = tuple(skeleton.HAND.roots.values())
@@ -121,7 +121,7 @@ class ExampleMaker(NamedTuple):
         records: Sequence[dict[str, Any]],
         hands: Hands,
         inside: np.ndarray,
-        view: crop.View,
+        view: View,
     ) -> Batch:
         """Return the batch without its pictures."""
         R = view.R_crop_camera

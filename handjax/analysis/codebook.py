@@ -51,8 +51,10 @@ def of_model(model: Tokenizes, variables: Any) -> Codebook:
 
     encode = jax.jit(lambda v, x: model.apply(v, x, method="encode"))
     decode = jax.jit(lambda v, x: model.apply(v, x, method="decode_codes").vertices)
+    embedding = codebook_curves.leaf(variables, "embedding")
+    assert embedding is not None  # a model that tokenizes has one
     return Codebook(
-        embedding=codebook_curves.leaf(variables, "embedding").astype(np.float32),
+        embedding=embedding.astype(np.float32),
         encode=lambda hands: _in_chunks(
             lambda part: encode(variables, part), getattr(hands, model.tokenizes)
         ),

@@ -29,6 +29,8 @@ FRAMES = {
     "joints3d": "camera axes of the photo, relative to the root joint",
     "translation": "root joint in the camera's frame; add it to vertices and joints3d",
     "camera_axes": "OpenCV: x right, y down, z forward",
+    "mano_pose": "radians, absolute axis-angle, wrist first; of a left hand, those of "
+    "its mirror image",
     "joints2d": "pixels of the upright photo (EXIF orientation applied), x right, y "
     "down, centre of the first pixel (0, 0)",
     "meshes": "GLB and OBJ: metres, x right, y up, z towards the viewer (camera axes "
@@ -113,6 +115,10 @@ def _hand_json(hand: "HandPrediction", files: Sequence[str]) -> dict[str, Any]:
         "confidence": None if hand.confidence is None else round(hand.confidence, 5),
         "token_indices": hand.indices.tolist() if hand.indices is not None else None,
         "token_confidence": _rounded(hand.token_confidence, 5) if tokens else None,
+        "presence": None if hand.presence is None else round(hand.presence, 5),
+        "not_sure": hand.not_sure,
+        "mano_pose": None if hand.mano_pose is None else _rounded(hand.mano_pose, 6),
+        "betas": None if hand.betas is None else _rounded(hand.betas, 5),
         "hypotheses": _hypotheses_json(hand),
         "files": list(files),
     }

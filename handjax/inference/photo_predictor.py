@@ -95,15 +95,15 @@ class PhotoPredictor:
             intrinsics: fx, fy, cx, cy in pixels; None as `photos.intrinsics_of` says.
         """
         photo = photos.opened(image)
-        boxes = self.find(photo)
+        boxes = self.find(photo.image)
         if is_right is not None:
             boxes = [b._replace(is_right=is_right, side_given=True) for b in boxes]
         return self.run(requests(photo, boxes, intrinsics=intrinsics))
 
-    def find(self, photo: Photo) -> list[HandBox]:
+    def find(self, image: UInt8[np.ndarray, "height width 3"]) -> list[HandBox]:
         """Return the boxes of all hands, the surest first, each with its reading."""
         boxes = []
-        for hand in self.detector.find(photo.image):
+        for hand in self.detector.find(image):
             x0, y0, x1, y1 = (float(v) for v in hand.box_px)
             boxes.append(
                 HandBox((x0, y0, x1, y1), hand.is_right > 0.5, "detector", hand)
@@ -133,12 +133,10 @@ class PhotoPredictor:
         hand = box.reading
         if hand is None:
             hand = self.detector.find_in_box(image, box.box_px)
-        # A box without a reading is the user's, and so is its side.
-        known = box.side_given or box.reading is None
         found = self._lifter(
             [hand],
             request.intrinsics.matrix,
-            is_right=[box.is_right if known else None],
+            is_right=[box.is_right if box.side_given else None],
         )[0]
         return self._prediction(request, found)
 
