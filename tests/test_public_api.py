@@ -98,7 +98,7 @@ def test_the_examples_train_evaluate_and_load_a_model(tmp_path, monkeypatch):
 
 
 def test_load_says_what_it_takes(tmp_path):
-    with pytest.raises(handjax.UserError, match="no such directory; pass the --work"):
+    with pytest.raises(handjax.UserError, match="no such directory and no model"):
         handjax.load(tmp_path / "none")
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):
         handjax.load(tmp_path)

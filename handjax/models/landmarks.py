@@ -327,8 +327,8 @@ def poses_loss(
 ) -> tuple[dict[str, Array], dict[str, Array], dict[str, Any]]:
     """Compare with hands whose landmarks are drawn, and with pairs; see `_compared`.
 
-    A share of the examples is replaced by pairs, `pair_share` on average. All are made
-    upright but for the jitter of regions.
+    A share of the examples, `pair_share` on average, is replaced by pairs, and counts
+    where the example does. All are made upright but for the jitter of regions.
     """
     keys = jax.random.split(rngs["mask"], 5)
     noise, pairs = training_landmarks()
@@ -361,7 +361,8 @@ def poses_loss(
     landmarks = jax.tree.map(chosen, read, drawn)
     output = model.apply(variables, landmarks, method="lift").output
     vertices, joints3d = chosen(seen[0], vertices), chosen(seen[1], joints3d)
-    return _compared(output, vertices, joints3d, jnp.ones(count, bool))
+    valid = jnp.asarray(batch.vertices_valid & batch.joints3d_valid)
+    return _compared(output, vertices, joints3d, valid, valid)
 
 
 def _turned(turn: Array, points: Any) -> Float[Array, "batch point 3"]:
@@ -381,11 +382,18 @@ def mesh_loss(
     region = Region(region.centre + shift, size, angle)
     reading = model.apply(variables, batch.image, region, method="read_region")
     hand = model.apply(variables, reading, method="predict")
-    valid = jnp.asarray(batch.vertices_valid & batch.joints3d_valid)
-    return _compared(hand.output, batch.vertices, batch.joints3d, valid)
+    # The region is where the 2-D joints are, so all of them have to be known.
+    read = batch.joints2d_valid.all(axis=-1)
+    return _compared(
+        hand.output,
+        batch.vertices,
+        batch.joints3d,
+        jnp.asarray(read & batch.vertices_valid),
+        jnp.asarray(read & batch.joints3d_valid),
+    )
 
 
-def _compared(output, vertices, joints3d, valid):
+def _compared(output, vertices, joints3d, vertices_valid, joints3d_valid):
     """Return both terms in metres.
 
     L1 of the vertices, summed over axes (Landmarks Eq. vertices), and distance of the
@@ -395,13 +403,18 @@ def _compared(output, vertices, joints3d, valid):
     miss = jnp.abs(output.vertices - vertices).sum(axis=-1).mean(axis=-1)
     square = jnp.sum((output.joints3d - joints3d) ** 2, axis=-1)
     apart = jnp.sqrt(square + 1e-12).mean(axis=-1)
-    count = jnp.maximum(jnp.sum(valid), 1)
     terms = {
-        "vertices": jnp.sum(jnp.where(valid, miss, 0.0)) / count,
-        "joints3d": jnp.sum(jnp.where(valid, apart, 0.0)) / count,
+        "vertices": _mean(miss, vertices_valid),
+        "joints3d": _mean(apart, joints3d_valid),
     }
-    error = elementwise.mean_distance(output.vertices, vertices, example_valid=valid)
+    error = elementwise.mean_distance(
+        output.vertices, vertices, example_valid=vertices_valid
+    )
     return terms, {"mm": 1000 * error}, {}
+
+
+def _mean(values, valid):
+    return jnp.sum(jnp.where(valid, values, 0.0)) / jnp.maximum(jnp.sum(valid), 1)
 
 
 def _nearly_upright(key: Array, joints3d: Array) -> Float[Array, "batch 3 3"]:
