@@ -50,7 +50,7 @@ class Chaos:
         """Runs that got to their end, all equal to the unbroken one."""
 
     def run(self, kills: int, terms: int) -> None:
-        """Interrupt as often as asked, then let the last run end.
+        """Interrupt the given number of runs, then let the last run finish.
 
         Raises:
             Failure: A start failed, SIGTERM did not save in time, or a result differs.
@@ -185,13 +185,13 @@ class _Output:
         return sum(words in line for line in list(self._lines))
 
     def end(self) -> str:
-        """The last lines."""
+        """Return the last lines of the output."""
         self._thread.join(timeout=5)
         return "".join(self._lines[-30:])
 
 
 def _writing(workdir: Path) -> Iterator[Path]:
-    """Checkpoints that are being written."""
+    """Yield the checkpoints that are being written."""
     yield from (workdir / "checkpoints").glob("*/*orbax-checkpoint-tmp*")
 
 

@@ -124,7 +124,7 @@ def run(arguments: argparse.Namespace) -> str:
 
 
 def _checked(arguments: argparse.Namespace) -> tuple[str, ...]:
-    """The kinds, after all that can be refused at once."""
+    """Check the arguments and return the kinds of control images."""
     kinds = tuple(dict.fromkeys(arguments.what.split(",")))
     unknown = [kind for kind in kinds if kind not in _KINDS]
     if unknown:
@@ -153,7 +153,7 @@ def _checked(arguments: argparse.Namespace) -> tuple[str, ...]:
 
 
 def _built_in() -> Path:
-    """The built-in data set, made if need be, as training makes it."""
+    """Return the built-in data set's directory, rendered first if it is missing."""
     from handjax.config import schema as configs
     from handjax.data import run_data
     from handjax.mano import model_files
@@ -204,7 +204,7 @@ def _check_hand(split: "Split", meshes: _Meshes) -> None:
 
 
 def _predict(predictor: "HandPredictor", split: "Split"):
-    """A `control_workers.Predict` of a model."""
+    """Build a `control_workers.Predict` from a model."""
     from data_pipelines.loading import examples
     from handjax.controlnet.examples import HandInCamera, LeftOutError, open_record
     from handjax.inference.photos import HandBox, Intrinsics, Photo
@@ -240,7 +240,7 @@ def _predict(predictor: "HandPredictor", split: "Split"):
 
 
 def _settings(arguments, split, folder: "Folder", meshes: _Meshes, box_scale: float):
-    """All that decides the pictures; captions can change without making them anew."""
+    """Return all settings that decide the pictures; captions are not among them."""
     from handjax.controlnet.folder import SCHEMA_VERSION
 
     names = ("name", "splits", "hand", "made_by")

@@ -121,7 +121,7 @@ def _sha256(path: Path) -> str:
 
 
 def summary(record: dict[str, Any], target: str) -> str:
-    """What was converted, what was left out, the licence, and what to type next."""
+    """Summarise what was converted and left out, the licence and the next step."""
     source, skipped = record["source"], record["skipped"]
     left_out = sum(map(len, skipped.values()))
     what = f"{record['family']} with {record['backbone']}".removeprefix(" with ")

@@ -164,7 +164,7 @@ def _score_file(arguments: argparse.Namespace) -> int:
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, str | None]:
-    """Flags that only some benchmarks have."""
+    """Return the flags that only some benchmarks have."""
     return {"split": arguments.split, "setup": arguments.setup}
 
 

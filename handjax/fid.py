@@ -37,7 +37,7 @@ from handjax.metrics.fid import (
 
 
 def read(path: str | Path) -> np.ndarray | Statistics:
-    """Features of a file (row, dim) in float64, or the statistics that it holds.
+    """Read a file's features (row, dim) in float64, or its statistics.
 
     `.npy` is the array itself. `.npz` and `.safetensors` have it under "features", or
     as their only array; an npz of `mu` and `sigma` holds statistics.
@@ -126,7 +126,7 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 
 def run(arguments: argparse.Namespace) -> list[dict]:
-    """What is printed, one dict a line; KID only where both files hold features."""
+    """Return one dict per printed line; KID only where both files hold features."""
     files = {"real": arguments.real, "made": arguments.made}
     found = {name: read(path) for name, path in files.items()}
     known = [x if isinstance(x, Statistics) else statistics(x) for x in found.values()]

@@ -236,7 +236,7 @@ def _predictions(
 
 
 def _requests(path: Path, options: Options):
-    """The hands of one photo: from --box, --boxes, the detector, or the middle."""
+    """Find one photo's hands: by --box, --boxes, the detector, or the middle."""
     from handjax.inference import photos
     from handjax.inference.predictor import requests
 
@@ -303,7 +303,7 @@ def _write(predictor, stem: str, hands, wanted, output: str) -> int:
 
 
 def _spread(hand) -> str:
-    """Words for how far a hand's hypotheses are apart."""
+    """Describe how far apart a hand's hypotheses are."""
     if hand.hypotheses is None:
         return ""
     number, apart = len(hand.hypotheses.hands), hand.hypotheses.joint_uncertainty_mm
@@ -314,7 +314,7 @@ def _spread(hand) -> str:
 
 
 def _stems(paths: list[Path]) -> dict[Path, str]:
-    """Names of the results; photos that differ only in suffix keep it."""
+    """Name the results; photos that differ only in suffix keep it."""
     stems = [path.stem for path in paths]
     return {
         path: path.stem if stems.count(path.stem) == 1 else path.name.replace(".", "_")

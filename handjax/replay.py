@@ -83,7 +83,7 @@ def _replay(values: argparse.Namespace) -> int:
 
 
 def _restored(directory: Path, kept: Any) -> "tuple[Any, Any, Stage, TrainState]":
-    """Config, model, stage and state before the update."""
+    """Restore config, model, stage and the state before the update."""
     import jax
 
     from handjax import models
@@ -118,7 +118,7 @@ def _restored(directory: Path, kept: Any) -> "tuple[Any, Any, Stage, TrainState]
 
 
 def _first_operation(step: Any, state: "TrainState", batch: "Batch") -> str:
-    """Sentence about the operation whose result is the first inf or nan."""
+    """Describe the operation whose result is the first inf or nan."""
     import jax
 
     with jax.debug_nans(True), jax.debug_infs(True), jax.disable_jit():

@@ -59,7 +59,7 @@ class Table(NamedTuple):
 
 
 def reports(run: str, benchmark: str | None) -> list[tuple[str, dict[str, Any]]]:
-    """Reports of a run and the names of their rows.
+    """Return the reports of a run, with the names of their rows.
 
     Args:
         run: `[NAME=]PATH` of a report or of a workdir.
@@ -88,7 +88,7 @@ def reports(run: str, benchmark: str | None) -> list[tuple[str, dict[str, Any]]]
 
 
 def _split(run: str) -> tuple[str, Path]:
-    """A path may have = in it, too, if it is there."""
+    """Split `[NAME=]PATH`; an existing path may have = in it, too."""
     name, equals, path = run.partition("=")
     if equals and not Path(run).exists():
         return name, Path(path)
@@ -100,7 +100,7 @@ def _label(path: Path) -> str:
 
 
 def _of_workdir(workdir: Path) -> list[Path]:
-    """Reports of the newest step that has some."""
+    """List the reports of the newest step that has some."""
     steps = [p for p in (workdir / "eval").glob("*") if p.name.isdecimal()]
     for step in sorted(steps, key=lambda p: -int(p.name)):
         files = sorted(step.glob("*.json"))
@@ -128,7 +128,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def make(found: Sequence[tuple[str, dict[str, Any]]]) -> list[Table]:
-    """Tables of all benchmarks of some reports, in the order in which they come."""
+    """Build the tables of all benchmarks of some reports, as they come."""
     by_benchmark: dict[str, list[tuple[str, dict[str, Any]]]] = {}
     for name, report in found:
         by_benchmark.setdefault(report["benchmark"], []).append((name, report))
@@ -186,7 +186,7 @@ def _tta(report: dict[str, Any]) -> str:
 
 
 def differences(table: Table) -> list[str]:
-    """Why rows of a table cannot be compared."""
+    """List the reasons why rows of a table cannot be compared."""
     found = []
     for what, values in (
         ("protocols", {row.protocol for row in table.rows}),
@@ -203,7 +203,7 @@ def differences(table: Table) -> list[str]:
 
 
 def cells(table: Table, bold: str) -> list[list[str]]:
-    """Text of a table: the header, then a row a run.
+    """Return the text of a table: the header, then one row per run.
 
     Args:
         table: What to print.
@@ -226,7 +226,7 @@ def _header(column: Column) -> str:
 
 
 def _is_error(column: Column) -> bool:
-    """Errors are in millimetres and small where they are good; the rest are shares."""
+    """Return whether a column holds errors (millimetres, small is good)."""
     return "MPJPE" in column.header or "MPVPE" in column.header or column.key == "mrrpe"
 
 
@@ -245,7 +245,7 @@ def _best(table: Table, column: Column) -> str:
 
 
 def markdown(table: Table) -> str:
-    """As docs/results.md has it."""
+    """Format a table as in docs/results.md."""
     head, *lines = [[_escaped(c) for c in line] for line in cells(table, "**{}**")]
     rule = ["---"] * len(head)
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *lines))
@@ -256,7 +256,7 @@ def _escaped(text: str) -> str:
 
 
 def latex(table: Table) -> str:
-    """A tabular with booktabs' rules; the protocol stands in a comment of each row."""
+    """Format a tabular with booktabs' rules, each row's protocol in a comment."""
     head, *lines = cells(table, "\\textbf{{{}}}")
     spec = "l" + "c" * len(table.columns)
 
@@ -276,7 +276,7 @@ def _tex(text: str) -> str:
 
 
 def comma_separated(table: Table) -> str:
-    """CSV, without marks."""
+    """Format a table as CSV, without marks."""
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerows(cells(table, "{}"))
     return buffer.getvalue().rstrip("\n")

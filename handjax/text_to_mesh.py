@@ -200,7 +200,7 @@ def write(folder: Path, stem: str, hands: GeneratedHands, make: TextToMesh) -> P
 def as_json(
     hands: GeneratedHands, make: TextToMesh, names: Sequence[Sequence[str]]
 ) -> dict[str, Any]:
-    """Everything that was made, as JSON values with frames and units stated."""
+    """Return all that was made as JSON values, with frames and units stated."""
     import numpy as np
 
     def rounded(values: Any, digits: int) -> list:
@@ -236,7 +236,7 @@ def as_json(
 
 
 def stems(texts: Sequence[str]) -> list[str]:
-    """File names of texts: letters and digits, numbered where they are the same."""
+    """Name the files of texts: letters and digits, numbered where equal."""
     found: list[str] = []
     for text in texts:
         plain = re.sub(r"\W+", "_", text).strip("_")[:40] or "text"

@@ -39,7 +39,7 @@ class Codebook(NamedTuple):
 
 
 def of_model(model: Tokenizes, variables: Any) -> Codebook:
-    """The codebook of a token family.
+    """Return the codebook of a token family's model.
 
     Args:
         model: Of a family that `Tokenizes`.
@@ -95,7 +95,7 @@ def usage(indices: Int[np.ndarray, "hand token"], num_codes: int) -> Usage:
 def decode_indices(
     codebook: Codebook, indices: Int[np.ndarray, "hand token"]
 ) -> Float[np.ndarray, "hand 778 3"]:
-    """Meshes of tokens."""
+    """Decode token indices into meshes."""
     return codebook.decode(codebook.embedding[indices])
 
 
@@ -103,7 +103,7 @@ def decode_indices(
 
 
 def open_model(workdir: str = "", *, steps: int = 200) -> tuple[Any, Any, Any]:
-    """Model, variables and config of a run; "" trains a small tokenizer first.
+    """Load a run's model, variables and config; "" trains a small tokenizer first.
 
     Args:
         workdir: Of a `handjax.train` run.
@@ -134,7 +134,7 @@ def _trained(steps: int) -> str:
 
 
 def sample_hands(config: Any, num: int, *, seed: int = 10_000) -> TokenizedHands:
-    """Random hands that training has not seen.
+    """Sample random hands that training has not seen.
 
     Where tokens say nothing of the shape, because poses are what is tokenized, all
     hands are of mean shape, as decoded ones are.
@@ -176,7 +176,7 @@ def sample_hands(config: Any, num: int, *, seed: int = 10_000) -> TokenizedHands
 def displacement_mm(
     a: Float[np.ndarray, "*hand 778 3"], b: Float[np.ndarray, "*hand 778 3"]
 ) -> Float[np.ndarray, "*hand 778"]:
-    """How far each vertex moves from mesh a to mesh b."""
+    """Return how far each vertex moves from mesh a to mesh b, millimetres."""
     return 1e3 * np.linalg.norm(a - b, axis=-1)
 
 
@@ -186,7 +186,7 @@ def token_reach_mm(
     *,
     seed: int = 0,
 ) -> Float[np.ndarray, "token 778"]:
-    """Mean movement of each vertex when one token takes another hand's code.
+    """Compute each vertex's mean movement when a token takes another hand's code.
 
     Shows which part of the hand each token position looks after.
     """
@@ -237,7 +237,7 @@ def swap(
     target: int,
     tokens: Sequence[int],
 ) -> Float[np.ndarray, "778 3"]:
-    """The target hand with some tokens of the source hand."""
+    """Decode the target hand with some of the source hand's tokens."""
     mixed = indices[target : target + 1].copy()
     mixed[0, list(tokens)] = indices[source, list(tokens)]
     return decode_indices(codebook, mixed)[0]
@@ -250,7 +250,7 @@ def interpolate_hands(
     *,
     steps: int = 5,
 ) -> Float[np.ndarray, "step 778 3"]:
-    """Meshes on the straight line between the codes of two hands."""
+    """Decode meshes along the straight line between the codes of two hands."""
     t = np.linspace(0, 1, steps)[:, None, None]
     a, b = codebook.embedding[first][None], codebook.embedding[second][None]
     return codebook.decode((a + t * (b - a)).astype(np.float32))
@@ -270,7 +270,7 @@ class Neighbour(NamedTuple):
 def nearest_pairs(
     embedding: Float[np.ndarray, "code dim"], num: int = 10
 ) -> list[Neighbour]:
-    """The closest pairs of codes, nearest first: candidates for being duplicates."""
+    """Return the closest pairs of codes, nearest first, as possible duplicates."""
     distances = _distances(embedding)
     rows, columns = np.triu_indices(len(embedding), k=1)
     order = np.argsort(distances[rows, columns], kind="stable")[:num]
@@ -281,7 +281,7 @@ def nearest_pairs(
 
 
 def map_2d(embedding: Float[np.ndarray, "code dim"]) -> Float[np.ndarray, "code 2"]:
-    """Codes on a plane: their first two principal components."""
+    """Project the codes onto their first two principal components."""
     centred = embedding - embedding.mean(axis=0)
     u, s, _ = np.linalg.svd(centred, full_matrices=False)
     flat = u[:, :2] * s[:2]
@@ -302,7 +302,7 @@ def _distances(embedding: np.ndarray) -> np.ndarray:
 def heat_colors(
     values: Float[np.ndarray, "778"], top: float | None = None
 ) -> Float[np.ndarray, "778 3"]:
-    """Colour of each vertex: skin for 0, over orange, to dark red for `top`."""
+    """Colour each vertex from skin (0) over orange to dark red (`top`)."""
     top = float(values.max()) if top is None else top
     t = np.clip(values / max(top, 1e-9), 0, 1)[:, None]
     stops = np.array([[0.92, 0.88, 0.84], [1.0, 0.62, 0.2], [0.6, 0.05, 0.1]])
@@ -319,7 +319,7 @@ def mesh_row(
     columns: int | None = None,
     yaw_deg: float = 0.0,
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Meshes beside each other at one scale, coloured by how far vertices moved."""
+    """Draw meshes side by side at one scale, coloured by how far vertices moved."""
     radius = 1.08 * max(
         float(np.linalg.norm(m - (m.max(0) + m.min(0)) / 2, axis=1).max())
         for m in meshes
@@ -337,7 +337,7 @@ def mesh_row(
 
 
 def usage_figure(use: Usage) -> Any:
-    """Counts of the codes, most used first (matplotlib figure)."""
+    """Plot the counts of the codes, most used first (matplotlib figure)."""
     figure, axes = _figure(8.0, 2.6)
     axes.bar(np.arange(len(use.counts)), np.sort(use.counts)[::-1], width=1.0)
     axes.set_xlabel("codes, most used first")
@@ -354,7 +354,7 @@ def map_figure(
     counts: Int[np.ndarray, "code"],
     pairs: Sequence[Neighbour] = (),
 ) -> Any:
-    """Codes on a plane, large where used often, nearest pairs joined (matplotlib)."""
+    """Plot codes on a plane, sized by use, nearest pairs joined (matplotlib)."""
     figure, axes = _figure(6.0, 5.0)
     flat = map_2d(embedding)
     for pair in pairs:

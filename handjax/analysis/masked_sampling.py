@@ -19,7 +19,7 @@ from handjax.types import Batch
 
 
 def open_model(workdir: str = "", *, steps: int = 60) -> tuple[Any, Any, Any]:
-    """Model, variables and config of a run; "" trains the smoke size of MMHMR first.
+    """Load a run's model, variables and config; "" trains a smoke-size MMHMR.
 
     Args:
         workdir: Of a `handjax.train` run.
@@ -44,7 +44,7 @@ def open_model(workdir: str = "", *, steps: int = 60) -> tuple[Any, Any, Any]:
 
 
 def built_in_hands(config: Any, stage: str = "mesh") -> Batch:
-    """The first batch of test hands, as the stage sees them."""
+    """Return the first batch of test hands, as the stage receives them."""
     from handjax import models
     from handjax.data import run_data
     from handjax.mano import model_files
@@ -99,7 +99,7 @@ def watch(
 def meshes(
     model: Any, variables: Any, indices: Int[np.ndarray, "hand token"]
 ) -> list[Float[np.ndarray, "vertex 3"]]:
-    """Root-relative meshes, of mean shape, of rows of tokens; metres."""
+    """Decode rows of tokens into root-relative meshes of mean shape, metres."""
     decode = jax.jit(functools.partial(model.apply, method="decode"))
     return list(np.asarray(decode(variables, np.asarray(indices)).vertices))
 
@@ -110,7 +110,7 @@ def meshes(
 def masks_figure(
     masks: Bool[np.ndarray, "row token"], names: Sequence[str], title: str = ""
 ) -> Any:
-    """Masks as rows of squares, hidden tokens dark (matplotlib figure)."""
+    """Plot masks as rows of squares, masked tokens dark (matplotlib figure)."""
     figure, axes = _figure(8.0, 0.8 + 0.25 * len(masks))
     axes.imshow(np.asarray(masks), cmap="Greys", vmin=0, vmax=1.3, aspect="auto")
     counts = np.asarray(masks).sum(axis=1)
@@ -122,7 +122,7 @@ def masks_figure(
 
 
 def progress_figure(history: History, example: int = 0) -> Any:
-    """Hidden tokens and mean confidence by step, the paper's Figure 9 (matplotlib).
+    """Plot masked tokens and mean confidence by step, as the paper's Figure 9.
 
     Confidence is the mean over all tokens after each step's draw.
     """

@@ -36,7 +36,7 @@ class Timing(NamedTuple):
 def measure(
     subject: Any, family: str, batch_sizes: tuple[int, ...], seconds: float
 ) -> Iterator[Timing]:
-    """Inference at each batch size, then one update of the first size above 1.
+    """Time inference at each batch size, then an update of the first above 1.
 
     Args:
         subject: `measurements.Subject`.
@@ -141,7 +141,7 @@ def _torch_input(peer: Any, subject: Any, image: np.ndarray) -> Any:
 
 
 def _reparameterised(peer: Any) -> Any:
-    """A copy with timm's inference form of the backbone, where there is one."""
+    """Return a copy with timm's inference form of the backbone, if it has one."""
     from timm.utils.model import reparameterize_model
 
     return reparameterize_model(peer).eval()
@@ -166,7 +166,7 @@ def _torch_forward(network: Any, tensor: Any) -> Program:
 
 @contextlib.contextmanager
 def _torch_update(subject: Any, family: str, size: int) -> Iterator[Program]:
-    """An update in a process of its own (see `torch_update`)."""
+    """Run updates in a process of their own (see `torch_update`)."""
     config = subject.config
     arguments = (family, config.model.backbone, config.data.crop_size, size)
     command = [

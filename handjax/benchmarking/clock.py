@@ -8,7 +8,7 @@ import jax
 
 
 def repeat(program: Callable, arguments: tuple, seconds: float) -> list[float]:
-    """Seconds of each run, at least three, after one that compiles and warms up."""
+    """Return the seconds of each run, at least three, after one warm-up run."""
     jax.block_until_ready(program(*arguments))
     times: list[float] = []
     while len(times) < 3 or sum(times) < seconds:
@@ -21,7 +21,7 @@ def repeat(program: Callable, arguments: tuple, seconds: float) -> list[float]:
 def in_turn(
     programs: dict[str, Callable[[], Any]], seconds: float
 ) -> dict[str, list[float]]:
-    """Seconds of each run of programs that wait for their results, three at least.
+    """Time blocking programs in turn; return the seconds of each run, three or more.
 
     Rounds go through all programs one after the other, so that a busy machine slows all
     of them.
@@ -41,7 +41,7 @@ def in_turn(
 
 
 def mebibytes(compiled: Any) -> float | None:
-    """Arguments, results and temporaries, as the compiler says; None if it does not."""
+    """Return MiB of arguments, results and temporaries; None if not reported."""
     analysis = compiled.memory_analysis()
     if analysis is None:
         return None
@@ -55,7 +55,7 @@ def mebibytes(compiled: Any) -> float | None:
 
 
 def flops(program: Any, arguments: tuple) -> float:
-    """Floating-point operations of a jitted program, an addition being one.
+    """Count floating-point operations of a jitted program, an addition being one.
 
     Counted on the plain formulation, before XLA rewrites it. The count of a compiled
     program is of little use: XLA counts the body of a loop once, and the CPU

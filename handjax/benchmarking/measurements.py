@@ -75,7 +75,7 @@ class Subject:
 
     @functools.cached_property
     def served(self) -> tuple[Any, Any]:
-        """Model and variables of inference, as predictions are made."""
+        """Return model and variables for inference, as predictions use them."""
         return models.for_inference(self.model, self.variables)
 
 
@@ -171,7 +171,7 @@ def _predict_program(subject, batch_size):
 
 
 def _step_program(subject, stage):
-    """The update of a stage as the trainer compiles it, on one device."""
+    """Build the update of a stage as the trainer compiles it, on one device."""
     config = subject.config.stages[stage.name]
     step = train_state.make_step(subject.model, stage, config)
     create = functools.partial(train_state.create, stage=stage, config=config)
@@ -225,7 +225,7 @@ def _latency(subject, seconds):
 
 
 def _throughput(subject, seconds, max_batch):
-    """Double the batch until two sizes in a row bring nothing, or memory ends."""
+    """Double the batch until two sizes in a row gain nothing, or memory runs out."""
     best, best_size, size, worse = 0.0, 0, 1, 0
     while size <= max_batch and worse < 2:
         program, arguments = _predict_program(subject, size)
@@ -290,7 +290,7 @@ def _waiting(subject, seconds):
 
 
 def _peer(subject, seconds, batch_sizes):
-    """Times, and how many times handjax's they are."""
+    """Yield the times of handjax and PyTorch, and the ratios of the two."""
     family = subject.config.family
     for found in against_torch.measure(subject, family, batch_sizes, seconds):
         name, method = f"{family}/{found.program}", f"median of {found.rounds} rounds"
@@ -327,7 +327,7 @@ def _flops(subject):
 
 
 def _parts(subject, seconds):
-    """What each part of a model adds to the time of those before it."""
+    """Yield the time that each part of a model adds to the parts before it."""
     family = subject.config.family
     if not isinstance(subject.family, HasParts):
         raise UserError(
@@ -431,7 +431,7 @@ def _print_table(results: list[Measurement], context: dict[str, Any]) -> None:
 
 
 def _wide_table(results: list[Measurement], title: str) -> Table:
-    """One row a name, one column a metric."""
+    """Build a table with one row per name and one column per metric."""
     values: dict[str, dict[str, float]] = {}
     for result in results:
         values.setdefault(result.name, {})[result.metric] = result.value

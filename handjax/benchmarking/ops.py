@@ -49,12 +49,12 @@ class Timing(NamedTuple):
 
 
 def cases() -> list[Case]:
-    """Everything that is timed."""
+    """Return every case that is timed."""
     return [*convolutions(), *scans(), *token_mixers(), *samplers()]
 
 
 def convolutions(batch: int = 8) -> list[Case]:
-    """Convolutions of FastViT at 128 and 224 pixels, and of the token generator."""
+    """Return FastViT's convolutions at 128 and 224 pixels, and the generator's."""
 
     def case(name, function, *shapes):
         arguments = functools.partial(_normal, *shapes)
@@ -115,7 +115,7 @@ BATCHES = (1, 8)
 
 
 def scans(dim: int = 1024, state: int = 1) -> list[Case]:
-    """The scan of Hamba's four directions, by each path."""
+    """Return the scan of Hamba's four directions, by each path."""
 
     def scan(x, dt, A, B, C, D, path):
         return ssm.selective_scan(x, jnp.abs(dt), -jnp.exp(A), B, C, D, path=path)
@@ -133,7 +133,7 @@ def scans(dim: int = 1024, state: int = 1) -> list[Case]:
 
 
 def token_mixers(dim: int = 512) -> list[Case]:
-    """The layer around that scan, and self-attention in its place."""
+    """Return the layer around the scan, and self-attention in its place."""
     scanning, attending = ssm.SS2D(dim), SelfAttention(num_heads=8)
 
     def mixed(variables, x, form):
@@ -167,7 +167,7 @@ PYRAMID = ((16, 12), (64, 48))
 
 
 def samplers(dim: int = 256, heads: int = 8, points: int = 4) -> list[Case]:
-    """What MMHMR's 85 queries find on its maps, by gathers and over whole maps."""
+    """Return the sampling of MMHMR's 85 queries, by gathers and over whole maps."""
     queries = 85
 
     def sample(maps, places, weights, form):
@@ -193,7 +193,7 @@ def samplers(dim: int = 256, heads: int = 8, points: int = 4) -> list[Case]:
 
 
 def _by_products(maps, places, weights):
-    """As `deformable_sample`: every head is an example of `sample_pixels`."""
+    """Sample as `deformable_sample`, each head as an example of `sample_pixels`."""
     batch, queries, heads, _, points, _ = places.shape
     out = 0.0
     for level, x in enumerate(maps):

@@ -72,7 +72,7 @@ _ARRAY = re.compile(r"(?P<type>[a-z]+[0-9]*)\[(?P<sizes>[0-9,]*)\]")
 
 
 def collectives(program: str) -> dict[str, int]:
-    """Bytes by kind of collective, from the text of a compiled program.
+    """Count the bytes of each kind of collective in a compiled program's text.
 
     One inside of a loop counts once.
     """
@@ -151,7 +151,7 @@ def traffic(run: Run, stage: Stage) -> Traffic:
 
 
 def rows(config: ml_collections.ConfigDict) -> list[tuple[str, str, float, str, str]]:
-    """(name, metric, value, unit, method) of every stage, on the devices that are here.
+    """Return (name, metric, value, unit, method) of every stage on these devices.
 
     Raises:
         ValueError: Devices cannot share the batch.

@@ -32,7 +32,7 @@ class Value(NamedTuple):
 
 
 def measure(config: ml_collections.ConfigDict, seconds: float) -> Iterator[Value]:
-    """All entries: what can be counted row by row, then the times.
+    """Yield every entry: first what can be counted row by row, then the times.
 
     Args:
         config: of a family with such a table; decides the width of the rows.
@@ -96,7 +96,7 @@ def _programs(row: MixingRow, width: int) -> _Programs:
 
 
 def _counted(programs: _Programs) -> Iterator[tuple[str, float, str, str]]:
-    """Column, value, unit and method of what needs no clock."""
+    """Yield what needs no clock: column, value, unit and method."""
     exact = "batch 1, of matrices and convolutions"
     every = "batch 1, before optimisation, an addition being one"
     yield "tokens", programs.tokens, "", "that are mixed"
@@ -118,7 +118,7 @@ def _rounded(value: float) -> float:
 
 
 def multiply_adds(program: Callable, *arguments: Any) -> int:
-    """Multiplications of matrices and convolutions, each with its addition.
+    """Count the multiply-adds of a program's matrix products and convolutions.
 
     What papers count as FLOPs more often than not. Bodies of loops count as often as
     they run (`while` loops, whose number of runs no one knows, once), and of several
@@ -151,7 +151,7 @@ def _count(jaxpr: Any) -> int:
 
 
 def _inside(parameters: dict[str, Any]) -> list[Any]:
-    """Programs that an equation calls."""
+    """Return the programs that an equation calls."""
     leaves = jax.tree.leaves(
         list(parameters.values()), is_leaf=lambda x: hasattr(x, "jaxpr")
     )

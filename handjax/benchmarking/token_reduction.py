@@ -34,7 +34,7 @@ def measure(
     batch_sizes: tuple[int, ...],
     seconds: float,
 ) -> Iterator[Value]:
-    """All entries: what can be counted row by row, then the times.
+    """Yield every entry: first what can be counted row by row, then the times.
 
     Args:
         config: of a family with such a table: backbone, sizes and crop.
@@ -122,7 +122,7 @@ def _head(
 
 
 def _made(model: Any, known: Any, x: Any, **options: Any) -> Any:
-    """Variables that a method makes; what the weights are changes no timing."""
+    """Make constant variables for a method; their values change no timing."""
 
     def init(x: Any) -> Any:
         rngs = {"params": jax.random.key(0)}
@@ -137,7 +137,7 @@ def _made(model: Any, known: Any, x: Any, **options: Any) -> Any:
 def _counted(
     head: _Part, maps: Any, before: int
 ) -> Iterator[tuple[str, float, str, str]]:
-    """Column, value, unit and method of what needs no clock.
+    """Yield what needs no clock: column, value, unit and method.
 
     Args:
         head: Of a row.
@@ -160,7 +160,7 @@ def _timed(
     batch: int,
     seconds: float,
 ) -> Iterator[Value]:
-    """Images per second of all rows in turn, and how much more than their hosts'.
+    """Yield the images per second of all rows, and the gain over their hosts.
 
     Backbone and head are two programs, so that the backbone is compiled once.
     """

@@ -45,7 +45,7 @@ class TokenUpsample(nn.Module):
         self.upsample = nn.Linear(tokens, new_tokens)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(batch, token, dim) to (batch, new token, dim)."""
+        """Map (batch, token, dim) to (batch, new token, dim)."""
         return self.upsample(x.transpose(1, 2)).transpose(1, 2)
 
 
@@ -65,7 +65,7 @@ class Sampler(nn.Module):
         self.register_buffer("code", code, persistent=False)
 
     def forward(self, features: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-        """Tokens (batch, point, dim) at points in [0, 1]."""
+        """Sample tokens (batch, point, dim) at points in [0, 1]."""
         features = self.deconv(features) + self.code
         grid = ((points - 0.5) * 2).clamp(-1, 1)[:, :, None]
         sampled = functional.grid_sample(features, grid, align_corners=True)
@@ -89,7 +89,7 @@ class MeshHead(Sampler):
         self.pred_final = nn.Linear(64, 3)
 
     def stages(self, features: torch.Tensor, points: torch.Tensor):
-        """Tokens before the first layer and after each."""
+        """Yield the tokens before the first layer and after each."""
         x = super().forward(features, points)
         yield x
         for k in "123":
@@ -100,7 +100,7 @@ class MeshHead(Sampler):
             yield x
 
     def forward(self, features: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-        """Vertices."""
+        """Return the vertices."""
         *_, last = self.stages(features, points)
         return self.pred_final(last)
 
@@ -116,7 +116,7 @@ class SimpleHand(nn.Module):
         self.mesh_head = MeshHead(channels, size // 8)
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """2-D joints in [0, 1] and vertices."""
+        """Return 2-D joints in [0, 1] and vertices."""
         features = self.backbone.forward_features(image)
         points = self.keypoints_2d_head(features.mean((2, 3))).reshape(-1, 21, 2)
         return points, self.mesh_head(features, points)
@@ -152,7 +152,7 @@ class TokenHand(nn.Module):
         self.coordinates = nn.Linear(32, 3)
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """2-D joints in [0, 1] and vertices."""
+        """Return 2-D joints in [0, 1] and vertices."""
         features = self.backbone.forward_features(image)
         points = self.keypoints_2d_head(features.mean((2, 3))).reshape(-1, 21, 2)
         x = self.to_tokens(self.sampler(features, points) + self.code)
@@ -170,7 +170,7 @@ UPDATED = ("simplehand",)
 
 
 def normalised(image: np.ndarray, mean: Any, std: Any) -> torch.Tensor:
-    """0..255 pixels (batch, size, size, 3) to a network's input."""
+    """Convert 0..255 pixels (batch, size, size, 3) to a network's input."""
     scaled = torch.tensor(np.asarray(image)).permute(0, 3, 1, 2).float() / 255
     shape = (1, 3, 1, 1)
     return (scaled - torch.tensor(mean).reshape(shape)) / torch.tensor(std).reshape(

@@ -18,7 +18,7 @@ from handjax.benchmarking.torch_peers import PEERS
 
 
 def make_update(family: str, backbone: str, size: int, batch: int) -> Callable:
-    """An update of a network of `PEERS`, on the GPU where there is one."""
+    """Build the update of a network of `PEERS`, on the GPU where there is one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network: Any = PEERS[family](backbone, size).to(device).train()
     image = torch.rand(batch, 3, size, size, device=device) - 0.5

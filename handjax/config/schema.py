@@ -64,7 +64,7 @@ STOPPING_KEYS = ("eval.num", "train.eval_every")
 
 
 def base() -> ml_collections.ConfigDict:
-    """Defaults that a family's config fills in: `family`, `model` and `stages`."""
+    """Return defaults, where a family fills in `family`, `model` and `stages`."""
     return ml_collections.ConfigDict(
         dict(
             family="",
@@ -171,7 +171,7 @@ def stage(
     patience: int = 0,
     ramps: dict[str, dict[str, float]] | None = None,
 ) -> dict[str, Any]:
-    """The value of one `config.stages.<name>`, with every key present.
+    """Return the value of one `config.stages.<name>`, with every key present.
 
     Args:
         steps: number of updates; `batch_size` is over all devices and hosts.
@@ -220,7 +220,7 @@ REST = "rest"
 def of_group(
     options: ml_collections.ConfigDict, name: str
 ) -> ml_collections.ConfigDict:
-    """`config.stages.<name>` as it is for the parameters of one of its groups."""
+    """Return `config.stages.<name>` as it applies to one group of parameters."""
     own, group = options.to_dict(), options.groups[name].to_dict()
     own["optimizer"].update({k: group[k] for k in _OPTIMIZER if k in group})
     own["schedule"].update(group.get("schedule", {}))
@@ -266,7 +266,7 @@ Config = ml_collections.ConfigDict | Mapping[str, Any]
 
 
 def flatten(config: Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of a nested config as ("train.log_every", 50) pairs, tuples as lists."""
+    """Yield a nested config's leaves as ("train.log_every", 50), tuples as lists."""
     if isinstance(config, ml_collections.ConfigDict):
         config = config.to_dict()
     for key in sorted(config):
@@ -280,12 +280,12 @@ def flatten(config: Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:
-    """Readable JSON of the resolved config, keys in order."""
+    """Return the resolved config as readable JSON, with sorted keys."""
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
 def from_json(text: str) -> ml_collections.ConfigDict:
-    """Inverse of `to_json` (tuples come back as tuples).
+    """Rebuild a config from the text of `to_json` (tuples come back as tuples).
 
     Keys that the config of an earlier version lacks get their defaults, and those of
     `config.model` the values of `LATER_MODEL_KEYS`. So the default of a new key has to
@@ -316,7 +316,7 @@ def from_json(text: str) -> ml_collections.ConfigDict:
 
 
 def _completed(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """`values`, with what is missing there taken from `defaults`."""
+    """Return `values`, with missing keys taken from `defaults`."""
     inner = {
         key: _completed(values[key], default)
         for key, default in defaults.items()
@@ -326,7 +326,7 @@ def _completed(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, An
 
 
 def difference(old: Config, new: Config) -> list[str]:
-    """One line for each key whose value differs, neutral keys left out."""
+    """List the keys whose values differ, one line each, without neutral keys."""
     a, b = dict(flatten(old)), dict(flatten(new))
     patient = any(key.endswith(".patience") and b[key] for key in b)
     neutral = set(NEUTRAL_KEYS) - set(STOPPING_KEYS if patient else ())
@@ -411,7 +411,7 @@ def _check_ramp(where: str, loss: str, ramp: Any, losses: Any) -> None:
 def _check_updates(
     where: str, optimizer: str, value: ml_collections.ConfigDict
 ) -> None:
-    """Optimiser, clipping and schedule of a stage or of a group of its parameters."""
+    """Check the optimiser, clipping and schedule of a stage or parameter group."""
     _one_of(f"{optimizer}.name", value.optimizer.name, OPTIMIZERS)
     _one_of(f"{optimizer}.decay_mask", value.optimizer.decay_mask, DECAY_MASKS)
     _positive(f"{optimizer}.lr", value.optimizer.lr)
@@ -426,7 +426,7 @@ def _check_updates(
 
 
 def _check_group(where: str, name: str, group: Any) -> None:
-    """Keys of a group, and its pattern."""
+    """Check the keys of a parameter group, and its pattern."""
     if name == REST:
         raise UserError(
             f"config.{where}: {REST!r} stands for all other parameters; choose another "

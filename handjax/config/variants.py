@@ -96,7 +96,7 @@ def train_on(config: Config, mixture: Mixture) -> None:
 
 
 def short_run_pictures(config: Config, *, crop_size: int, box_scale: float) -> None:
-    """Small pictures, augmented mildly, for short runs from random weights.
+    """Set small, mildly augmented pictures for short runs from random weights.
 
     Rendered hands are turned every way already, and a few passes over few pictures
     learn nothing from a paper's strong changes of colour and angle.

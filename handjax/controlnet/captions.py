@@ -77,7 +77,7 @@ def finger_bends_deg(joints3d: Float[np.ndarray, "21 3"]) -> Float[np.ndarray, "
 
 
 def finger_states(joints3d: Float[np.ndarray, "21 3"]) -> tuple[str, ...]:
-    """A word of `BENDS_DEG` (`THUMB_BENDS_DEG`) for each finger, thumb first."""
+    """Name each finger's bend, thumb first (`BENDS_DEG`, `THUMB_BENDS_DEG`)."""
     states = []
     for finger, bend in zip(FINGERS, finger_bends_deg(joints3d), strict=True):
         thumb = finger == "thumb"
@@ -88,7 +88,7 @@ def finger_states(joints3d: Float[np.ndarray, "21 3"]) -> tuple[str, ...]:
 
 
 def touching(joints3d: Float[np.ndarray, "21 3"]) -> list[str]:
-    """Fingers whose tip is within `TOUCH_M` of the thumb's."""
+    """Return the fingers whose tip is within `TOUCH_M` of the thumb's."""
     tips = joints3d[4::4]
     near = np.linalg.norm(tips[1:] - tips[0], axis=-1) < TOUCH_M
     return [name for name, close in zip(FINGERS[1:], near, strict=True) if close]
@@ -97,7 +97,7 @@ def touching(joints3d: Float[np.ndarray, "21 3"]) -> list[str]:
 def palm_normal(
     joints3d: Float[np.ndarray, "21 3"], *, is_right: bool
 ) -> Float[np.ndarray, "3"]:
-    """Direction that the palm looks in, of the triangle wrist, index and little base.
+    """Return the direction the palm faces, from wrist, index and little base.
 
     Not of unit length. For a right hand with the fingers up and the palm to the viewer
     the index finger is on the right of the little one.
@@ -114,7 +114,7 @@ def way(direction: Float[np.ndarray, "3"]) -> str:
 
 
 def _groups(states: tuple[str, ...]) -> list[str]:
-    """Fingers of one state together, in the order of the hand."""
+    """Describe fingers of the same state together, in the order of the hand."""
     if len(set(states)) == 1:
         return [f"all fingers {states[0]}"]
     if len(set(states[1:])) == 1:

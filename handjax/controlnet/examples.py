@@ -88,7 +88,7 @@ def open_record(split: Split, index: int) -> HandRecord:
 
 
 def annotated(source: HandRecord) -> HandInCamera | None:
-    """The record's own mesh; None where it has none that its picture could show."""
+    """Return the record's own mesh; None if its picture cannot show one."""
     record = source.record
     if not (record["has_vertices"] and record["has_joints3d"] and record["has_K"]):
         return None

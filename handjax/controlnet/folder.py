@@ -74,11 +74,11 @@ class Folder:
     # --- one example ----------------------------------------------------------------
 
     def target(self, index: int) -> str:
-        """Path of a target inside the folder."""
+        """Return the path of a target inside the folder."""
         return f"{self.layout.targets}/{index:06d}.png"
 
     def control(self, kind: str, index: int) -> str:
-        """Path of a control image inside the folder."""
+        """Return the path of a control image inside the folder."""
         return f"{self.layout.controls.format(kind=kind)}/{index:06d}.png"
 
     def write_picture(self, name: str, image: UInt8[np.ndarray, "_ _ 3"]) -> None:
@@ -90,12 +90,12 @@ class Folder:
     # --- parts ----------------------------------------------------------------------
 
     def parts(self) -> list[range]:
-        """Indices of the examples of each part."""
+        """Return the indices of the examples of each part."""
         starts = range(0, self.count, PART)
         return [range(first, min(first + PART, self.count)) for first in starts]
 
     def missing(self) -> list[range]:
-        """Parts that are yet to be made."""
+        """Return the parts that are yet to be made."""
         return [part for part in self.parts() if not self._part_file(part).exists()]
 
     def finish_part(self, part: range, entries: Sequence[dict[str, Any]]) -> None:
@@ -103,7 +103,7 @@ class Folder:
         write_bytes(self._part_file(part), _lines(entries))
 
     def entries(self) -> Iterator[dict[str, Any]]:
-        """What was noted of every example, in order."""
+        """Yield the metadata of every example, in order."""
         for part in self.parts():
             text = self._part_file(part).read_text(encoding="utf-8")
             yield from map(json.loads, text.splitlines())
@@ -199,7 +199,7 @@ class Folder:
                 left.unlink(missing_ok=True)
 
     def _lists(self, kept: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-        """Files that list the examples, and their lines."""
+        """Return the files that list the examples, and their lines."""
         if self.layout.name == "imagefolder":
             return {"metadata.jsonl": [self._row(entry) for entry in kept]}
         return {
@@ -216,7 +216,7 @@ class Folder:
         }
 
     def _row(self, entry: dict[str, Any]) -> dict[str, Any]:
-        """A line of metadata.jsonl.
+        """Build one line of metadata.jsonl.
 
         `datasets` opens what a key that ends in `file_name` names: the key alone gives
         the column "image", `mesh_file_name` the column "mesh".
@@ -241,7 +241,7 @@ class Summary(NamedTuple):
     """Reason -> number of records."""
 
     def describe_left_out(self) -> str:
-        """How many records gave no example, and why; empty where all did."""
+        """Say how many records gave no example, and why; "" where all did."""
         return _counted(self.left_out)
 
 

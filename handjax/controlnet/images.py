@@ -74,7 +74,7 @@ def draw(kind: str, hand: HandInView, size: int) -> Drawn:
 
 
 def mesh(hand: HandInView, size: int) -> Drawn:
-    """The shaded surface, anti-aliased."""
+    """Draw the shaded surface, anti-aliased."""
     vertices, faces = _surface(hand)
     black = np.zeros((size, size, 3), np.uint8)
     return Drawn(
@@ -85,7 +85,7 @@ def mesh(hand: HandInView, size: int) -> Drawn:
 
 
 def depth(hand: HandInView, size: int) -> Drawn:
-    """Distance along the optical axis; no mixed values at edges."""
+    """Draw the distance along the optical axis, without mixed values at edges."""
     raster = _raster(hand, size)
     seen = raster.face_index >= 0
     grey = np.zeros((size, size), np.uint8)
@@ -117,12 +117,12 @@ def normals(hand: HandInView, size: int) -> Drawn:
 
 
 def pose2d(hand: HandInView, size: int) -> Drawn:
-    """Joints and bones; those whose place is not known are left out."""
+    """Draw joints and bones, leaving out those whose place is not known."""
     return Drawn(_draw_pose(np.zeros((size, size, 3), np.uint8), hand.joints2d))
 
 
 def both(hand: HandInView, size: int) -> Drawn:
-    """The pose on the mesh."""
+    """Draw the pose on the mesh."""
     return Drawn(_draw_pose(mesh(hand, size).image, hand.joints2d))
 
 

@@ -162,7 +162,7 @@ class OpenData:
 
     @functools.cached_property
     def poses(self) -> PoseFile | None:
-        """The file of `config.data.poses`, read when a stage needs it."""
+        """Return the file of `config.data.poses`, read when a stage needs it."""
         if not self.data.poses:
             return None
         return PoseFile(self.data.poses, bones=len(self.hand_file.parents))
@@ -278,7 +278,7 @@ class OpenData:
 
     @functools.cached_property
     def letters(self) -> Letters:
-        """Letters as the model of this run reads them."""
+        """Return the letters as the model of this run reads them."""
         return Letters(_letter_ids(self.config), self.data.label_turn)
 
     def describe_letters(self) -> str:

@@ -36,7 +36,7 @@ class HandConstants(NamedTuple):
     """The tree of a body; None for a hand."""
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The fields that there are, by name."""
+        """Return the fields that are set, by name."""
         return {name: x for name, x in self._asdict().items() if x is not None}
 
     def require_hand(self, family: str) -> None:
@@ -55,7 +55,7 @@ class HandConstants(NamedTuple):
 
 
 def hand_constants(file: model_files.ManoFile) -> HandConstants:
-    """Constants of a hand model file, float32."""
+    """Return the constants of a hand model file, float32."""
     return HandConstants(
         v_template=np.asarray(file.v_template, np.float32),
         shapedirs=np.asarray(file.shapedirs, np.float32),
@@ -71,7 +71,7 @@ def hand_constants(file: model_files.ManoFile) -> HandConstants:
 
 
 def skeleton_of(variables: Variables) -> Skeleton:
-    """The joints of a trained model, as its "constants" tell them.
+    """Return the joints of a trained model, as its "constants" define them.
 
     All but the names of a body's end points, which its file has: they are numbered.
     """
@@ -131,7 +131,7 @@ def joints_from_vertices(
     joint_regressor: Float[AnyArray, "joint vertex"],
     vertices: Float[AnyArray, "batch vertex 3"],
 ) -> Float[AnyArray, "batch joint 3"]:
-    """Joints of meshes, in float32 at full precision."""
+    """Compute the joints of meshes, in float32 at full precision."""
     import jax
     import jax.numpy as jnp
 

@@ -39,7 +39,7 @@ class Hypotheses(NamedTuple):
 
 
 def draw(one: Callable[[Array], HandOutput], key: Array, count: int) -> Hypotheses:
-    """Hands from different keys, ranked; runs inside jit, all of them at once.
+    """Draw hands from different keys and rank them; runs inside jit, all at once.
 
     Args:
         one: Key to the hands of a batch, with `confidence`.
@@ -96,7 +96,7 @@ def joint_uncertainty_mm(
     *,
     root: int,
 ) -> Float[AnyArray, "*batch joint"]:
-    """How far hypotheses put each joint from where they put it on average, millimetres.
+    """Compute each joint's spread over the hypotheses, millimetres.
 
     u_j = 1000 sqrt(sum_k w_k |p_kj - m_j|^2),  m_j = sum_k w_k p_kj,  where p_kj is
     joint j of hypothesis k minus its root joint: the weighted standard deviation over

@@ -45,7 +45,7 @@ def on_surface(
 def _on_triangle(
     points: np.ndarray, triangles: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Nearest point of triangle i to point i: barycentric, and squared distance.
+    """Find triangle i's nearest point to point i: barycentric, squared distance.
 
     It is the nearest of four: the point below, if it is inside, and those on the edges.
     """

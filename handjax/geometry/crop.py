@@ -51,7 +51,7 @@ def view(
     scale: float | int | Float[np.ndarray, "*batch"] = 1.0,
     angle: float | int | Float[np.ndarray, "*batch"] = 0.0,
 ) -> View:
-    """Camera that looks at a box.
+    """Compute the camera that looks at a box.
 
     With ray r through the middle of the box, R the shortest turn that takes r to the
     optical axis, f = size / (larger side of the turned box) and c = size / 2:
@@ -124,7 +124,7 @@ def _rays(
     K_inverse: Float[np.ndarray, "*batch 3 3"],
     points: Float[np.ndarray, "*batch point 2"],
 ) -> Float[np.ndarray, "*batch point 3"]:
-    """Directions of pixels, z = 1."""
+    """Return the directions of pixels, with z = 1."""
     shift = K_inverse[..., None, :2, 2]
     xy = points @ np.swapaxes(K_inverse[..., :2, :2], -1, -2) + shift
     return np.concatenate([xy, np.ones_like(xy[..., :1])], -1)
@@ -133,7 +133,7 @@ def _rays(
 def _turn_to_axis(
     ray: Float[np.ndarray, "*batch 3"],
 ) -> Float[np.ndarray, "*batch 3 3"]:
-    """Shortest rotation from a ray to (0, 0, 1).
+    """Return the shortest rotation from a ray to (0, 0, 1).
 
     I + [v] + [v]^2 / (1 + c) with v = r x (0, 0, 1) and c = r_z: Rodrigues' formula
     without its division by sin, hence exactly the identity for the optical axis.
@@ -147,7 +147,7 @@ def _turn_to_axis(
 def rotation_z(
     angle: Float[np.ndarray, "*batch"] | float | int,
 ) -> Float[np.ndarray, "*batch 3 3"]:
-    """Rotation about the optical axis (or of the picture about its origin)."""
+    """Return the rotation about the optical axis (or a picture's origin)."""
     c, s = np.cos(angle), np.sin(angle)
     out = np.zeros((*np.shape(c), 3, 3))
     out[..., 0, 0], out[..., 0, 1], out[..., 1, 0], out[..., 1, 1] = c, -s, s, c
@@ -181,7 +181,7 @@ def project(
     points: Float[np.ndarray, "*#batch point 3"],
     intrinsics: Float[np.ndarray, "*#batch 3 3"],
 ) -> Float[np.ndarray, "*batch point 2"]:
-    """Pixels of points in front of a camera."""
+    """Project points in front of a camera to pixels."""
     seen = points @ np.swapaxes(intrinsics, -1, -2)
     return seen[..., :2] / np.maximum(seen[..., 2:], _EPS)
 
@@ -219,7 +219,7 @@ def warp_image(
 def shrinking(
     H: Float[np.ndarray, "*batch 3 3"], size: int
 ) -> Float[np.ndarray, "*batch"]:
-    """Pixels of the photo per pixel of the crop, in its middle, along one side."""
+    """Return photo pixels per crop pixel, in the crop's middle, along one side."""
     inverse = np.linalg.inv(H)
     # |det J| of the homography G = H^-1 at p is |det G| / w^3, w the last row times p.
     w = inverse[..., 2, :2].sum(-1) * (size / 2) + inverse[..., 2, 2]
@@ -229,7 +229,7 @@ def shrinking(
 def _averaged(
     image: np.ndarray, H: np.ndarray, block: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Picture of block means, and the homography from it."""
+    """Average a picture over blocks; return it and the homography from it."""
     height, width = image.shape[0] // block, image.shape[1] // block
     if min(height, width) < 2:
         return image, H
@@ -246,7 +246,7 @@ def _averaged(
 def mirror_homography(
     width: int | Float[np.ndarray, "*batch"],
 ) -> Float[np.ndarray, "*batch 3 3"]:
-    """Left-right mirror of pixels: x becomes width - 1 - x."""
+    """Return the left-right mirror of pixels: x becomes width - 1 - x."""
     out = np.zeros((*np.shape(width), 3, 3))
     out[..., 0, 0], out[..., 1, 1], out[..., 2, 2] = -1, 1, 1
     out[..., 0, 2] = np.asarray(width) - 1
@@ -257,14 +257,14 @@ def mirror_intrinsics(
     intrinsics: Float[np.ndarray, "*batch 3 3"],
     width: int | Float[np.ndarray, "*batch"],
 ) -> Float[np.ndarray, "*batch 3 3"]:
-    """Camera whose picture of the mirrored world is the mirrored picture."""
+    """Return the camera whose picture of the mirrored world is the mirrored one."""
     return mirror_homography(width) @ intrinsics * MIRROR
 
 
 def mirror_box(
     box_px: Float[np.ndarray, "*batch 4"], width: int | Float[np.ndarray, "*batch"]
 ) -> Float[np.ndarray, "*batch 4"]:
-    """Box of the mirrored picture."""
+    """Return the box in the mirrored picture."""
     out = np.array(box_px, np.float64)
     last = np.asarray(width, np.float64) - 1
     out[..., 0], out[..., 2] = last - box_px[..., 2], last - box_px[..., 0]
@@ -274,7 +274,7 @@ def mirror_box(
 def assumed_intrinsics(
     width: float | int, height: float | int
 ) -> Float[np.ndarray, "3 3"]:
-    """Camera for pictures of unknown ones: the focal length is the diagonal."""
+    """Return an assumed camera, whose focal length is the picture's diagonal."""
     focal = float(np.hypot(width, height))
     centre = (width - 1) / 2, (height - 1) / 2
     return np.array([[focal, 0, centre[0]], [0, focal, centre[1]], [0, 0, 1.0]])

@@ -159,16 +159,16 @@ class _Surface:
                 self.at[v].add(i)
 
     def around(self, v: int) -> list[tuple[int, int, int]]:
-        """Faces at a vertex, turned so that it comes first."""
+        """Return the faces at a vertex, turned so that it comes first."""
         faces = (self.faces[i] for i in sorted(self.at[v]))
         return [f[f.index(v) :] + f[: f.index(v)] for f in faces]
 
     def ring(self, v: int) -> set[int]:
-        """Vertices that share an edge with `v`."""
+        """Return the vertices that share an edge with `v`."""
         return {other for i in self.at[v] for other in self.faces[i]} - {v}
 
     def may_collapse(self, a: int, b: int) -> bool:
-        """Whether the surface stays one: the link condition (Dey et al. 1999).
+        """Check the link condition, by which the surface stays one (Dey et al. 1999).
 
         The ends of an edge may share no neighbour but the two that make faces with it,
         and a tetrahedron cannot lose a vertex.
@@ -191,19 +191,19 @@ class _Surface:
                 self.at[kept].add(i)
 
     def numbered(self) -> tuple[np.ndarray, np.ndarray]:
-        """Vertices, sorted, and faces of their numbers, in the order of the first."""
+        """Return the sorted vertices, and the faces as indices into them."""
         kept = np.array(sorted(set(self.at) - {_GHOST}), np.int64)
         faces = [face for _, face in sorted(self.faces.items()) if _GHOST not in face]
         return kept, np.searchsorted(kept, np.array(faces, np.int64).reshape(-1, 3))
 
 
 def _sides(faces: np.ndarray) -> np.ndarray:
-    """Directed edges of all faces: their first ones, then their second, their third."""
+    """Return all faces' directed edges: the first of each, the second, the third."""
     return np.concatenate([faces[:, [k, (k + 1) % 3]] for k in range(3)])
 
 
 def _is_open(sides: np.ndarray) -> np.ndarray:
-    """Which directed edges have no face on their other side."""
+    """Return which directed edges have no face on their other side."""
     ids = np.array([sides.max(initial=0) + 1, 1])
     return ~np.isin(sides @ ids, sides @ ids[::-1])
 
@@ -212,7 +212,7 @@ def _is_open(sides: np.ndarray) -> np.ndarray:
 
 
 def _quadrics(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """Of each vertex: the sum over its faces, and over boundary edges at it."""
+    """Sum each vertex's quadrics over its faces and its boundary edges."""
     a, b, c = (vertices[faces[:, k]].T for k in range(3))
     normal = _cross(b - a, c - a)
     sides = _sides(faces)
@@ -232,7 +232,7 @@ def _quadrics(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
 
 
 def _planes(normal: np.ndarray, point: np.ndarray) -> np.ndarray:
-    """Quadrics of the planes through points; axes come first, as in the result."""
+    """Return the quadrics of planes through points, coefficients as first axis."""
     x, y, z = normal
     length = np.sqrt(x * x + y * y + z * z)
     # A face without area has no plane.
@@ -252,7 +252,7 @@ def _cross(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _at(quadric: np.ndarray, point: np.ndarray) -> np.ndarray:
-    """What a vertex costs at each of several points."""
+    """Return the cost of a vertex at each of several points."""
     xx, xy, xz, xd, yy, yz, yd, zz, zd, dd = quadric.T
     x, y, z = point.T
     squares = xx * x * x + yy * y * y + zz * z * z + dd

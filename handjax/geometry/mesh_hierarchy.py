@@ -65,7 +65,7 @@ class MeshHierarchy(NamedTuple):
     def upsampling(
         self, coarse: int, fine: int = 0
     ) -> Float[np.ndarray, "fine coarse"]:
-        """Matrix from the vertices of level `coarse` to those of level `fine`.
+        """Return the matrix from the vertices of level `coarse` to those of `fine`.
 
         Raises:
             ValueError: There is no such level, or `coarse` is the finer one.
@@ -82,7 +82,7 @@ class MeshHierarchy(NamedTuple):
 
 
 def _gathered(level: Level, matrix: np.ndarray) -> np.ndarray:
-    """`level.up @ matrix`, summed corner after corner."""
+    """Compute `level.up @ matrix`, summed corner after corner."""
     assert level.corners is not None
     assert level.weights is not None
     total = np.zeros((len(level.corners), matrix.shape[1]))
@@ -227,7 +227,7 @@ def _scalar(dtype: np.dtype, content: bytes | str):
 
 
 def _matrix(value: Any, name: str) -> np.ndarray:
-    """A sparse (or plain) matrix of a file as a dense one."""
+    """Convert a sparse (or plain) matrix of a file to a dense one."""
     import scipy.sparse
 
     kind, state = type(value).__name__, getattr(value, "state", None)
@@ -251,14 +251,14 @@ def _matrix(value: Any, name: str) -> np.ndarray:
 
 
 def _rows(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What is not 0 in each row: columns, in order, and values."""
+    """Return the nonzero entries of each row: columns, in order, and values."""
     width = max(1, int((matrix != 0).sum(axis=1).max()))
     columns = np.argsort(matrix == 0, axis=1, kind="stable")[:, :width]
     return columns, np.take_along_axis(matrix, columns, axis=1)
 
 
 def _checked(faces: np.ndarray, count: int, name: str) -> np.ndarray:
-    """Faces that are triangles of `count` vertices."""
+    """Return the faces after checking that they index `count` vertices."""
     if faces.dtype.kind not in "iu" or faces.ndim != 2 or faces.shape[1] != 3:
         raise UserError(f"{name} has shape {faces.shape}: no triangles.")
     if faces.size and not 0 <= faces.min() <= faces.max() < count:

@@ -27,7 +27,7 @@ _EPS = 1e-12
 def axis_angle_to_matrix(
     axis_angle: Float[AnyArray, "*batch 3"],
 ) -> Float[Array, "*batch 3 3"]:
-    """Rodrigues' formula, I + a K + b K^2 with K the cross-product matrix."""
+    """Compute I + a K + b K^2 (Rodrigues), with K the cross-product matrix."""
     axis_angle = jnp.asarray(axis_angle)
     square = jnp.sum(axis_angle**2, axis=-1)[..., None, None]
     a, b = _sinc(square), 0.5 * _sinc(square / 4) ** 2

@@ -113,7 +113,7 @@ def root_joint(name: str) -> int:
 
 
 def of_body(parents: Sequence[int], ends: Sequence[tuple[str, int]] = ()) -> Skeleton:
-    """The joints of a body model's tree, then the points that its file names.
+    """Build the skeleton of a body model's tree, then of its file's named points.
 
     Args:
         parents: of each joint, -1 for the first. SMPL's tree has SMPL's names.

@@ -50,14 +50,14 @@ _SIDE_COLORS = {True: render.PREDICTION_COLOR, False: (0.70, 0.78, 0.96)}
 
 
 def side(hand: "HandPrediction") -> str | None:
-    """Word for a side, "right" or "left"; None of a body."""
+    """Return "right" or "left"; None for a body."""
     if hand.skeleton is not HAND:
         return None
     return "right" if hand.box.is_right else "left"
 
 
 def named(hand: "HandPrediction") -> str:
-    """What was seen: "right hand", "left hand" or "body"."""
+    """Name what was detected: "right hand", "left hand" or "body"."""
     which = side(hand)
     return f"{which} hand" if which else "body"
 
@@ -71,7 +71,7 @@ def as_json(
     root: str,
     files: Sequence[Sequence[str]] = (),
 ) -> dict[str, Any]:
-    """Everything that was predicted, as JSON values with frames and units stated."""
+    """Return all predictions as JSON values, with frames and units stated."""
     height, width = photo.image.shape[:2]
     return {
         "schema": SCHEMA,
@@ -156,7 +156,7 @@ def _rounded(values, digits: int):
 
 
 def overlay(photo: Photo, hands: "Sequence[HandPrediction]") -> np.ndarray:
-    """The photo with boxes, the photo with meshes and skeletons, and two turned views.
+    """Draw the photo with boxes, with meshes and skeletons, and two turned views.
 
     Where hypotheses were drawn, a panel shows them (`spread_panel`).
 
@@ -210,7 +210,7 @@ def overlay(photo: Photo, hands: "Sequence[HandPrediction]") -> np.ndarray:
 def spread_panel(
     image: np.ndarray, hands: "Sequence[HandPrediction]", ratio: np.ndarray
 ) -> np.ndarray:
-    """Hypotheses as thin skeletons, the answer's joints ringed by their uncertainty.
+    """Draw hypotheses as thin skeletons, and each joint's uncertainty as a ring.
 
     A ring's radius is `joint_uncertainty_mm` at the joint's distance, true to scale and
     two pixels at least; its colour goes from green (0) over yellow to red (20 mm).

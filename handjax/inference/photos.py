@@ -110,7 +110,7 @@ def read(path: str | Path) -> Photo:
 
 
 def _exif_focal_px(picture: Image.Image) -> float | None:
-    """Focal length in pixels from the 35 mm equivalent, where the camera wrote it."""
+    """Return the focal length in pixels from EXIF's 35 mm equivalent, or None."""
     try:
         exif = picture.getexif().get_ifd(ExifTags.IFD.Exif)
         equivalent_mm = float(exif.get(ExifTags.Base.FocalLengthIn35mmFilm, 0))
@@ -122,7 +122,7 @@ def _exif_focal_px(picture: Image.Image) -> float | None:
 
 
 def listed(path: str | Path) -> list[Path]:
-    """The photo itself, or all photos directly inside a folder, by name."""
+    """List the photo itself, or all photos directly inside a folder, by name."""
     path = Path(path)
     if path.is_dir():
         found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
@@ -140,7 +140,7 @@ def listed(path: str | Path) -> list[Path]:
 
 
 def parse_numbers(text: str, names: str) -> tuple[float, ...]:
-    """Comma-separated numbers, as many as `names` has.
+    """Parse comma-separated numbers, as many as `names` has.
 
     Raises:
         PhotoError: Shows what was given and the form that is expected.
@@ -158,7 +158,7 @@ def parse_numbers(text: str, names: str) -> tuple[float, ...]:
 
 
 def intrinsics_matrix(values: Sequence[float | int]) -> Float[np.ndarray, "3 3"]:
-    """Camera matrix from fx, fy, cx, cy in pixels."""
+    """Build the camera matrix from fx, fy, cx, cy in pixels."""
     fx, fy, cx, cy = (float(v) for v in values)
     if fx <= 0 or fy <= 0:
         raise PhotoError(f"intrinsics fx={fx:g}, fy={fy:g} must be above 0 pixels.")
@@ -168,7 +168,7 @@ def intrinsics_matrix(values: Sequence[float | int]) -> Float[np.ndarray, "3 3"]
 def intrinsics_of(
     photo: Photo, given: Sequence[float | int] | None = None
 ) -> Intrinsics:
-    """The camera of a photo: as given, else from EXIF, else assumed.
+    """Return the camera of a photo: as given, else from EXIF, else assumed.
 
     The assumed focal length is the photo's diagonal (a 43 mm lens on full frame, 53
     degrees corner to corner), with the principal point in the middle. It sets how far
@@ -190,7 +190,7 @@ def intrinsics_of(
 def checked_box(
     box_px: Sequence[float | int], photo: Photo
 ) -> tuple[float, float, float, float]:
-    """A box that overlaps the photo, clipped to it.
+    """Clip a box to the photo, which it must overlap.
 
     Raises:
         PhotoError: The box is degenerate, or outside the photo.
@@ -212,7 +212,7 @@ def checked_box(
 
 
 def whole_image_box(photo: Photo) -> tuple[float, float, float, float]:
-    """The largest centred square, for photos that show one hand and little else."""
+    """Return the largest centred square, for photos of one hand and little else."""
     height, width = photo.image.shape[:2]
     side = min(height, width) - 1.0
     x0, y0 = (width - 1 - side) / 2, (height - 1 - side) / 2

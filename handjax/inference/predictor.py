@@ -443,7 +443,7 @@ def _each_hypothesis(guard: BoxGuard) -> list[Any]:
 
 
 def _row(tree: Any, at: int | tuple[int, ...]) -> Any:
-    """One example of a batch."""
+    """Return one example of a batch."""
     return jax.tree.map(lambda leaf: np.asarray(leaf[at]), tree)
 
 
@@ -456,7 +456,7 @@ def _draw(
 def _predict(
     model: Any, tta: str | None, variables: Any, images: Any
 ) -> tuple[HandOutput, Any]:
-    """The model's answer, and the probability of each chosen code."""
+    """Return the model's answer, and the probability of each chosen code."""
     look = functools.partial(model.apply, variables)
     output = augmentation.predict(look, images, mode=tta) if tta else look(images)
     if output.logits is None:

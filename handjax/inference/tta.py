@@ -55,7 +55,7 @@ class Views(NamedTuple):
 
 
 def views(mode: str) -> Views:
-    """All 95 of a mode (a key of `MODES`)."""
+    """Return all 95 views of a mode (a key of `MODES`)."""
     if mode not in MODES:
         raise UserError(f"tta={mode!r} is not one of {', '.join(MODES)}.")
     pairs = list(itertools.product(ANGLES_DEG, SCALES))
@@ -68,12 +68,12 @@ def views(mode: str) -> Views:
 
 
 def answers_per_hand(mode: str | None) -> int:
-    """Hands in `predict`'s output for each one in its input."""
+    """Return how many hands `predict` outputs for each one in its input."""
     return NUM_VIEWS if mode == "paper" else 1
 
 
 def describe(mode: str | None) -> dict[str, Any] | None:
-    """What a file of results says about a mode."""
+    """Describe a mode for a file of results."""
     return dict(mode=mode, views=NUM_VIEWS, what=MODES[mode]) if mode else None
 
 
@@ -84,7 +84,7 @@ def predict(
     mode: str,
     at_once: int = 64,
 ) -> HandOutput:
-    """What a model makes of hands seen in all views; runs inside jit.
+    """Predict hands from all views of the images; runs inside jit.
 
     Args:
         model: Images to hands; traced once, whatever the number of views.
@@ -107,7 +107,7 @@ def predict(
 
 
 def augmented(predict_fn: Callable, mode: str | None) -> Callable:
-    """A stage's `predict_fn`, of which only the image is asked, that looks 95 times."""
+    """Wrap a stage's `predict_fn` to predict from 95 views of the image."""
     if mode is None:
         return predict_fn
 
@@ -121,7 +121,7 @@ def augmented(predict_fn: Callable, mode: str | None) -> Callable:
 
 
 def _in_all_views(model, image, chosen: Views, at_once: int):
-    """The un-augmented answer, and vertices and joints3d of every view, turned back."""
+    """Return the plain answer, and all views' vertices and joints3d turned back."""
     batch, number = len(image), len(chosen.zoom)
     divisors = [n for n in range(1, number + 1) if number % n == 0]
     group = max(n for n in divisors if n == 1 or n * batch <= at_once)
@@ -146,7 +146,7 @@ def _in_all_views(model, image, chosen: Views, at_once: int):
 
 
 def _joined(x: Array) -> Array:
-    """The first two axes as one."""
+    """Merge the first two axes."""
     return x.reshape(-1, *x.shape[2:])
 
 
@@ -158,7 +158,7 @@ def turned_and_zoomed(
     angle: Float[Array, ""],
     zoom: Float[Array, ""],
 ) -> Num[Array, "batch height width channel"]:
-    """Pictures moved by p -> c + zoom Rz(angle) (p - c), c = size / 2, black outside.
+    """Move pictures by p -> c + zoom Rz(angle) (p - c), c = size / 2, black outside.
 
     Bilinear, rounded for integer pixels; angle 0 and zoom 1 change no bit. The middle
     is where `crop.view` puts the optical axis.
@@ -187,7 +187,7 @@ def turned_and_zoomed(
 def turned_back(
     points: Float[Array, "*batch point 3"], angle: Float[Array, ""]
 ) -> Float[Array, "*batch point 3"]:
-    """Rz(angle)^T p: 3-D points as they are before the camera is turned."""
+    """Turn 3-D points back by Rz(angle)^T, to before the camera was turned."""
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     x, y, z = points[..., 0], points[..., 1], points[..., 2]
     return jnp.stack([cos * x + sin * y, cos * y - sin * x, z], axis=-1)
@@ -199,14 +199,14 @@ def turned_back(
 def fuse_mean(
     points: Float[Array, "view batch point 3"],
 ) -> Float[Array, "batch point 3"]:
-    """Plain mean over the views."""
+    """Average over the views."""
     return jnp.mean(points, axis=0)
 
 
 def fuse_released(
     points: Float[Array, "view batch point 3"],
 ) -> Float[Array, "batch point 3"]:
-    """(p_n + sum_i S_i p_i) / (n + 1), S_i the similarity nearest to p_n.
+    """Compute (p_n + sum_i S_i p_i) / (n + 1), S_i the similarity nearest to p_n.
 
     The last view, p_n, is the un-augmented one; aligned to itself it is summed, too.
     """

@@ -18,7 +18,7 @@ def point_l1(
     prediction: Float[AnyArray, "*batch point xyz"],
     target: Float[AnyArray, "*batch point xyz"],
 ) -> Float[Array, "*batch point"]:
-    """L1 distance of each point: the sum over its coordinates of |difference|."""
+    """Return the L1 distance of each point, the sum over its coordinates."""
     difference = jnp.asarray(prediction, jnp.float32) - jnp.asarray(target, jnp.float32)
     return jnp.sum(jnp.abs(difference), axis=-1)
 
@@ -30,7 +30,7 @@ def reduce_points(
     point_valid: Bool[AnyArray, "batch point"] | None = None,
     confidence: Float[AnyArray, "batch point"] | None = None,
 ) -> Float[Array, ""]:
-    """Mean over examples of the mean over points; invalid ones count as zero.
+    """Average over points, then over examples; invalid ones count as zero.
 
     Args:
         errors: Of each point.
@@ -53,7 +53,7 @@ def edge_lengths(
     target: Float[AnyArray, "batch vertex 3"],
     faces: Int[AnyArray, "face 3"],
 ) -> Float[Array, "batch face 3"]:
-    """Difference of length of each face's edges, absolute.
+    """Return the absolute difference in length of each face's edges.
 
     With FastMETRO, sqrt(square + 1e-8) is the length, so that a point has a gradient.
     """
@@ -69,7 +69,7 @@ def edge_normals(
     target: Float[AnyArray, "batch vertex 3"],
     faces: Int[AnyArray, "face 3"],
 ) -> Float[Array, "batch face 3"]:
-    """|cos| of each face's edges and the normal of the same face of the target."""
+    """Return |cos| of each face's edges and the target face's normal."""
     edges = _edges(target, faces)
     normals = _unit(jnp.cross(edges[:, :, 0], edges[:, :, 1]))
     return jnp.abs(
@@ -78,13 +78,13 @@ def edge_normals(
 
 
 def _edges(vertices: AnyArray, faces: AnyArray) -> Float[Array, "batch face 3 3"]:
-    """From each corner of a face to the next."""
+    """Return the edges of each face, from each corner to the next."""
     corners = jnp.asarray(vertices, jnp.float32)[:, jnp.asarray(faces)]
     return jnp.roll(corners, -1, axis=2) - corners
 
 
 def _unit(x: Float[Array, "*batch 3"]) -> Float[Array, "*batch 3"]:
-    """To length 1; what has none stays zero, with a finite gradient."""
+    """Scale to length 1; zero vectors stay zero, with a finite gradient."""
     squared = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.maximum(squared, 1e-24))
 
@@ -95,7 +95,7 @@ def commitment(
     *,
     reduction: str = "mean",
 ) -> Float[Array, "batch"]:
-    """Squared distance of tokens to their codes, which get no gradient.
+    """Compute tokens' squared distance to their codes, which get no gradient.
 
     Args:
         tokens: What the encoder returns.
@@ -119,7 +119,7 @@ def cross_entropy(
     *,
     label_smoothing: float = 0.0,
 ) -> Float[Array, "*batch"]:
-    """CE(L^, L) of each token (TokenHand Eq. classification), nats.
+    """Compute CE(L^, L) of each token (TokenHand Eq. classification), nats.
 
     Args:
         logits: Scores of all codes, before the softmax.
@@ -153,7 +153,7 @@ def mean_distance(
     *,
     example_valid: Bool[AnyArray, "batch"],
 ) -> Float[Array, ""]:
-    """Mean Euclidean distance over the points of the valid examples (for logs)."""
+    """Compute the mean point distance of the valid examples (for logs)."""
     difference = jnp.asarray(prediction, jnp.float32) - jnp.asarray(target, jnp.float32)
     distance = jnp.mean(jnp.linalg.norm(difference, axis=-1), axis=-1)
     total = jnp.sum(jnp.where(example_valid, distance, 0.0))

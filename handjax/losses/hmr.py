@@ -94,7 +94,7 @@ def adversarial_terms(
     real_pose: Float[AnyArray, "real bone 3"] | None,
     real_betas: Float[AnyArray, "real beta"] | None,
 ) -> dict[str, Float[Array, ""]]:
-    """Both sides of the game, so that one backward pass trains each by its own term.
+    """Compute both sides' terms, so that one backward pass trains each by its own.
 
     `adversarial` moves the prediction only, `discriminator` the discriminator only.
 
@@ -131,14 +131,14 @@ def adversarial_terms(
 
 
 def generator_loss(scores: Float[AnyArray, "batch score"]) -> Float[Array, ""]:
-    """Squared distance of the scores to 1, summed over scores, mean over examples."""
+    """Compute the scores' squared distance to 1, summed, averaged over examples."""
     return jnp.sum(jnp.square(scores - 1)) / len(scores)
 
 
 def discriminator_loss(
     made: Float[AnyArray, "batch score"], real: Float[AnyArray, "real score"]
 ) -> Float[Array, ""]:
-    """Squared scores of predictions, and distance of the real ones' to 1.
+    """Return squared scores of predictions, plus the real ones' distance to 1.
 
     Both are sums divided by the number of predictions, as released: with two real poses
     for each prediction, the real ones weigh twice.

@@ -42,7 +42,7 @@ _MANO = _shapes(778, 1538, _MANO_BONES) | {
 
 
 def is_body(arrays: Mapping[str, np.ndarray]) -> bool:
-    """Whether the arrays are of a body: MANO's sixteen joints make a hand."""
+    """Return whether the arrays are a body's: MANO's sixteen joints make a hand."""
     return (0, *arrays["kintree_table"].shape)[-1] != _MANO_BONES
 
 

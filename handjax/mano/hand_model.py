@@ -257,7 +257,7 @@ def _hand_kinematics(joints: Array, rotation: Array) -> tuple[Array, Array]:
 def _tree_kinematics(
     joints: Array, rotation: Array, parents: Array
 ) -> tuple[Array, Array]:
-    """The same for any tree, which is data and may be traced.
+    """Compute the same for any tree, which is data and may be traced.
 
     By doubling: a bone's transform is first relative to its parent, then to the bone
     2, 4, 8 ... steps up, so that 24 bones take five rounds, however they hang together.

@@ -15,7 +15,7 @@ from handjax.mano.model_files import ManoFile
 def axis_angle_to_matrix(
     axis_angle: Float[np.ndarray, "*batch 3"],
 ) -> Float[np.ndarray, "*batch 3 3"]:
-    """Rotation matrices by Rodrigues' formula R = I + sin t K + (1 - cos t) K K."""
+    """Compute rotations R = I + sin t K + (1 - cos t) K K (Rodrigues' formula)."""
     angle = np.linalg.norm(axis_angle, axis=-1)[..., None, None]
     x, y, z = np.moveaxis(axis_angle, -1, 0) / np.maximum(angle[..., 0, 0], 1e-12)
     zero = np.zeros_like(x)
@@ -29,7 +29,7 @@ def joint_transforms(
     joints: Float[np.ndarray, "bone 3"],
     parents: Sequence[int] = skeleton.MANO_PARENTS,
 ) -> tuple[Float[np.ndarray, "bone 3 3"], Float[np.ndarray, "bone 3"]]:
-    """Rotation and translation that carry rest points along with each joint."""
+    """Return the rotation and translation that carry rest points with each joint."""
     turn, origin = np.empty(rotations.shape), np.empty(joints.shape)
     turn[0], origin[0] = rotations[0], joints[0]
     for joint in range(1, len(joints)):
@@ -45,7 +45,7 @@ def skin(
     turn: Float[np.ndarray, "bone 3 3"],
     shift: Float[np.ndarray, "bone 3"],
 ) -> Float[np.ndarray, "vertex 3"]:
-    """Linear blend skinning: each point follows the weighted mean of its joints."""
+    """Blend linearly: each point follows the weighted mean of its joints."""
     mixed = (weights @ turn.reshape(-1, 9)).reshape(-1, 3, 3)
     return (mixed @ points[:, :, None])[..., 0] + weights @ shift
 
@@ -55,7 +55,7 @@ def posed(
     pose: Float[np.ndarray, "bone 3"],
     betas: Float[np.ndarray, "beta"],
 ) -> Float[np.ndarray, "vertex 3"]:
-    """Mesh of an absolute axis-angle pose, metres, before any translation."""
+    """Return the mesh of an absolute axis-angle pose, metres, not translated."""
     rotations = axis_angle_to_matrix(pose)
     shaped = file.v_template + file.shapedirs @ betas
     joints = file.J_regressor @ shaped

@@ -37,7 +37,7 @@ class Kid(NamedTuple):
 
 
 def statistics(features: Matrix) -> Statistics:
-    """Mean and unbiased covariance, in float64.
+    """Compute mean and unbiased covariance, in float64.
 
     Raises:
         ValueError: There are fewer than two rows.
@@ -54,7 +54,7 @@ def statistics(features: Matrix) -> Statistics:
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
-    """Squared Frechet distance of two Gaussians: the FID (Heusel et al. 2017).
+    """Compute two Gaussians' squared Frechet distance, FID (Heusel et al. 2017).
 
         |m_a - m_b|^2 + tr(C_a) + tr(C_b) - 2 tr((C_a^1/2 C_b C_a^1/2)^1/2)
 
@@ -80,18 +80,18 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 
 
 def _square_root(matrix: np.ndarray) -> np.ndarray:
-    """Symmetric root of a covariance."""
+    """Return the symmetric root of a covariance."""
     values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
     return (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
 
 
 def fid(real: Matrix, made: Matrix) -> float:
-    """FID of two sets of features; see `frechet_distance` for the formula."""
+    """Compute the FID of two sets of features (see `frechet_distance`)."""
     return frechet_distance(statistics(real), statistics(made))
 
 
 def squared_mmd(x: Matrix, y: Matrix) -> float:
-    """Unbiased squared maximum mean discrepancy (Gretton et al. 2012, Eq. 3).
+    """Estimate the squared maximum mean discrepancy (Gretton et al. 2012, Eq. 3).
 
         k(a, b) = (a.b / dim + 1)^3
         sum_{i != j} k(x_i, x_j) / (n (n - 1)) + the same of y - 2 mean k(x_i, y_j)
@@ -124,7 +124,7 @@ def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _within(x: np.ndarray) -> float:
-    """Mean kernel of two different rows."""
+    """Return the mean kernel of two different rows."""
     values = _kernel(x, x)
     return (values.sum() - np.trace(values)) / (len(x) * (len(x) - 1))
 
@@ -137,7 +137,7 @@ def kid(
     size: int = KID_SIZE,
     seed: int = 0,
 ) -> Kid:
-    """KID: the mean of `squared_mmd` over random subsets of both sets.
+    """Compute KID: the mean of `squared_mmd` over random subsets of both sets.
 
     Args:
         real: Features of real pictures.

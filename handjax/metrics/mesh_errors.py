@@ -58,7 +58,7 @@ def procrustes_align(
     *,
     procrustes: str = "freihand",
 ) -> Float[AnyArray, "*batch point 3"]:
-    """Similarity transform of `prediction` nearest to `target`, set by set.
+    """Move `prediction` to `target` by the nearest similarity, set by set.
 
     A prediction whose points all coincide has no rotation or scale; it is moved to the
     target's centre (the code of HaMeR and METRO divides 0 by 0 there).
@@ -108,7 +108,7 @@ def point_errors_mm(
     target: Float[AnyArray, "*batch point 3"],
     prediction: Float[AnyArray, "*batch point 3"],
 ) -> Float[AnyArray, "*batch point"]:
-    """Euclidean distance of corresponding points."""
+    """Compute the distance of corresponding points (metres) in millimetres."""
     xp = target.__array_namespace__()
     return 1e3 * xp.sqrt(xp.sum((target - prediction) ** 2, axis=-1))
 
@@ -117,7 +117,7 @@ def auc(
     errors: Float[np.ndarray, "*batch point"],
     thresholds: Float[np.ndarray, "threshold"] = AUC_THRESHOLDS_MM,
 ) -> Float[np.ndarray, "*batch"]:
-    """Area under the curve of correct points, 0..1; by default over 0..50 mm.
+    """Compute the area under the curve of correct points, 0..1 (default to 50 mm).
 
     A point is correct at t if its error is <= t, and the curve is integrated by
     trapezoids. The area is linear in the points, so averages of it over hands are the
@@ -138,7 +138,7 @@ def auc(
 def f_scores(
     target: Float[np.ndarray, "point 3"], prediction: Float[np.ndarray, "other 3"]
 ) -> Float[np.ndarray, "2"]:
-    """F-score of two point clouds at 5 and 15 mm.
+    """Compute the F-scores of two point clouds at 5 and 15 mm.
 
     Harmonic mean of the shares of points whose nearest neighbour in the other cloud is
     nearer than the threshold; 0 when both shares are 0 (or a point is not finite).
@@ -159,7 +159,7 @@ def f_scores(
 def nearest_distances(
     target: Float[np.ndarray, "point 3"], prediction: Float[np.ndarray, "other 3"]
 ) -> tuple[Float[np.ndarray, "point"], Float[np.ndarray, "other"]]:
-    """Metres from each point to the nearest one of the other cloud."""
+    """Return the metres from each point to the nearest one of the other cloud."""
     to_prediction, _ = cKDTree(prediction).query(target)
     to_target, _ = cKDTree(target).query(prediction)
     return to_prediction, to_target
@@ -168,7 +168,7 @@ def nearest_distances(
 def hausdorff(
     target: Float[np.ndarray, "point 3"], prediction: Float[np.ndarray, "other 3"]
 ) -> float:
-    """Symmetric Hausdorff distance of two point clouds, metres.
+    """Compute the symmetric Hausdorff distance of two point clouds, metres.
 
     The largest distance from a point of either to the nearest of the other. Of meshes
     it is that of their vertices, not of the surfaces between them.
@@ -179,7 +179,7 @@ def hausdorff(
 def chamfer(
     target: Float[np.ndarray, "point 3"], prediction: Float[np.ndarray, "other 3"]
 ) -> float:
-    """Symmetric squared Chamfer distance of two point clouds, square metres.
+    """Compute the symmetric squared Chamfer distance of clouds, square metres.
 
     Mean over the points of one of the squared distance to the nearest of the other,
     plus the same the other way (the sum of both, not their mean).
@@ -193,7 +193,7 @@ def errors_by_confidence(
     *,
     share: float = 0.1,
 ) -> tuple[float, float]:
-    """Mean errors of the most and of the least confident hands.
+    """Compute the mean errors of the most and of the least confident hands.
 
     A confidence that says something gives a first number below the second.
 
@@ -253,7 +253,7 @@ class MetricSums:
                     rows.append(np.stack([sure, values]))
 
     def _add_part(self, part, target, prediction) -> dict[str, np.ndarray]:
-        """Returns the mean errors of each hand, by name."""
+        """Add joints or vertices, and return the mean errors of each hand, by name."""
         letter = "j" if part == "joints" else "v"
         aligned = procrustes_align(target, prediction, procrustes=self.procrustes)
         aligned_mm = point_errors_mm(target, aligned)
@@ -277,14 +277,14 @@ class MetricSums:
         self._counts[name] += len(values)
 
     def means(self) -> dict[str, float | None]:
-        """The metrics of all hands so far; None where no hand was annotated."""
+        """Return the metrics of all hands so far; None where none was annotated."""
         return {
             name: self._sums[name] / self._counts[name] if self._counts[name] else None
             for name in METRICS
         }
 
     def state(self) -> dict[str, np.ndarray]:
-        """All that was added up, for `merge`."""
+        """Return everything that was added up, for `merge`."""
         rows = {
             f"confidence/{name}": np.concatenate(rows, axis=1)
             for name, rows in self._with_confidence.items()
@@ -308,7 +308,7 @@ class MetricSums:
                 self._with_confidence.setdefault(name, []).append(rows)
 
     def by_confidence(self, share: float = 0.1) -> dict[str, dict[str, float]] | None:
-        """Errors of the surest and of the least sure hands; None without confidences.
+        """Return the most and least confident hands' errors; None without confidences.
 
         Returns:
             "most_confident" and "least_confident", each metric in millimetres -> mean
@@ -350,7 +350,7 @@ class GenerationSums:
             self._values["chamfer_m2"].append(chamfer(one, other))
 
     def state(self) -> dict[str, np.ndarray]:
-        """All values, for `merge`."""
+        """Return all values, for `merge`."""
         return {name: np.array(values) for name, values in self._values.items()}
 
     def merge(self, state: dict[str, np.ndarray]) -> None:
@@ -359,7 +359,7 @@ class GenerationSums:
             self._values[name] += values.tolist()
 
     def means(self) -> dict[str, dict[str, float] | None]:
-        """`mean` and `std` of each metric; None where no hand was annotated."""
+        """Return `mean` and `std` of each metric; None where none was annotated."""
         return {
             name: {"mean": float(np.mean(x)), "std": float(np.std(x))} if x else None
             for name, x in self._values.items()

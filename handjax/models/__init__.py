@@ -63,7 +63,7 @@ def measures(name: str, what: str) -> Any:
 
 
 def for_inference(model: Any, variables: Variables) -> tuple[Any, Variables]:
-    """The model as it is served: branches of its backbone folded where it can.
+    """Return the model for inference, with foldable backbone branches folded.
 
     Answers stay the same to float rounding; the result cannot be trained.
 

@@ -112,7 +112,7 @@ class Model(nn.Module):
         return self.predict(image, train=train).output
 
     def predict(self, image: Any, *, train: bool = False) -> Prediction:
-        """As `__call__`, with the parameters and the hand where they put it."""
+        """Predict as `__call__`, and return the parameters and posed hand, too."""
         mean = MeanParameters(**self.get_variable("constants", "mean"))
         maps = self.image_encoder(
             normalised(
@@ -141,11 +141,11 @@ class Model(nn.Module):
         hand_pose: Float[AnyArray, "batch joint 3 3"],
         betas: Float[AnyArray, "batch beta"],
     ) -> Float[Array, "batch score"]:
-        """Scores of hands: 1 is real."""
+        """Score hands: 1 is real."""
         return self.discriminator(hand_pose, betas)
 
     def init_all(self, batch: Batch, hand: HandConstants) -> HandOutput:
-        """Touch every submodule once and store the hand model and its mean."""
+        """Run every submodule once and store the hand model and its mean."""
         mano_head.keep_hand(self, hand.arrays())
         parameters, _, output = self.predict(batch.image)
         self.discriminate(parameters.hand_pose, parameters.betas)
@@ -197,7 +197,7 @@ class Decoder(nn.Module):
     def _projected(
         self, x: Float[Array, "batch token channel"], count: int, name: str
     ) -> list[Float[Array, "batch token head dim"]]:
-        """So many projections by one linear layer, cut into heads."""
+        """Compute `count` projections by one linear layer, split into heads."""
         wide = count * self.heads * self.head_dim
         packed = self._dense(wide, name, use_bias=False)(x)
         packed = packed.reshape(*x.shape[:2], count, self.heads, self.head_dim)
@@ -210,7 +210,7 @@ class Decoder(nn.Module):
         v: Float[Array, "batch token head dim"],
         name: str,
     ) -> Float[Array, "batch query channel"]:
-        """Softmax(q k / sqrt(dim)) v in each head, then a linear layer."""
+        """Compute softmax(q k / sqrt(dim)) v in each head, then a linear layer."""
         mixed = jax.nn.dot_product_attention(q, k, v)
         mixed = mixed.reshape(*q.shape[:2], self.heads * self.head_dim)
         return self._dense(self.dim, name)(mixed)
@@ -234,7 +234,7 @@ class Decoder(nn.Module):
 
 
 def stages(config: Any) -> tuple[Stage, ...]:
-    """One stage that trains everything.
+    """Return one stage that trains everything.
 
     Raises:
         UserError: `config.model.root` is not the root of the data.
@@ -255,7 +255,7 @@ def stages(config: Any) -> tuple[Stage, ...]:
 def mesh_loss(
     model: Model, variables: Variables, batch: Batch, rngs: dict[str, Array]
 ) -> tuple[dict[str, Array], dict[str, Array], dict[str, Any]]:
-    """The released terms; see `hmr_losses` for what they sum over.
+    """Compute the released terms; see `losses.hmr` for what they sum over.
 
     L1 of the joints relative to the wrist (HaMeR Eq. 3D) and of their projections in
     units of the crop (HaMeR Eq. 2D); squared error of the rotation matrices and of the
@@ -288,7 +288,7 @@ def mesh_loss(
 
 
 def predict_image(model: Model, variables: Variables, batch: Batch) -> HandOutput:
-    """What the model makes of the image."""
+    """Predict the hand from the image."""
     return model.apply(variables, batch.image)
 
 
@@ -301,5 +301,5 @@ _PARTS = {
 
 
 def parameter_table(variables: Variables) -> list[tuple[str, int]]:
-    """Parameters by part: rows (part, number)."""
+    """Count parameters by part: rows (part, number)."""
     return parameters_by_part(variables, _PARTS)

@@ -143,7 +143,7 @@ class Model(nn.Module):
         return self.predict(image, train=train).output
 
     def predict(self, image: Any, *, train: bool = False) -> Prediction:
-        """As `__call__`, with the sampling points."""
+        """Predict as `__call__`, and return the sampling points, too."""
         dtype = jnp.dtype(self.dtype)
         maps = self.image_encoder(
             normalised(
@@ -166,7 +166,7 @@ class Model(nn.Module):
         return Prediction(output, points)
 
     def init_all(self, batch: Batch, hand: HandConstants) -> HandOutput:
-        """Touch every submodule once and store what is kept of the hand model."""
+        """Run every submodule once and store the hand model's constants."""
         hand.require_hand(PAPER.name)
         constants: dict[str, Any] = dict(
             joint_regressor=hand.joint_regressor, faces=hand.faces
@@ -197,7 +197,7 @@ _JOINTS2D_INITS: dict[str, dict[str, Any]] = {
 
 
 def _size_px(image: Any) -> Float[Array, "1 1 2"]:
-    """What 1 is in pixels: the release divides targets by the width, not width - 1."""
+    """Return pixels per unit: the release divides by the width, not width - 1."""
     height, width = image.shape[1:3]
     return jnp.array([[[width, height]]], jnp.float32)
 
@@ -225,7 +225,7 @@ def _check_fields(model: Model) -> None:
 
 
 def stages(config: Any) -> tuple[Stage, ...]:
-    """One stage that trains everything."""
+    """Return one stage that trains everything."""
     del config
     return (
         Stage(
@@ -241,7 +241,7 @@ def stages(config: Any) -> tuple[Stage, ...]:
 def mesh_loss(
     model: Model, variables: Variables, batch: Batch, rngs: dict[str, Array]
 ) -> tuple[dict[str, Array], dict[str, Array], dict[str, Any]]:
-    """The paper's three L1 terms, with the released masks (SimpleHand Eq. 7).
+    """Compute the paper's three L1 terms, masked as released (SimpleHand Eq. 7).
 
     Each sums over coordinates, takes the mean over points, masked ones counting as
     zero, and the mean over examples. 2-D is in units of the crop: the joints inside it
@@ -286,7 +286,7 @@ def mesh_loss(
 def _targets2d(
     variables: Variables, batch: Batch
 ) -> tuple[Float[Array, "batch point 2"], Float[Array, "batch point"]]:
-    """Points in units of the crop, and how much each of them counts."""
+    """Return the points in units of the crop, and the weight of each."""
     size = _size_px(batch.image)
     target = jnp.asarray(batch.joints2d) / size
     seen = jnp.asarray(batch.joints2d_weights)
@@ -306,13 +306,13 @@ def _targets2d(
 
 
 def _is_whole(batch: Batch) -> Bool[Array, "batch"]:
-    """Whether wrist or middle knuckle is inside the crop (the release's mask)."""
+    """Return whether wrist or middle knuckle is in the crop (the release's mask)."""
     seen = jnp.asarray(batch.joints2d_valid)
     return seen[:, WRIST] | seen[:, MIDDLE_MCP]
 
 
 def predict_image(model: Model, variables: Variables, batch: Batch) -> HandOutput:
-    """What the model makes of the image."""
+    """Predict the hand from the image."""
     return model.apply(variables, batch.image)
 
 
@@ -327,5 +327,5 @@ _PARTS = {
 
 
 def parameter_table(variables: Variables) -> list[tuple[str, int]]:
-    """Parameters by part: rows (part, number)."""
+    """Count parameters by part: rows (part, number)."""
     return parameters_by_part(variables, _PARTS)

@@ -108,7 +108,7 @@ class Tokenizer(nn.Module):
     def encode(
         self, vertices: Float[AnyArray, "batch 778 3"], *, train: bool = False
     ) -> Float[Array, "batch token dim"]:
-        """Tokens of root-relative meshes in metres."""
+        """Encode root-relative meshes in metres as tokens, not yet quantised."""
         points = jnp.asarray(vertices, jnp.float32) / UNIT
         features = self.encoder(points, train=train)
         return self.project(self.norm(features.astype(jnp.float32)))
@@ -120,19 +120,19 @@ class Tokenizer(nn.Module):
         *,
         train: bool = False,
     ) -> Quantized:
-        """Nearest codes; with `train` the codebook moves."""
+        """Find the nearest codes; with `train` the codebook moves."""
         return self.vq(tokens, valid, train=train)
 
     def indices(
         self, vertices: Float[AnyArray, "batch 778 3"]
     ) -> Int[Array, "batch token"]:
-        """Code of each token of meshes: the labels of stage "mesh"."""
+        """Return the code of each token of meshes: the labels of stage "mesh"."""
         return nearest_code(self.encode(vertices), self.vq.embedding.value)
 
     def decode(
         self, codes: Float[Array, "batch token dim"]
     ) -> Float[Array, "batch 778 3"]:
-        """Meshes in metres from code vectors, exact or mixed."""
+        """Decode code vectors, exact or mixed, into meshes in metres."""
         return UNIT * self.decoder(codes, train=False)
 
 
@@ -150,7 +150,7 @@ class Classifier(nn.Module):
     def __call__(
         self, x: Float[Array, "batch image_token dim"], *, train: bool
     ) -> Float[Array, "batch token code"]:
-        """Logits, float32."""
+        """Compute the logits of all tokens, float32."""
         code = self.param("code", code_init, (1, *x.shape[1:]))
         x = x + code.astype(self.dtype)
         x = TokenLinear(self.num_tokens, self.dtype, name="to_tokens")(x)
@@ -279,7 +279,7 @@ class Model(nn.Module):
         *,
         train: bool = False,
     ) -> tuple[HandOutput, Float[Array, "batch token dim"], Quantized]:
-        """Through the tokenizer and back.
+        """Encode, quantise and decode meshes by the tokenizer.
 
         Returns:
             The hand, the encoder's tokens, and what the quantiser made of them.
@@ -292,19 +292,19 @@ class Model(nn.Module):
     def encode(
         self, vertices: Float[AnyArray, "batch 778 3"]
     ) -> Int[Array, "batch token"]:
-        """Token indices of root-relative meshes in metres."""
+        """Encode root-relative meshes in metres as token indices."""
         return self.tokenizer.indices(vertices)
 
     def decode(self, indices: Int[AnyArray, "batch token"]) -> HandOutput:
-        """The hand that token indices stand for."""
+        """Decode token indices into the hand."""
         return self.decode_codes(self.tokenizer.vq.lookup(jnp.asarray(indices)))
 
     def decode_codes(self, codes: Float[AnyArray, "batch token dim"]) -> HandOutput:
-        """The hand of code vectors, which may be mixed ones."""
+        """Decode code vectors, which may be mixed ones, into the hand."""
         return self._output(self.tokenizer.decode(jnp.asarray(codes)))
 
     def init_all(self, batch: Batch, hand: HandConstants) -> HandOutput:
-        """Touch every submodule once and store what is kept of the hand model."""
+        """Run every submodule once and store the hand model's constants."""
         hand.require_hand(PAPER.name)
         self.put_variable(
             "constants", "joint_regressor", jnp.asarray(hand.joint_regressor)
@@ -320,7 +320,7 @@ class Model(nn.Module):
 
 
 def _last_pixel(image: Any) -> Float[Array, "1 1 2"]:
-    """What 1 in the sampler's coordinates is in pixels: width - 1, height - 1."""
+    """Return pixels per unit of the sampler's coordinates: width - 1, height - 1."""
     height, width = image.shape[1:3]
     return jnp.array([[[width - 1, height - 1]]], jnp.float32)
 
@@ -353,7 +353,7 @@ def _check_fields(model: Model) -> None:
 
 
 def stages(config: Any) -> tuple[Stage, ...]:
-    """Tokenizer, then mesh."""
+    """Return two stages: the tokenizer, then the mesh."""
     del config
     return (
         Stage(
@@ -377,7 +377,7 @@ def stages(config: Any) -> tuple[Stage, ...]:
 def tokenizer_loss(
     model: Model, variables: Variables, batch: Batch, rngs: dict[str, Array]
 ) -> tuple[dict[str, Array], dict[str, Array], dict[str, Any]]:
-    """Reconstruction and commitment (TokenHand Eq. tokenizer loss).
+    """Compute reconstruction and commitment (TokenHand Eq. tokenizer loss).
 
     The commitment is the mean of squares, not the sum; see `losses.commitment`.
     Examples without a mesh count for nothing, nor do they for batch statistics.
@@ -406,7 +406,7 @@ def tokenizer_loss(
 def mesh_loss(
     model: Model, variables: Variables, batch: Batch, rngs: dict[str, Array]
 ) -> tuple[dict[str, Array], dict[str, Array], dict[str, Any]]:
-    """Classification plus geometry (TokenHand Eq. reconstruction loss).
+    """Compute classification plus geometry (TokenHand Eq. reconstruction loss).
 
     2-D in units of the crop, joints outside of it masked, others by their confidence;
     3-D in metres; reductions as in SimpleHand. Labels come from the frozen encoder on
@@ -445,12 +445,12 @@ def mesh_loss(
 
 
 def predict_mesh(model: Model, variables: Variables, batch: Batch) -> HandOutput:
-    """What the tokenizer makes of the true mesh: the floor of stage "mesh"."""
+    """Reconstruct the true mesh by the tokenizer: the floor of stage "mesh"."""
     return model.apply(variables, batch.vertices, method="reconstruct")[0]
 
 
 def predict_image(model: Model, variables: Variables, batch: Batch) -> HandOutput:
-    """What the model makes of the image."""
+    """Predict the hand from the image."""
     return model.apply(variables, batch.image)
 
 
@@ -471,7 +471,7 @@ def check_mesh(
 
 
 def parameter_table(variables: Variables) -> list[tuple[str, int]]:
-    """Parameters by part: rows (part, number).
+    """Count parameters by part: rows (part, number).
 
     The paper's "3.0 M" are the parts of stage "mesh" other than backbone and
     deconvolution: `uv head`, `head`, decoder, coordinates and codebook.
@@ -499,5 +499,5 @@ _PARTS = {
 
 
 def _number(layer: str) -> int:
-    """Of a decoder's layer: 2 of "layer2_block0"."""
+    """Return the number of a decoder's layer: 2 of "layer2_block0"."""
     return int(layer.removeprefix("layer").partition("_")[0])

@@ -32,7 +32,7 @@ def deformable_sample(
     locations: Float[Array, "batch query head level point 2"],
     weights: Float[Array, "batch query head level point"],
 ) -> Float[Array, "batch query head dim"]:
-    """Weighted sum of what each head finds at its places of every map.
+    """Sample every map at each head's places, and return the weighted sum.
 
     Between pixels maps are interpolated, around them all is zero. The four pixels
     around each place are gathered, one gather for each map: on CPUs the gradient, too,
@@ -62,7 +62,7 @@ def _corners(
 ) -> tuple[
     Int[Array, "batch query head point 4"], Float[Array, "batch query head point 4"]
 ]:
-    """Pixels around places, numbered row by row, and the share of each."""
+    """Return the pixels around places, numbered row by row, and each one's share."""
     height, width = size
     extent = jnp.array([width, height], jnp.float32).reshape(1, 1, 1, 1, 2)
     # A pixel beyond the edges nothing is left, so that places further out need not be
@@ -89,7 +89,7 @@ def _gathered(
     value: Float[Array, "batch height width head dim"],
     index: Int[Array, "batch query head corner"],
 ) -> Float[Array, "batch query head corner dim"]:
-    """Vectors of each head at its pixels."""
+    """Gather the vectors of each head at its pixels."""
     batch, _, _, heads, dim = value.shape
     # Heads are next to each other in memory: one row for each pixel and head.
     rows = index * heads + jnp.arange(heads).reshape(1, 1, heads, 1)
@@ -206,7 +206,7 @@ class DeformableAttention(nn.Module):
 def _directions(
     heads: int, levels: int, points: int
 ) -> Float[np.ndarray, "head level point 2"]:
-    """Offsets at the start: one direction for each head, 1, 2, ... `points` long."""
+    """Return initial offsets: one direction per head, 1, 2, ... `points` long."""
     angle = 2 * math.pi * np.arange(heads) / heads
     unit = np.stack([np.cos(angle), np.sin(angle)], axis=-1)
     unit /= np.abs(unit).max(axis=-1, keepdims=True)

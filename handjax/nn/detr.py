@@ -48,7 +48,7 @@ class MultiheadAttention(nn.Module):
         *,
         train: bool,
     ) -> tuple[Float[Array, "_ query dim"], Float[Array, "_ head query token"]]:
-        """Softmax(q k / sqrt(d)) v in each head, then a linear map.
+        """Compute softmax(q k / sqrt(d)) v in each head, then a linear map.
 
         Args:
             query: What asks; it must be as wide as what is asked.
@@ -164,7 +164,7 @@ class DecoderLayer(nn.Module):
 
 
 def _feed_forward(x: Array, ratio: int, drop: Any, dtype: Any) -> Array:
-    """Linear, ReLU, linear; the layers belong to the module that calls."""
+    """Apply linear, ReLU, linear; the layers belong to the module that calls."""
     options: dict[str, Any] = dict(dtype=dtype, kernel_init=xavier)
     y = nn.relu(nn.Dense(ratio * x.shape[-1], **options, name="linear1")(x))
     return nn.Dense(x.shape[-1], **options, name="linear2")(drop(y))
@@ -209,7 +209,7 @@ class Decoder(nn.Module):
         *,
         train: bool,
     ) -> Decoded:
-        """Decode; the attention is that of the last layer."""
+        """Decode the queries; the attention returned is the last layer's."""
         if train:  # what is dropped differs from example to example
             shape = (len(memory), *queries.shape[1:])
             queries = jnp.broadcast_to(queries, shape)

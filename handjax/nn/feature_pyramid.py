@@ -100,5 +100,5 @@ class Doubled(nn.Module):
 
 
 def _layer_norm(dtype: Any, name: str) -> nn.LayerNorm:
-    """Over the channels of each pixel, with the transformers' epsilon."""
+    """Return a LayerNorm over each pixel's channels, with transformers' epsilon."""
     return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=dtype, name=name)

@@ -35,7 +35,7 @@ Output = Float[Array, "batch joint features"]
 def adjacency(
     edges: Sequence[tuple[int, int]], num_joints: int
 ) -> Bool[np.ndarray, "joint joint"]:
-    """Which joints are neighbours: symmetric, without loops.
+    """Return which joints are neighbours: symmetric, without loops.
 
     Raises:
         UserError: An edge names a joint that is not there, or a joint has no edge.
@@ -60,7 +60,7 @@ def adjacency(
 def edge_weights(
     logits: Float[Array, " edge"], mask: Bool[np.ndarray, "joint joint"]
 ) -> Float[Array, "joint joint"]:
-    """Softmax over the neighbours of each joint, zero elsewhere; float32.
+    """Compute the softmax over each joint's neighbours, zero elsewhere; float32.
 
     Args:
         logits: One for each true entry of the mask, row by row.

@@ -44,7 +44,7 @@ the mean hand."""
 
 
 def initialiser(name: str) -> Any:
-    """The one of `INITS`.
+    """Return the initialiser of that name, one of `INITS`.
 
     Raises:
         UserError: There is none of this name.
@@ -207,7 +207,7 @@ def hand_output(
     focal_px: float | int = FOCAL_PX,
     crop_px: float | int = CROP_PX,
 ) -> HandOutput:
-    """What every family returns.
+    """Return a posed hand as a `HandOutput`.
 
     Args:
         hand: From `posed`.

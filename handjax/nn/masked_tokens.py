@@ -100,7 +100,7 @@ def gamma(x: Any, schedule: str = "cosine") -> Any:
 
 
 def num_masked(share: Any, tokens: int) -> Any:
-    """ceil(share x tokens), int32; a thousandth of a token more does not count.
+    """Return ceil(share x tokens), int32, ignoring 0.001 of a token.
 
     So cos(pi / 2), which is not quite 0, hides no token.
     """
@@ -109,7 +109,7 @@ def num_masked(share: Any, tokens: int) -> Any:
 
 
 def step_counts(tokens: int, steps: int, schedule: str = "cosine") -> tuple[int, ...]:
-    """How many tokens are hidden before each step, and after the last: none.
+    """Return the masked tokens before each step, and after the last: none.
 
     ceil(gamma(t / steps) x tokens), t = 0 ... steps; 64, 61, 52, 38, 20, 0 for the
     paper's 64 tokens in 5 steps.
@@ -135,7 +135,7 @@ def training_mask(
     tau_range: tuple[float, float] = (0.0, 0.7),
     schedule: str = "cosine",
 ) -> Bool[Array, "batch token"]:
-    """Hide ceil(gamma(tau) x tokens) random tokens of each example, one at least.
+    """Mask ceil(gamma(tau) x tokens) random tokens of each example, one at least.
 
     This is the paper's masking (MMHMR Eq. masking).
 
@@ -232,7 +232,7 @@ def sample(
 def draw(
     key: Array, logits: Float[Array, "*batch code"], options: Sampling
 ) -> Int[Array, "*batch"]:
-    """One code of each row, as `options` say.
+    """Draw one code of each row, as `options` say.
 
     Temperature first, then the `top_k`, then of these, their probabilities made to add
     up to 1, the `top_p`.
@@ -267,20 +267,20 @@ def draw(
 def probability(
     logits: Float[Array, "*batch code"], indices: Int[Array, "*batch"]
 ) -> Float[Array, "*batch"]:
-    """Softmax of the logits at the indices, float32: the confidence of a code."""
+    """Return the softmax at the indices, float32: the confidence of a code."""
     logits = logits.astype(jnp.float32)
     chosen = jnp.take_along_axis(logits, indices[..., None], axis=-1)[..., 0]
     return jnp.exp(chosen - jax.nn.logsumexp(logits, axis=-1))
 
 
 def _lowest(values: Any, count: Any) -> Any:
-    """True at the `count` lowest of each row; of equal ones, the first."""
+    """Mark the `count` lowest of each row; of equal ones, the first."""
     rank = jnp.argsort(jnp.argsort(values, axis=-1), axis=-1)
     return rank < jnp.broadcast_to(count, rank.shape)
 
 
 def _top_k(top_k: int | float, codes: int) -> int:
-    """`Sampling.top_k` as a number of codes."""
+    """Return `Sampling.top_k` as a number of codes."""
     found = math.ceil(top_k * codes) if top_k < 1 else int(top_k)
     if found > codes:
         raise UserError(f"top_k={top_k!r}: there are {codes} codes.")

@@ -55,7 +55,7 @@ class SelfAttention(nn.Module):
         train: bool,
         bias: Float[Array, "head token token"] | None = None,
     ) -> Float[Array, "batch token dim"]:
-        """Softmax(q k / sqrt(d) + bias) v in each head, then a linear map."""
+        """Compute softmax(q k / sqrt(d) + bias) v per head, then a linear map."""
         dim = x.shape[-1]
         qkv_init = nn.initializers.xavier_uniform()
         qkv = nn.Dense(3 * dim, dtype=self.dtype, kernel_init=qkv_init, name="qkv")(x)
@@ -94,7 +94,7 @@ class CrossAttention(nn.Module):
         *,
         train: bool,
     ) -> Float[Array, "batch query dim"]:
-        """Softmax(q k / sqrt(d)) v in each head, then a linear map.
+        """Compute softmax(q k / sqrt(d)) v in each head, then a linear map.
 
         Args:
             x: What the queries are made of.
@@ -135,7 +135,7 @@ class SeparableConv(nn.Module):
     def __call__(
         self, x: Float[Array, "batch token dim"]
     ) -> Float[Array, "batch token dim"]:
-        """Tokens beyond both ends of the list are zero."""
+        """Mix neighbouring tokens; beyond both ends of the list are zeros."""
         dim, num_tokens, taps = x.shape[-1], x.shape[1], 7
         options: dict[str, Any] = dict(
             use_bias=False, dtype=self.dtype, kernel_init=torch_linear_init
@@ -206,7 +206,7 @@ class TokenLinear(nn.Module):
     def __call__(
         self, x: Float[Array, "batch token dim"]
     ) -> Float[Array, "batch new_token dim"]:
-        """The same map for every channel."""
+        """Apply the same map along the tokens of every channel."""
         y = linear(self.num_tokens, self.dtype, "over_tokens")(x.swapaxes(1, 2))
         return y.swapaxes(1, 2)
 
@@ -237,7 +237,7 @@ class MeshRegressor(nn.Module):
     def __call__(
         self, x: Float[Array, "batch token dim"], *, train: bool
     ) -> Float[Array, "batch vertex 3"]:
-        """Coordinates of the vertices, float32.
+        """Compute the coordinates of the vertices, float32.
 
         Raises:
             UserError: `x` has another number of tokens than the first layer takes.
@@ -269,10 +269,10 @@ class MeshRegressor(nn.Module):
 
 
 def linear(features: int, dtype: Any, name: str) -> nn.Dense:
-    """Linear layer that starts as PyTorch's."""
+    """Return a linear layer initialised as in PyTorch."""
     return nn.Dense(features, dtype=dtype, kernel_init=torch_linear_init, name=name)
 
 
 def layer_norm(dtype: Any, name: str) -> nn.LayerNorm:
-    """LayerNorm with PyTorch's epsilon."""
+    """Return a LayerNorm with PyTorch's epsilon."""
     return nn.LayerNorm(epsilon=LAYER_NORM_EPS, dtype=dtype, name=name)

@@ -29,7 +29,7 @@ SHARE = 8
 def farthest_points(
     points: Float[np.ndarray, "point 3"], num: int, *, start: int = 0
 ) -> Int[np.ndarray, "num"]:
-    """Indices of `num` points, each the farthest from those chosen before it."""
+    """Return the indices of `num` points, each farthest from those before it."""
     points = np.asarray(points, np.float64)
     chosen = np.empty(num, np.int32)
     distance = np.full(len(points), np.inf)
@@ -42,7 +42,7 @@ def farthest_points(
 
 
 def level_sizes(num_points: int, strides: tuple[int, ...]) -> tuple[int, ...]:
-    """Number of points of each level: 778 with strides 1,2,2,2,2 ends in 48."""
+    """Return each level's number of points: 778 by strides 1,2,2,2,2 ends in 48."""
     sizes = []
     for stride in strides:
         num_points //= stride
@@ -55,7 +55,7 @@ def nearest_neighbours(
     points: Float[Array, "*batch point 3"],
     k: int,
 ) -> Int[Array, "*batch query k"]:
-    """Indices of the k nearest points of each query, nearest first."""
+    """Return the indices of each query's k nearest points, nearest first."""
     queries, points = queries.astype(jnp.float32), points.astype(jnp.float32)
     product = jnp.einsum(
         "...qd,...pd->...qp", queries, points, precision=jax.lax.Precision.HIGHEST
@@ -69,7 +69,7 @@ def gather(
     x: Float[Array, "batch point dim"],
     index: Int[Array, "batch query k"] | Int[Array, "query k"],
 ) -> Float[Array, "batch query k dim"]:
-    """Features of neighbours; one index table for all examples, or one for each."""
+    """Gather neighbours' features, by one index table for all examples or each."""
     if index.ndim == 2:
         return x[:, index]
     return jax.vmap(lambda rows, i: rows[i])(x, index)
@@ -124,7 +124,7 @@ class PointBlock(nn.Module):
         *,
         train: bool,
     ) -> Float[Array, "batch point dim"]:
-        """ReLU(x + BN Linear ReLU BN Attention ReLU BN Linear x)."""
+        """Compute ReLU(x + BN Linear ReLU BN Attention ReLU BN Linear x)."""
         norm = lambda name: batch_norm(train, self.dtype, name)  # noqa: E731
         y = nn.relu(norm("bn1")(_linear(self.dim, self.dtype, "linear1")(x)))
         y = PointAttention(self.dim, self.dtype, name="attention")(
@@ -149,7 +149,7 @@ class TransitionDown(nn.Module):
         *,
         train: bool,
     ) -> Float[Array, "batch query dim"]:
-        """max_j ReLU BN Linear [p_j - p_i, x_j]."""
+        """Compute max_j ReLU BN Linear [p_j - p_i, x_j]."""
         # The linear map of the concatenation, split so that features are mapped once
         # for each point and not once for each neighbourhood they are in.
         y = gather(_linear(self.dim, self.dtype, "feature")(x), index)
@@ -200,7 +200,7 @@ class PointTransformer(nn.Module):
     def __call__(
         self, points: Float[Array, "batch point 3"], *, train: bool
     ) -> Float[Array, "batch token dim"]:
-        """Features of the last level's points, in the order of the template."""
+        """Compute features of the last level's points, in the template's order."""
         x = points.astype(self.dtype)
         for level, (dim, stride) in enumerate(
             zip(self.widths, self.strides, strict=True)
@@ -227,7 +227,7 @@ class PointTransformer(nn.Module):
     def _around(
         self, name: str, queries: Array, points: Array, level: int
     ) -> tuple[Array, Array]:
-        """Offsets to the neighbours, and which these are."""
+        """Return the offsets to the neighbours, and the neighbours' indices."""
         if self.neighbours == "template":
             index = jnp.asarray(self.get_variable("constants", name))
         else:
@@ -237,7 +237,7 @@ class PointTransformer(nn.Module):
 
 
 def batch_norm(train: bool, dtype: Any, name: str) -> nn.BatchNorm:
-    """BatchNorm with PyTorch's constants; statistics over all axes but the last."""
+    """Return a BatchNorm with PyTorch's constants, over all axes but the last."""
     return nn.BatchNorm(
         use_running_average=not train,
         momentum=0.9,

@@ -142,21 +142,21 @@ _rows_init = nn.initializers.variance_scaling(
 
 
 def _dt_bias_init(key, shape):
-    """Inverse softplus of steps drawn uniformly on a log scale from 0.001 to 0.1."""
+    """Draw steps log-uniformly from 0.001 to 0.1, and invert the softplus."""
     low, high = np.log(0.001), np.log(0.1)
     dt = jnp.exp(jax.random.uniform(key, shape, minval=low, maxval=high))
     return dt + jnp.log(-jnp.expm1(-dt))
 
 
 def _a_logs_init(_, shape):
-    """log(1), log(2), ... along the state."""
+    """Return log(1), log(2), ... along the state."""
     row = jnp.log(jnp.arange(1, shape[1] + 1, dtype=jnp.float32))
     return jnp.broadcast_to(row[None], shape)
 
 
 @jax.custom_jvp
 def softplus(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """log(1 + exp(x)), as max(x, 0) + log(1 + e) with e = exp(-|x|).
+    """Compute log(1 + exp(x)) as max(x, 0) + log(1 + e), with e = exp(-|x|).
 
     The logarithm is the series of 2 atanh(e / (2 + e)), whose argument is 1/3 at most,
     to nine terms: to a unit in the last place, and three times as fast as the scalar
@@ -175,7 +175,7 @@ def _softplus_slope(primals, tangents):
 
 
 def _linear(features, use_bias, dtype, name):
-    """VMamba's; it truncates at +-2, which is a hundred deviations away."""
+    """Return VMamba's linear layer, without its truncation (+-2, 100 deviations)."""
     init = nn.initializers.normal(0.02)
     return nn.Dense(
         features, use_bias=use_bias, dtype=dtype, kernel_init=init, name=name
@@ -267,7 +267,7 @@ class DepthwiseConv(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width dim"]
     ) -> Float[Array, "batch height width dim"]:
-        """On a map of one column, the outer columns of the kernel see zeros only."""
+        """Convolve; on one column the kernel's outer columns meet zeros only."""
         height, width, dim = x.shape[1:]
         kernel = self.param("kernel", torch_init, (3, 3, 1, dim)).astype(self.dtype)
         if width > 1:

@@ -14,7 +14,7 @@ from jax import lax
 
 
 def _discretised(discretisation, x, dt, A, B):
-    """Factor of the old state, and what is added to it: (..., state, dim)."""
+    """Return the old state's factor, and what is added to it: (..., state, dim)."""
     x, dt = x[..., None, :], dt[..., None, :]
     decay = jnp.exp(dt * A)
     held = dt if discretisation == "euler" else jnp.expm1(dt * A) / A
@@ -22,7 +22,7 @@ def _discretised(discretisation, x, dt, A, B):
 
 
 def _step(discretisation, h, x, dt, A, B, C, D):
-    """One position: new state and y."""
+    """Advance one position: return the new state and y."""
     decay, drive = _discretised(discretisation, x, dt, A, B)
     h = decay * h + drive
     return h, (h * C).sum(-2) + D * x
@@ -33,7 +33,7 @@ def _zero_state(x, A):
 
 
 def sequential(discretisation, x, dt, A, B, C, D):
-    """One position after the other, in operations that every exporter knows."""
+    """Scan one position after another, in operations that every exporter knows."""
 
     def step(h, inputs):
         x, dt, B, C = inputs
@@ -47,7 +47,7 @@ def sequential(discretisation, x, dt, A, B, C, D):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def fused(discretisation, x, dt, A, B, C, D):
-    """As sequential; the gradient is a loop backwards that computes each step anew.
+    """Scan as `sequential`; the gradient loops backwards, recomputing each step.
 
     Only the states are kept for it, and neither loop transposes anything.
     """
@@ -96,7 +96,7 @@ fused.defvjp(_fused_forward, _fused_backward)
 
 
 def _scan(step, carry, inputs, *, axis, reverse=False):
-    """`lax.scan` over an inner axis, transposing nothing."""
+    """Run `lax.scan` over an inner axis, without transposing anything."""
     length = inputs[0].shape[axis]
     options: dict[str, Any] = dict(axis=axis, allow_negative_indices=False)
 
@@ -135,7 +135,7 @@ def _sum_to(a, shape):
 
 
 def associative(discretisation, x, dt, A, B, C, D):
-    """All positions at once, in passes whose number grows with log(length)."""
+    """Compute all positions at once, in a number of passes of order log(length)."""
     A = A[..., None, :, :]
     decay, drive = _discretised(discretisation, x, dt, A, B[..., None])
     h = _recurrence(decay, drive)
@@ -144,7 +144,7 @@ def associative(discretisation, x, dt, A, B, C, D):
 
 @jax.custom_vjp
 def _recurrence(decay, drive):
-    """h_t = decay_t h_{t-1} + drive_t."""
+    """Compute h_t = decay_t h_{t-1} + drive_t."""
     return _prefix(decay, drive)
 
 
@@ -162,7 +162,7 @@ def _recurrence_forward(decay, drive):
 
 
 def _recurrence_backward(residuals, grad_h):
-    """The same recurrence, from the end."""
+    """Compute the gradients by the same recurrence, from the end."""
     decay, h = residuals
     total = _prefix(_shifted(decay, -1), grad_h, reverse=True)
     return total * _shifted(h, 1), total

@@ -51,7 +51,7 @@ def check_ratio(keep_ratio: float | int) -> None:
 
 
 def num_tokens(keep_ratio: float | int, places: int) -> int:
-    """Whole tokens in a share of the places, at least one: 39 of 49 at 0.8.
+    """Return how many whole tokens a share keeps, at least one: 39 of 49 at 0.8.
 
     Raises:
         UserError: The share is not above 0 and at most 1.
@@ -118,7 +118,7 @@ class TokenPruner(nn.Module):
     def _token_learner(
         self, x: Map, count: int
     ) -> Float[Array, "batch height width cluster"]:
-        """Gates in 0..1 of four 3 x 3 convolutions, GELU between them.
+        """Compute gates in 0..1 by four 3 x 3 convolutions, with GELU between them.
 
         The first published form of TokenLearner; which one TORE compared with is not
         known.
@@ -133,7 +133,7 @@ class TokenPruner(nn.Module):
 def covered(
     points: Float[AnyArray, "batch point 2"], grid: tuple[int, int]
 ) -> Bool[Array, "batch height width"]:
-    """Cells of a grid that hold at least one projected point (TORE Eq. 1).
+    """Mark the grid cells that hold at least one projected point (TORE Eq. 1).
 
     Args:
         points: In crop coordinates from -1 to 1, edge to edge, x right, y down. Points
@@ -166,7 +166,7 @@ def supervision(
     reduction: str = "sum",
     per_device: int = 16,
 ) -> Float[Array, ""]:
-    """Token reduction supervision: attention beside the mesh is penalised (TORE Eq. 2).
+    """Penalise attention beside the mesh, to supervise reduction (TORE Eq. 2).
 
     sum of H (1 - mask), H being a cluster's weights, stretched to 0..1: text and code
     agree on this, in the formula a sign is lost.

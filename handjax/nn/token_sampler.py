@@ -24,7 +24,7 @@ def bilinear_sample(
     features: Float[Array, "batch height width dim"],
     points: Float[Array, "batch point 2"],
 ) -> Float[Array, "batch point dim"]:
-    """Features at points, interpolated; points outside are moved to the border.
+    """Interpolate features at points; points outside are moved to the border.
 
     Interpolation is a product with hat functions max(0, 1 - |pixel - i|), which is a
     small matmul: no gather, whose gradient is a slow scatter on every device.
@@ -40,7 +40,7 @@ def sample_pixels(
     features: Float[Array, "batch height width dim"],
     pixels: Float[Array, "batch point 2"],
 ) -> Float[Array, "batch point dim"]:
-    """Features at pixels of the map, interpolated; around the map all is zero.
+    """Interpolate features at pixels of the map; around the map all is zero.
 
     As PyTorch's `grid_sample(padding_mode="zeros")`: half a pixel beyond the centre of
     the outermost one, half of its features are left.
@@ -62,7 +62,7 @@ def _hat(
 def sine_code(
     height: int, width: int, dim: int, *, temperature: float = 10_000.0
 ) -> Float[np.ndarray, "height width dim"]:
-    """Fixed 2-D position code: the first half of the channels from y, the other from x.
+    """Return a fixed 2-D position code: half of the channels from y, half from x.
 
     Positions 1..n are scaled to (0, 2 pi]; channels 2j and 2j+1 are the sine and the
     cosine at frequency temperature^(-2j / (dim / 2)).
@@ -158,7 +158,7 @@ class TokenGenerator(nn.Module):
         *,
         train: bool,
     ) -> Float[Array, "batch token dim"]:
-        """Tokens: one of each point, or height x width for "B".
+        """Return tokens: one for each point, or height x width for "B".
 
         Args:
             features: A map of the backbone.

@@ -59,14 +59,14 @@ def nearest_code(
 def straight_through(
     tokens: Float[Array, "*batch"], codes: Float[Array, "*batch"]
 ) -> Float[Array, "*batch"]:
-    """Value of `codes`, gradient to `tokens` as if nothing had been quantised."""
+    """Return `codes`, with the gradient passed to `tokens` as if not quantised."""
     return tokens + jax.lax.stop_gradient(codes - tokens)
 
 
 def soft_lookup(
     logits: Float[AnyArray, "*batch code"], codebook: Float[AnyArray, "code dim"]
 ) -> Float[Array, "*batch dim"]:
-    """S = softmax(L^) C (TokenHand Eq. soft inference).
+    """Compute S = softmax(L^) C (TokenHand Eq. soft inference).
 
     The paper writes L^ C; the codes of its ancestors (PCT, TokenHMR), which write the
     same, take the softmax first.
@@ -140,7 +140,7 @@ def reset_dead(
 def random_rows(
     rng: Array, rows: Float[Array, "n dim"], valid: Bool[Array, "n"], num: int
 ) -> Float[Array, "num dim"]:
-    """`num` different valid rows; where there are fewer, repeats with a little noise.
+    """Draw `num` different valid rows; where there are fewer, repeats with noise.
 
     The noise, 0.01 / sqrt(dim), keeps repeated codes apart so that they can part ways.
     """
@@ -157,12 +157,12 @@ def random_rows(
 def usage_counts(
     indices: Int[Array, "n"], valid: Bool[Array, "n"], num_codes: int
 ) -> Float[Array, "code"]:
-    """How many valid tokens chose each code."""
+    """Count how many valid tokens chose each code."""
     return jnp.sum(jax.nn.one_hot(indices, num_codes) * valid[:, None], axis=0)
 
 
 def perplexity(counts: Float[Array, "code"]) -> Float[Array, ""]:
-    """exp(-sum p ln(p + 1e-7)): the number of codes in use, were they used evenly."""
+    """Compute exp(-sum p ln(p + 1e-7)), the number of codes if used evenly."""
     p = counts / jnp.maximum(jnp.sum(counts), 1.0)
     return jnp.exp(-jnp.sum(p * jnp.log(p + 1e-7)))
 
@@ -207,7 +207,7 @@ class VectorQuantizer(nn.Module):
         *,
         train: bool = False,
     ) -> Quantized:
-        """Quantise; with `train`, also move the codebook (needs rng "codebook").
+        """Quantise tokens; `train` also moves the codebook (needs rng "codebook").
 
         Args:
             tokens: Encoder output.
@@ -244,7 +244,7 @@ class VectorQuantizer(nn.Module):
     def lookup(
         self, indices: Int[Array, "batch token"]
     ) -> Float[Array, "batch token dim"]:
-        """Code vectors of indices."""
+        """Return the code vectors of indices."""
         return jnp.asarray(self.embedding.value)[indices]
 
     def _first_batch(self, codes: Codes, rows: Any, valid: Any, rng: Array) -> Codes:

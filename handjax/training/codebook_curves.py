@@ -27,7 +27,7 @@ CURVES = {
 
 
 def nearest_pair(variables: Any) -> float | None:
-    """Distance of the two codes that are nearest to each other; 0 if two are equal.
+    """Return the distance of the two nearest codes; 0 if two are equal.
 
     In units of the codes' root mean square distance from their mean, so that numbers of
     different codebooks compare. None without a codebook.
@@ -41,7 +41,7 @@ def nearest_pair(variables: Any) -> float | None:
 
 
 def leaf(variables: Any, name: str) -> Float[np.ndarray, "code *dim"] | None:
-    """An array of the collection "codebook" by the end of its path, if there is one."""
+    """Return an array of collection "codebook" by the end of its path, or None."""
     for path, value in step.flat(dict(variables.get("codebook", {}))).items():
         if path.split("/")[-1] == name:
             return np.asarray(jax.device_get(value), np.float64)
@@ -49,7 +49,7 @@ def leaf(variables: Any, name: str) -> Float[np.ndarray, "code *dim"] | None:
 
 
 def panel(metrics: Path, stage: str) -> UInt8[np.ndarray, "h w 3"] | None:
-    """The curves of a stage; None where it trains no codebook.
+    """Draw the curves of a stage; None where it trains no codebook.
 
     Args:
         metrics: `metrics.jsonl` of a workdir.

@@ -60,5 +60,5 @@ class Patience:
         )
 
     def state(self) -> dict[str, Any]:
-        """What `__init__` takes, JSON, which keeps the number exactly."""
+        """Return the arguments of `__init__` as JSON, which keeps numbers exactly."""
         return {"best": self.best, "step": self.step, "since": self.since}

@@ -37,7 +37,7 @@ def _write_environment(run: Run) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide results, for reports."""
+    """Return versions of Python and of packages that decide results."""
     from importlib import metadata
 
     names = ("handjax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -51,7 +51,7 @@ def versions() -> dict[str, str]:
 
 
 def _commit() -> str:
-    """Commit of the source tree, "" where there is none."""
+    """Return the commit of the source tree, "" where there is none."""
     try:
         result = subprocess.run(
             ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],

@@ -80,7 +80,7 @@ class Reports:
     def draw(
         self, run: Run, stage: Stage, variables: Any, step: int
     ) -> dict[str, np.ndarray]:
-        """Predictions of the first test hands, and use of the codes.
+        """Draw the predictions of the first test hands, and the use of the codes.
 
         Writes `images/<stage>_<step>.png`, `codebook/usage_<stage>_<step>.png` and, in
         stages that train a codebook, `codebook/health_<stage>.png`.
@@ -137,7 +137,7 @@ class Predict:
         self._compiled: Any = None
 
     def __call__(self, variables: Any, batch: Batch) -> HandOutput:
-        """What the stage makes of a batch, without `logits`, which are large."""
+        """Predict a batch by the stage, without `logits`, which are large."""
         shared = sharding.shared_batch(self._mesh, batch)
         if self._compiled is None:
             self._compiled = self._compile(variables, shared, len(batch.index))
@@ -155,7 +155,7 @@ class Predict:
 
 
 def benchmark_name(run: Run, stage: Stage) -> str:
-    """The test split's name; stages before the last are told apart by theirs.
+    """Return the test split's name, with the stage's unless it is the last.
 
     An earlier stage answers another question (a tokenizer sees the true mesh), so that
     its numbers must not be taken for the model's.
@@ -179,7 +179,7 @@ def _save(path: Path, image: np.ndarray) -> None:
 
 
 def usage_panel(variables: Any, size: int = 8) -> np.ndarray | None:
-    """How often each code was chosen (EMA), dark to bright; None without a codebook.
+    """Draw how often each code was chosen (EMA); None without a codebook.
 
     One square a code, in rows; codes that are never chosen are red.
     """
@@ -200,7 +200,7 @@ def usage_panel(variables: Any, size: int = 8) -> np.ndarray | None:
 
 
 def final_table(run: Run) -> str:
-    """Errors of every stage beside the mean hand, from the files of the last steps."""
+    """Format the errors of every stage and the mean hand, from the last steps."""
     rows: list[tuple[str, dict[str, Any]]] = []
     saved = stage_steps(run.workdir)
     for stage in run.family.stages(run.config):

@@ -68,7 +68,7 @@ def refuse_converted(workdir: str | Path) -> None:
 
 
 def take_over(run: Run, index: int, variables: Any) -> tuple[Any, dict[str, Any]]:
-    """Fresh variables in which a part, or all, comes from `config.init_from`.
+    """Take a part, or all, of the fresh variables from `config.init_from`.
 
     Args:
         run: shared by the stages.
@@ -131,7 +131,7 @@ def _backbone(
 
 
 def _part(record: dict[str, Any]) -> str:
-    """Submodule that it becomes; conversions of earlier versions are backbones."""
+    """Return the submodule a conversion becomes; early conversions are backbones."""
     return record.get("part", "image_encoder")
 
 
@@ -162,7 +162,7 @@ def _checkpoint(source: str | Path, stage: str) -> tuple[dict, dict[str, Any], i
 
 
 def _all(variables: Any, theirs: dict[str, Any], source: str) -> Any:
-    """Every variable; the hand model's must be the same ones."""
+    """Take over every variable; the hand model's must be the same ones."""
     mine = _named(variables)
     merged = _merged(mine, set(mine), theirs, str(source))
     for name, value in mine.items():
@@ -177,7 +177,7 @@ def _all(variables: Any, theirs: dict[str, Any], source: str) -> Any:
 
 
 def _from_run(run: Run, index: int, variables: Any) -> tuple[Any, dict[str, Any]]:
-    """The earlier stages' part of a workdir's model, or all of a one-stage family's."""
+    """Take over a run's earlier stages, or all of a one-stage family's model."""
     source, stages = run.config.init_from, run.family.stages(run.config)
     earlier = stages[:index] or stages
     theirs, info, step = _checkpoint(source, earlier[-1].name)
@@ -202,7 +202,7 @@ def _from_run(run: Run, index: int, variables: Any) -> tuple[Any, dict[str, Any]
 def _merged(
     mine: dict[str, Any], wanted: set[str], theirs: dict[str, Any], where: str
 ) -> Any:
-    """Mine, with `theirs` in the place of those that are wanted.
+    """Return `mine` with the wanted entries taken from `theirs`.
 
     Raises:
         UserError: if names or shapes are not the same.

@@ -82,7 +82,7 @@ def dry_run(
 
 
 def _last_checkpoint(workdir: str) -> str:
-    """Sentence about what the workdir holds."""
+    """Name the last checkpoint of the workdir in a sentence."""
     steps = stage_steps(Path(workdir))
     saved = [f"{stage} {max(found)}" for stage, found in steps.items() if found]
     return f"The last checkpoint: {saved[-1] if saved else 'none yet'}."

@@ -39,13 +39,13 @@ class Metrics:
         self.count += 1
 
     def mean(self) -> dict[str, float]:
-        """Means since the last call; starts anew."""
+        """Return the means since the last call, and start anew."""
         means = {name: total / self.count for name, total in self.sums.items()}
         self.sums, self.count = {}, 0
         return means
 
     def state(self) -> dict[str, Any]:
-        """What `__init__` takes, JSON."""
+        """Return the arguments of `__init__`, as JSON values."""
         return {"sums": dict(self.sums), "count": self.count}
 
 
@@ -66,7 +66,7 @@ class Writer:
             )
 
     def scalars(self, step: int, values: dict[str, Any]) -> None:
-        """One JSON line, and one point of each TensorBoard curve."""
+        """Write one JSON line, and one point of each TensorBoard curve."""
         if self._file is None:
             return
         line = {"stage": self.stage, "step": step, **_json_numbers(values)}
@@ -77,7 +77,7 @@ class Writer:
                 self._board.add_scalar(name, value, step)
 
     def image(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
-        """A picture for TensorBoard."""
+        """Write a picture for TensorBoard."""
         if self._board is not None:
             self._board.add_image(name, image, step, dataformats="HWC")
 
@@ -89,7 +89,7 @@ class Writer:
 
 
 def _json_numbers(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no nan."""
+    """Replace numbers that are not finite by None, as JSON has no nan."""
     return {
         k: None if isinstance(v, float) and not math.isfinite(v) else v
         for k, v in values.items()
@@ -137,7 +137,7 @@ class Shares:
             self._seconds[part] += time.monotonic() - start
 
     def take(self) -> tuple[float, dict[str, float]]:
-        """Seconds since the last call, and the share of each part; starts anew."""
+        """Return seconds since the last call and each part's share; start anew."""
         now = time.monotonic()
         whole = max(now - self._since, 1e-9)
         shares = {name: value / whole for name, value in self._seconds.items()}
@@ -183,7 +183,7 @@ class Progress:
             self._live.stop()
 
     def tick(self, step: int) -> None:
-        """A step is done; refreshes the live line."""
+        """Record that a step is done, and refresh the live line."""
         now = time.monotonic()
         self._marks = [*self._marks[-49:], (now, step)]
         if self._live is not None:
@@ -192,7 +192,7 @@ class Progress:
             self._live.update(Text(self.line(step)))
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """New means are there; prints a line where there is no live one."""
+        """Show new means; print a line if nothing is live."""
         self._values = values
         if self._active and self._live is None:
             say(self.line(step))
@@ -200,14 +200,14 @@ class Progress:
             self.tick(step)
 
     def seconds_per_step(self) -> float:
-        """Mean over the last steps; nan until there are two."""
+        """Return the mean over the last steps; nan until there are two."""
         if len(self._marks) < 2:
             return math.nan
         (t0, s0), (t1, s1) = self._marks[0], self._marks[-1]
         return (t1 - t0) / max(s1 - s0, 1)
 
     def line(self, step: int) -> str:
-        """The text: stage, step, chosen metrics, time left."""
+        """Format stage, step, chosen metrics and time left as one line."""
         parts = [f"{self.stage} {step}/{self.steps}"]
         for name, form in SHOWN.items():
             if name in self._values and math.isfinite(self._values[name]):
@@ -219,6 +219,6 @@ class Progress:
         return "  ".join(parts)
 
     def _times(self) -> str:
-        """Where the time went: `step 97% data 2% checkpoint 1%`, zeros left out."""
+        """Format where the time went, `step 97% data 2% checkpoint 1%`."""
         shares = {name: self._values.get(key, 0.0) for key, name in TIMES.items()}
         return " ".join(f"{n} {x:.0%}" for n, x in shares.items() if round(x, 2) > 0)

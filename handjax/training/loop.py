@@ -139,7 +139,7 @@ def train_stage(
 def _kept(
     run: Run, stage: Stage, state: TrainState, store: Checkpoints, error: NonFiniteError
 ) -> NonFiniteError:
-    """The error, once state and batch of its update are on the disk."""
+    """Write the state and batch of the error's update to disk; return the error."""
     size = sharding.per_process(run.config.stages[stage.name], run.mesh, "")
     batch = next(run.data.train(stage, size, error.step - 1))
     directory = nonfinite.keep(run, stage, state, batch, error)

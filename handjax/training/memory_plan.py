@@ -19,7 +19,7 @@ from handjax.training.run import Run
 
 
 def describe(run: Run, stages: tuple[Stage, ...], num_processes: int) -> str:
-    """The plan, a few lines for each stage.
+    """Describe the plan in a few lines for each stage.
 
     Args:
         run: to be planned, on the devices of its mesh.
@@ -83,14 +83,14 @@ def _of_stage(run: Run, stage: Stage, variables: Any, processes: int) -> list[st
 
 
 def _rows(share: int, processes: int) -> list[str]:
-    """`process 0 rows 0-7`; of many processes the first two and the last."""
+    """Format `process 0 rows 0-7`; of many processes, the first two and the last."""
     shown = [0, 1, processes - 1] if processes > 3 else list(range(processes))
     told = [f"process {n} rows {n * share}-{(n + 1) * share - 1}" for n in shown]
     return [*told[:-1], "...", told[-1]] if processes > 3 else told
 
 
 def _bytes(shapes: Any, shardings: Any) -> float:
-    """Of the part that one device holds."""
+    """Count the bytes of the part that one device holds."""
     sizes = jax.tree.map(
         lambda x, s: int(np.prod(s.shard_shape(x.shape))) * x.dtype.itemsize,
         shapes,

@@ -36,7 +36,7 @@ class NonFiniteError(HandjaxError, RuntimeError):
         self.step, self.what = step, what
 
     def kept_in(self, directory: Path | None, saved: Sequence[int]) -> "NonFiniteError":
-        """The same, with what can be done about it.
+        """Return the error, with what can be done about it.
 
         Args:
             directory: What `keep` returned.
@@ -121,7 +121,7 @@ def _write_batch(directory: Path, batch: Batch) -> None:
 
 
 def read(directory: Path) -> tuple[Kept, Batch]:
-    """What `keep` wrote, the parts of all processes one after the other.
+    """Read what `keep` wrote, the parts of all processes one after the other.
 
     Raises:
         MissingFileError: The directory holds no update.
@@ -148,7 +148,7 @@ def read(directory: Path) -> tuple[Kept, Batch]:
 
 
 def brought(batch: Batch) -> str:
-    """What the batch itself has that is not finite where it counts; "" if nothing."""
+    """Name the batch's own values that count and are not finite; "" if none."""
     found = []
     for name, values in supervision.zero_unannotated(batch)._asdict().items():
         if values is None or not jnp.issubdtype(values.dtype, jnp.floating):

@@ -17,7 +17,7 @@ REST = configs.REST
 
 
 def schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
-    """Learning rate at each step of one stage, from `config.stages.<name>`.
+    """Build a stage's learning rate by step, from `config.stages.<name>`.
 
     A linear warm-up from `warmup_factor * lr` to `lr` comes first; then "cosine" falls
     to `end_factor * lr` at the last step, "step" multiplies by `decay_factor` at each
@@ -48,7 +48,7 @@ def schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
 
 
 def schedules(config: ml_collections.ConfigDict) -> dict[str, optax.Schedule]:
-    """The learning rates of one stage by the name they are logged under.
+    """Build the learning rates of one stage, by the name they are logged under.
 
     "lr" is the stage's, "lr_<group>" that of a group.
     """
@@ -59,7 +59,7 @@ def schedules(config: ml_collections.ConfigDict) -> dict[str, optax.Schedule]:
 
 
 def optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """Gradient transformation of one stage, from `config.stages.<name>`.
+    """Build the gradient transformation of a stage, from `config.stages.<name>`.
 
     Each of `groups` has its own, down to the norm by which gradients are clipped;
     without groups the state is that of a single one.
@@ -73,7 +73,7 @@ def optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation
 
 
 def labels(params: dict[str, Any], groups: ml_collections.ConfigDict) -> dict[str, str]:
-    """The group of each parameter, or `REST`, by path.
+    """Return the group of each parameter, or `REST`, by path.
 
     Args:
         params: that the stage trains, by path.
@@ -122,7 +122,7 @@ def _one(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
 
 
 def decay_mask(params: Any, name: str) -> Any:
-    """Which parameters decay: a tree of bools like `params`.
+    """Return which parameters decay: a tree of bools like `params`.
 
     "no_1d" spares vectors and scalars (biases, norms, layer scales), "paper" spares
     what has `bn` or `bias` in its path, as SimpleHand's released code does, "all"
@@ -142,5 +142,5 @@ def decay_mask(params: Any, name: str) -> Any:
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """A tree path as `tokenizer/encoder/Dense_0/kernel`."""
+    """Return a tree path as `tokenizer/encoder/Dense_0/kernel`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

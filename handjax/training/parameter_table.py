@@ -12,7 +12,7 @@ from handjax.training.run import Run
 
 
 def count(variables: Any) -> dict[str, int]:
-    """Number of parameters of each part (the first name of their paths)."""
+    """Count the parameters of each part (the first name of their paths)."""
     parts: dict[str, int] = {}
     for path, leaf in step.flat(variables["params"]).items():
         part = path.split("/")[0]
@@ -21,14 +21,14 @@ def count(variables: Any) -> dict[str, int]:
 
 
 def _finer(family: Family, variables: Any) -> list[tuple[str, int]]:
-    """Parts as the family's paper counts them, where the family says so."""
+    """Count parts as the family's paper does, where the family says so."""
     if not isinstance(family, CountsParts):
         return []
     return list(family.parameter_table(variables))
 
 
 def table(run: Run, stages: tuple[Stage, ...]) -> str:
-    """Parameters by part, and the stages that train them, as "stage" or "stage/group".
+    """Format parameters by part, and who trains them: "stage" or "stage/group".
 
     Raises:
         ValueError: if a stage or one of its groups has no parameter.

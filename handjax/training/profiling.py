@@ -32,13 +32,13 @@ class Profile:
             self._running = True
 
     def after(self, step: int, state: object) -> None:
-        """End with the last one, once `state` is computed."""
+        """End the trace after its last update, once `state` is computed."""
         if self._running and step >= self._last:
             jax.block_until_ready(state)
             self.close()
 
     def close(self) -> None:
-        """End early, if the stage does."""
+        """End the trace early, if the stage ends before it."""
         if self._running:
             jax.profiler.stop_trace()
             self._running = False

@@ -104,7 +104,7 @@ class Recorder:
         self.progress.log(step, values)
 
     def _epochs(self, step: int) -> dict[str, float]:
-        """How often the stage has been through each data set since its first step."""
+        """Return how often each data set was passed through since the first step."""
         seen = self.run.data.drawn(self.stage, step * self.config.batch_size)
         return {f"epochs_{each.name}": each.epochs for each in seen}
 
@@ -140,7 +140,7 @@ class Recorder:
         return last
 
     def _evaluate(self, step: int, variables: Any) -> bool:
-        """Whether it is the best evaluation so far, which early stopping keeps."""
+        """Evaluate the stage; return whether it is the best evaluation so far."""
         evaluate = self.run.hooks.evaluate
         if evaluate is None:
             return False

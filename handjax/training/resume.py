@@ -30,7 +30,7 @@ class Start(NamedTuple):
 def initial_state(
     run: Run, stage: Stage, index: int, carried: Carried | None, store: Checkpoints
 ) -> Start:
-    """What a stage goes on with, from its checkpoint or from its beginning.
+    """Return what a stage goes on with, from its checkpoint or its beginning.
 
     Args:
         run: shared by the stages.
@@ -72,7 +72,7 @@ def initial_state(
 
 
 def saved_parts(state: TrainState) -> dict[str, Any]:
-    """What a checkpoint holds of a state besides its variables."""
+    """Return what a checkpoint holds of a state besides its variables."""
     return {
         "opt_state": state.opt_state,
         "rng": state.rng,
@@ -92,7 +92,7 @@ def _variables_only(state: TrainState) -> dict[str, Any]:
 
 
 def initial_variables(run: Run) -> Any:
-    """Freshly made variables; to be called inside jit or eval_shape."""
+    """Make fresh variables; to be called inside jit or eval_shape."""
     rng = jax.random.fold_in(jax.random.key(run.config.seed), 0)
     names = ("params", *step.RNG_STREAMS)
     rngs = {name: jax.random.fold_in(rng, i) for i, name in enumerate(names)}

@@ -131,7 +131,7 @@ class Stop:
         return self.asked(after)
 
     def asked(self, after: Any = None) -> bool:
-        """Whether the run should end, agreed by all processes.
+        """Return whether the run should end, agreed by all processes.
 
         A signal that comes while they agree waits for the next time: only what was
         agreed on counts, or one process would stop and the others wait for it.

@@ -49,17 +49,17 @@ class TrainState(NamedTuple):
 
 
 def flat(tree: Any) -> dict[str, Any]:
-    """A nested dict as {"tokenizer/vq/embedding": array}."""
+    """Flatten a nested dict to {"tokenizer/vq/embedding": array}."""
     return flax.traverse_util.flatten_dict(tree, sep="/")
 
 
 def nested(leaves: dict[str, Any]) -> dict[str, Any]:
-    """Inverse of `flat`."""
+    """Nest the dict again that `flat` flattened."""
     return flax.traverse_util.unflatten_dict(leaves, sep="/")
 
 
 def partition(params: Any, stage: Stage) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Parameters by path: those that the stage trains, and the frozen ones.
+    """Split parameters by path: those that the stage trains, and the frozen ones.
 
     Raises:
         UserError: if the stage's pattern matches no parameter.
@@ -76,12 +76,12 @@ def partition(params: Any, stage: Stage) -> tuple[dict[str, Any], dict[str, Any]
 
 
 def frozen(variables: Variables, stage: Stage) -> dict[str, Any]:
-    """Every array that the stage must leave bit-equal, by `collection/path`."""
+    """Return all arrays that the stage must keep bit-equal, by `collection/path`."""
     return {k: v for k, v in _by_name(variables) if not _matches(stage, k)}
 
 
 def trained(variables: Variables, stage: Stage) -> dict[str, Any]:
-    """Every array that the stage is there to make, by `collection/path`."""
+    """Return all arrays that the stage is there to make, by `collection/path`."""
     return {k: v for k, v in _by_name(variables) if _matches(stage, k)}
 
 
@@ -96,7 +96,7 @@ def _matches(stage: Stage, name: str) -> bool:
 def create(
     variables: Variables, stage: Stage, config: ml_collections.ConfigDict, rng: Any
 ) -> TrainState:
-    """State before the first step of a stage.
+    """Create the state before the first step of a stage.
 
     Args:
         variables: what the model starts from.
@@ -220,7 +220,7 @@ def _norms(grads: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _all_finite(metrics: dict[str, Any], config: ml_collections.ConfigDict) -> Any:
-    """Whether none of what `first_nonfinite` looks at is inf or nan."""
+    """Return whether all that `first_nonfinite` looks at is finite."""
     names = *(f"loss_{name}" for name in config.losses), *_FINITE
     values = [metrics[name] for name in names] + list(metrics[GRAD_NORMS].values())
     return jnp.all(jnp.isfinite(jnp.stack([jnp.asarray(v, float) for v in values])))
@@ -240,7 +240,7 @@ def _guarded(old: TrainState, new: TrainState, finite: Any, limit: int) -> Train
 
 
 def loss_weights(config: ml_collections.ConfigDict, step: Any) -> dict[str, Any]:
-    """Weights of the losses at an update, from `config.stages.<name>`.
+    """Return the losses' weights at an update, from `config.stages.<name>`.
 
     Args:
         config: with `losses` and `ramps`.
@@ -253,7 +253,7 @@ def loss_weights(config: ml_collections.ConfigDict, step: Any) -> dict[str, Any]
 
 
 def _on_each_device(stage: Stage, devices: int) -> LossFn:
-    """The stage's loss of each device's rows on their own, then their means.
+    """Wrap the stage's loss: each device's rows on their own, then their means.
 
     What is a mean over the batch stays what it was; only batch statistics are other
     ones. The running statistics are the devices' mean.
@@ -277,7 +277,7 @@ def _on_each_device(stage: Stage, devices: int) -> LossFn:
 
 
 def _in_micro_batches(gradients: Callable, number: int, devices: int) -> Callable:
-    """Means of what `gradients` gives for one part of the batch after another.
+    """Wrap `gradients`: one part of the batch after another, then their means.
 
     Only one part's activations are in memory at a time. What is a mean over the batch
     stays what it was; what is a sum becomes a part's. Batch statistics and codebooks

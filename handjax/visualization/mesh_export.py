@@ -33,7 +33,7 @@ class HandMesh(NamedTuple):
 def outward_faces(
     faces: Int[np.ndarray, "face 3"], *, is_right: bool
 ) -> Int[np.ndarray, "face 3"]:
-    """Faces of a hand of that side, from those of the right-hand model.
+    """Return the faces of a hand of that side, from the right-hand model's.
 
     A left hand is the right one mirrored, and mirroring turns faces inside out.
     """

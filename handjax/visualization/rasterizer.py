@@ -69,7 +69,7 @@ def interpolate(
     faces: Int[np.ndarray, "face 3"],
     attribute: Float[np.ndarray, "vertex dim"],
 ) -> Float[np.ndarray, "height width dim"]:
-    """Vertex attribute (colour, normal, ...) at each pixel; zero where empty."""
+    """Interpolate a vertex attribute (colour, ...) per pixel; zero where empty."""
     seen = raster.face_index >= 0
     corners = attribute[faces[raster.face_index[seen]]]
     out = np.zeros((*raster.face_index.shape, attribute.shape[1]), attribute.dtype)

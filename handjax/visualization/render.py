@@ -39,7 +39,7 @@ _AMBIENT = 0.25
 def vertex_normals(
     vertices: Float[np.ndarray, "vertex 3"], faces: Int[np.ndarray, "face 3"]
 ) -> Float[np.ndarray, "vertex 3"]:
-    """Unit normals, each the area-weighted mean of its faces' normals."""
+    """Return unit normals, each the area-weighted mean of its faces' normals."""
     a, b, c = (vertices[faces[:, k]] for k in range(3))
     face_normals = np.cross(b - a, c - a)
     normals = np.zeros_like(vertices)
@@ -57,7 +57,7 @@ def draw_mesh(
     color: Color = PREDICTION_COLOR,
     alpha: float = 0.85,
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Shaded mesh over a picture, seen by the camera that took it.
+    """Draw a shaded mesh over a picture, seen by the camera that took it.
 
     Args:
         image: The picture.
@@ -85,7 +85,7 @@ def turned_view(
     color: Color = PREDICTION_COLOR,
     radius: float | None = None,
 ) -> UInt8[np.ndarray, "size size 3"]:
-    """Orthographic view of the mesh alone, turned about its centre.
+    """Draw the mesh alone, turned about its centre, in an orthographic view.
 
     Args:
         vertices: Camera axes, metres.
@@ -177,7 +177,7 @@ def draw_skeleton(
     skeleton: Skeleton = HAND,
     thin: bool = False,
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Bones coloured by finger (limb), joints as dots; those not finite are skipped.
+    """Draw bones coloured by finger (limb) and joints as dots, if finite.
 
     Args:
         image: The picture.
@@ -207,7 +207,7 @@ def draw_rings(
     radius_px: Float[np.ndarray, "joint"],
     colors: Float[np.ndarray, "joint 3"],
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """A circle about each joint, of its own radius and colour (0..1)."""
+    """Draw a circle about each joint, of its own radius and colour (0..1)."""
     out = image.copy()
     width = max(1, round(max(image.shape[:2]) / 336))
     for i, point in enumerate(_fixed_points(joints2d, image)):
@@ -221,7 +221,7 @@ def draw_rings(
 def warning_colors(
     values: Float[np.ndarray, "n"], top: float
 ) -> Float[np.ndarray, "n 3"]:
-    """Green at 0, yellow at half of `top`, red from `top` on."""
+    """Return green at 0, yellow at half of `top`, red from `top` on."""
     t = np.clip(np.asarray(values, np.float64) / top, 0, 1)[:, None]
     green, yellow, red = np.array([[0.2, 0.8, 0.3], [1, 0.85, 0.1], [0.9, 0.1, 0.1]])
     up = green + (yellow - green) * np.minimum(2 * t, 1)
@@ -231,7 +231,7 @@ def warning_colors(
 def draw_text(
     image: UInt8[np.ndarray, "height width 3"], lines: Sequence[str]
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """White lines on a darkened strip along the lower edge."""
+    """Draw white lines of text on a darkened strip along the lower edge."""
     out = image.copy()
     size = max(image.shape[:2]) / 896
     strip = out[max(0, image.shape[0] - round((34 * len(lines) + 8) * size)) :]
@@ -245,7 +245,7 @@ def draw_text(
 
 
 def _fixed_points(joints2d, image) -> list[tuple[int, int] | None]:
-    """Sixteenths of pixels, as cv2 takes them; None for those too far to be counted."""
+    """Convert to sixteenths of pixels, as cv2 takes them; None if far outside."""
     limit = 8 * max(image.shape[:2])
     joints = np.where(np.abs(joints2d) < limit, joints2d, np.nan)
     return [
@@ -257,7 +257,7 @@ def _fixed_points(joints2d, image) -> list[tuple[int, int] | None]:
 
 
 def limbs(skeleton: Skeleton) -> list[int]:
-    """Number of the finger or limb of each bone: a new one at every fork."""
+    """Number each bone's finger or limb, with a new number at every fork."""
     parents = [parent for parent, _ in skeleton.bones]
     found: dict[int, int] = {}
     for parent, child in skeleton.bones:
@@ -269,7 +269,7 @@ def limbs(skeleton: Skeleton) -> list[int]:
 def draw_box(
     image: UInt8[np.ndarray, "height width 3"], box_px: Sequence[float | int]
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Outline of a box x0, y0, x1, y1."""
+    """Draw the outline of a box x0, y0, x1, y1."""
     out = image.copy()
     x0, y0, x1, y1 = (round(float(v)) for v in box_px)
     thickness = max(1, round(max(image.shape[:2]) / 224))
@@ -280,7 +280,7 @@ def draw_box(
 def side_by_side(
     pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]], *, columns: int | None = None
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Pictures in rows of `columns` (None: one row), on paper, with small gaps."""
+    """Lay out pictures in rows of `columns` (None: one row), with small gaps."""
     columns = columns or len(pictures)
     cell_h = max(p.shape[0] for p in pictures)
     widths = [max(p.shape[1] for p in pictures[c::columns]) for c in range(columns)]
@@ -305,7 +305,7 @@ def contact_sheet(
     num: int = 8,
     size: int = 160,
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Predictions of a batch, one hand a row, to look at while training.
+    """Draw the predictions of a batch, one hand a row, to look at while training.
 
     Columns: the crop with the predicted skeleton (where the model predicts 2-D joints;
     without a picture there is no such column), the predicted mesh over the crop, the

@@ -50,7 +50,7 @@ PAPER = Paper(
 
 
 def stages(config: Any) -> tuple[Stage, ...]:
-    """Joints regressor, then everything.
+    """Return two stages: the joints regressor, then everything.
 
     The backbone learns in both, unless `config.model.frozen_backbone`.
     """

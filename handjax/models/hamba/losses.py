@@ -13,7 +13,7 @@ from handjax.types import Batch, HandOutput, Variables
 def regressor_loss(
     model: Model, variables: Variables, batch: Batch, rngs: dict[str, Array]
 ) -> tuple[dict[str, Array], dict[str, Array], dict[str, Any]]:
-    """Terms of the first hand, without an adversary (as released)."""
+    """Compute the first hand's terms, without an adversary (as released)."""
     hand, updates = _trained(model, variables, batch, rngs, "regress")
     return _terms(model, hand, batch), _metrics(model, hand, batch), updates
 
@@ -21,7 +21,7 @@ def regressor_loss(
 def mesh_loss(
     model: Model, variables: Variables, batch: Batch, rngs: dict[str, Array]
 ) -> tuple[dict[str, Array], dict[str, Array], dict[str, Any]]:
-    """Terms of the hand, to be weighted and summed (Hamba Eq. 9).
+    """Compute the hand's terms, to be weighted and summed (Hamba Eq. 9).
 
     The first hand has its own, "regressor_" and their name; how the release combines
     the two is not known, so the configs weigh them alike (a weight of 0 switches one
@@ -53,7 +53,7 @@ def _trained(
 
 
 def _terms(model: Model, hand: Hand, batch: Batch) -> dict[str, Float[Array, ""]]:
-    """L1 of the joints (Hamba Eq. 10), squares of rotations and betas (Hamba Eq. 11).
+    """Compute L1 of joints (Hamba Eq. 10), squares of rotations, betas (Hamba Eq. 11).
 
     3-D joints are relative to the wrist; rotations are compared as matrices.
     """
@@ -77,11 +77,11 @@ def _metrics(model: Model, hand: Hand, batch: Batch) -> dict[str, Float[Array, "
 
 
 def predict_first(model: Model, variables: Variables, batch: Batch) -> HandOutput:
-    """What the joints regressor makes of the image."""
+    """Predict the joints regressor's hand from the image."""
     hand = model.apply(variables, batch.image, method="regress")
     return output_of(model, hand, batch.image)
 
 
 def predict_image(model: Model, variables: Variables, batch: Batch) -> HandOutput:
-    """What the model makes of the image."""
+    """Predict the hand from the image."""
     return model.apply(variables, batch.image)

@@ -166,7 +166,7 @@ class Model(nn.Module):
         return output_of(self, self.predict(image, train=train).mesh, image)
 
     def predict(self, image: Any, *, train: bool = False) -> Prediction:
-        """As `__call__`, with the first hand and with parameters."""
+        """Predict as `__call__`, and return the first hand and parameters, too."""
         features = self._features(image, train)
         first = self._first(features, train)
         found = self._found(features, first.posed.joints2d, image.shape[1], train)
@@ -187,7 +187,7 @@ class Model(nn.Module):
         return self.discriminator(hand_pose, betas)
 
     def init_all(self, batch: Batch, hand: HandConstants) -> HandOutput:
-        """Touch every submodule once and store what is kept of the hand model."""
+        """Run every submodule once and store the hand model's constants."""
         mano_head.keep_hand(self, hand.arrays())
         prediction = self.predict(batch.image)
         if self.adversarial:
@@ -213,7 +213,7 @@ class Model(nn.Module):
         return self.downsample(maps[self.tap], train=train)
 
     def _first(self, features: Map, train: bool) -> Hand:
-        """The joints regressor's hand: parameters, skinned, projected (Hamba Eq. 4).
+        """Predict the regressor's hand, skinned and projected (Hamba Eq. 4).
 
         The regressor scans the narrowed map (the paper says the backbone's); one linear
         layer (an MLP, there) makes the parameters of the mean over it.
@@ -230,7 +230,7 @@ class Model(nn.Module):
         crop_px: int,
         train: bool,
     ) -> dict[str, Float[Array, "batch _"]]:
-        """What the last layer is given, by the names of `FUSED`."""
+        """Return the inputs of the fusion layer, by the names of `FUSED`."""
         mean = _mean(features, (1, 2))
         sampled = self._sampled(features, joints2d, crop_px, train)
         tokens = jnp.concatenate([sampled, mean.astype(sampled.dtype)[:, None]], axis=1)
@@ -249,7 +249,7 @@ class Model(nn.Module):
         crop_px: int,
         train: bool,
     ) -> Float[Array, "batch joint dim"]:
-        """Tokens at the 2-D joints, in the order of the scan (Hamba Eq. 5).
+        """Sample tokens at the 2-D joints, in the order of the scan (Hamba Eq. 5).
 
         No gradient goes through the places.
         """
@@ -285,7 +285,7 @@ class Filters(nn.Module):
     def __call__(
         self, x: Float[Array, "batch *place dim"], *, train: bool
     ) -> Float[Array, "batch *place features"]:
-        """Change each vector of a map or of a list of tokens."""
+        """Transform each vector of a map or of a list of tokens."""
         y = linear(self.features, self.dtype, "linear0")(x)
         norm = BatchNorm(self.features, name="norm")
         y = nn.relu(norm(y.reshape(len(y), -1, 1, self.features), train=train))
@@ -382,7 +382,7 @@ def map_pixels(
     crop_px: int,
     first_px: float,
 ) -> Float[Array, "batch joint 2"]:
-    """Where joints are on the map, in its pixels.
+    """Convert 2-D joints of the crop to pixels of the map.
 
     The map shows the middle 3/4 of the columns of a square crop, one pixel of it a
     square patch. So the exact x, from the middle, is 4/3 of what the release takes
@@ -412,7 +412,7 @@ def map_pixels(
 
 
 def joints_in_order(model: Model) -> tuple[int, ...]:
-    """Joints as they are scanned: of `SCAN_ORDERS`, a body's as they come.
+    """Return joints in scan order, one of `SCAN_ORDERS`; a body's as they come.
 
     Raises:
         UserError: The order is of a hand's joints, and the edges are of others.
@@ -434,7 +434,7 @@ def _mean(x: Float[Array, "batch *rest"], axis: Any) -> Float[Array, "batch dim"
 
 
 def output_of(model: Model, hand: Hand, image: Any) -> HandOutput:
-    """What every family returns, of one of the two hands."""
+    """Return one of the two hands as a `HandOutput`."""
     root = skeleton.root_joint(model.root)
     return mano_head.hand_output(hand.posed, root=root, size_px=image.shape[1])
 
@@ -480,5 +480,5 @@ _PARTS = {
 
 
 def parameter_table(variables: Variables) -> list[tuple[str, int]]:
-    """Parameters by part, as the paper counts them: rows (part, number)."""
+    """Count parameters by part, as the paper does: rows (part, number)."""
     return parameters_by_part(variables, _PARTS)

@@ -56,7 +56,7 @@ PAPER = Paper(
 
 
 def stages(config: Any) -> tuple[Stage, ...]:
-    """Tokenizer, then mesh, to which the tokenizer is given.
+    """Return two stages: the tokenizer, then the mesh, which builds on it.
 
     Raises:
         UserError: `config.model.root` is not the root of the data.
@@ -85,7 +85,7 @@ def stages(config: Any) -> tuple[Stage, ...]:
 
 
 def _text_stage(config: Any) -> Stage:
-    """Stage "mesh" of texts; CLIP's tower stays as it was trained."""
+    """Return stage "mesh" for texts; CLIP's tower stays as it was trained."""
     data = config.stages.mesh.data
     if data != LABELLED_POSES:
         raise UserError(

@@ -42,7 +42,7 @@ class JointEncoder(nn.Module):
     def __call__(
         self, x: Float[Array, "batch joint number"]
     ) -> Float[Array, "batch token dim"]:
-        """Tokens, float32.
+        """Encode the joints as tokens, float32.
 
         Raises:
             UserError: `num_tokens` is not `joints` times a power of two.
@@ -87,7 +87,7 @@ class JointDecoder(nn.Module):
     def __call__(
         self, codes: Float[Array, "batch token dim"]
     ) -> Float[Array, "batch joint number"]:
-        """Numbers of each joint, float32."""
+        """Decode tokens into the numbers of each joint, float32."""
         x = nn.relu(_conv(self.width, self.dtype, "embed")(codes.astype(self.dtype)))
         steps = doublings(self.num_tokens, self.joints) + 1
         lengths = np.linspace(self.num_tokens, self.joints, steps + 1).astype(int)[1:]
@@ -133,7 +133,7 @@ class ResidualBlocks(nn.Module):
 
 
 def doublings(num_tokens: int, joints: int) -> int:
-    """How often the number of joints has to be doubled to be that of the tokens.
+    """Return how often the joints must be doubled to give the number of tokens.
 
     Raises:
         UserError: No number of times will do.
@@ -149,7 +149,7 @@ def doublings(num_tokens: int, joints: int) -> int:
 
 
 def resized(x: List, length: int) -> Output:
-    """The list at another length, each place the one of the old list it falls into."""
+    """Resample the list to `length`, copying the old place each falls into."""
     places = np.arange(length) * x.shape[1] // length
     return x[:, places]
 
@@ -157,7 +157,7 @@ def resized(x: List, length: int) -> Output:
 def _conv(
     features: int, dtype: Any, name: str, *, size: int = 3, dilation: int = 1
 ) -> nn.Conv:
-    """Convolution that keeps the length and starts as PyTorch's."""
+    """Return a convolution that keeps the length, initialised as in PyTorch."""
     pad = dilation * (size // 2)
     return nn.Conv(
         features,

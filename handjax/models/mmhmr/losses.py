@@ -19,7 +19,7 @@ from handjax.types import AnyArray, Batch, HandOutput, Variables
 def tokenizer_loss(
     model: Model, variables: Variables, batch: Batch, rngs: dict[str, Array]
 ) -> tuple[dict[str, Array], dict[str, Array], dict[str, Any]]:
-    """Reconstruction and commitment (MMHMR Eq. tokenizer loss).
+    """Compute reconstruction and commitment (MMHMR Eq. tokenizer loss).
 
     The term that draws codes to tokens is not there, for codes are averages of tokens;
     so its weight of 0.02, the only one printed, is taken for the commitment's. Poses
@@ -73,7 +73,7 @@ def reconstruction_terms(
     root: int,
     reduction: str,
 ) -> dict[str, Float[Array, ""]]:
-    """L1 of rotations, vertices and joints (MMHMR Eq. reconstruction loss).
+    """Compute L1 of rotations, vertices, joints (MMHMR Eq. reconstruction loss).
 
     Rotations are compared as matrices, whatever the tokenizer writes, so that
     representations compare and no sign or turn of one is punished. Meshes are in metres
@@ -114,7 +114,7 @@ def _rooted(
 
 
 def predict_pose(model: Model, variables: Variables, batch: Batch) -> HandOutput:
-    """What the tokenizer makes of the true pose, in the true shape.
+    """Reconstruct the true pose by the tokenizer, in the true shape.
 
     It is the floor of what tokens can say of a hand. Hands without known MANO
     parameters come out flat.
@@ -125,7 +125,7 @@ def predict_pose(model: Model, variables: Variables, batch: Batch) -> HandOutput
 def mesh_loss(
     model: Model, variables: Variables, batch: Batch, rngs: dict[str, Array]
 ) -> tuple[dict[str, Array], dict[str, Array], dict[str, Any]]:
-    """Masked tokens and the hand that they expect (MMHMR Eq. total loss).
+    """Compute terms of masked tokens and the expected hand (MMHMR Eq. total loss).
 
     The hand is decoded from the mean codes of all tokens, hidden or not, and compared
     as HaMeR does: `hmr_losses`. The detector has a term of its own.
@@ -175,7 +175,7 @@ TEXT_TERMS = ("global_orient", "hand_pose", "joints3d")
 def text_loss(
     model: Model, variables: Variables, batch: Batch, rngs: dict[str, Array]
 ) -> tuple[dict[str, Array], dict[str, Array], dict[str, Any]]:
-    """Masked tokens of a text's hand, and the pose that they expect.
+    """Compute the terms of a text's masked tokens and of the expected pose.
 
     Poses are compared in the true shape, of which a text says nothing.
     """
@@ -206,7 +206,7 @@ def text_loss(
 
 
 def predict_text(model: Model, variables: Variables, batch: Batch) -> HandOutput:
-    """One hand drawn for each text, other ones in each batch of a split."""
+    """Draw one hand for each text, different ones in each batch of a split."""
     key = jax.random.fold_in(jax.random.key(0), jnp.asarray(batch.index)[0])
     drawn = model.apply(variables, batch.text, key, 1, method="hypotheses")
     return HandOutput(
@@ -220,7 +220,7 @@ def predict_text(model: Model, variables: Variables, batch: Batch) -> HandOutput
 def told_joints(
     model: Model, batch: Batch, key: Array
 ) -> tuple[Joints2D | None, Seen2D | None]:
-    """What the synthesizer is told of 2-D joints in training, and how sure they are.
+    """Return 2-D joints and confidences, as the synthesizer gets them in training.
 
     Annotated joints are moved by normal noise, each alone; some examples have none, so
     that there may be none at inference.
@@ -252,7 +252,7 @@ class Hidden(NamedTuple):
 
 
 def hide(model: Model, variables: Variables, batch: Batch, key: Array) -> Hidden:
-    """Hide tokens of the true poses, as many as `model.tau_range` says."""
+    """Mask tokens of the true poses, as many as `model.tau_range` says."""
     labels = model.apply(variables, batch.mano_pose, method="encode")
     known = jnp.asarray(batch.mano_valid)
     masked = masked_tokens.training_mask(
@@ -281,7 +281,7 @@ def mask_metrics(
 def mask_term(
     model: Model, logits: Float[Array, "batch token code"], hidden: Hidden
 ) -> Float[Array, ""]:
-    """Cross-entropy of the tokens, nats (MMHMR Eq. mask loss).
+    """Compute the cross-entropy of the tokens, nats (MMHMR Eq. mask loss).
 
     The sum runs over all tokens as printed, which the code of its relative MMM does,
     too, and is divided by their number, as the codes of all relatives do.
@@ -297,7 +297,7 @@ def mask_term(
 
 
 def predict_image(model: Model, variables: Variables, batch: Batch) -> HandOutput:
-    """What the model makes of the image."""
+    """Predict the hand from the image."""
     given = batch.joints2d if model.joints2d_test == "given" else None
     return model.apply(variables, batch.image, joints2d=given)
 

@@ -95,7 +95,7 @@ class MaskedSynthesizer(nn.Module):
         joints2d_confidence: Float[Array, "batch joint"] | None = None,
         train: bool = False,
     ) -> Float[Array, "batch token code"]:
-        """Logits, float32.
+        """Compute the logits of all tokens, float32.
 
         Args:
             indices: Code of each token; of masked ones, anything.
@@ -147,7 +147,7 @@ class MaskedSynthesizer(nn.Module):
     def _embedded(
         self, indices: Int[Array, "batch token"], masked: Bool[Array, "batch token"]
     ) -> Tokens:
-        """Embeddings of the codes, [MASK] where masked, at their positions."""
+        """Embed the codes, [MASK] where masked, at their positions."""
         init = nn.initializers.normal(0.02)
         embed = nn.Embed(self.num_codes, self.width, embedding_init=init, name="codes")
         mask = self.param("mask", init, (1, 1, self.width))
@@ -163,7 +163,7 @@ class MaskedSynthesizer(nn.Module):
         joints2d: Float[Array, "batch joint 2"] | None,
         confidence: Float[Array, "batch joint"] | None,
     ) -> tuple[Float[Array, "batch joint 2"], Float[Array, "batch joint"]]:
-        """Joints and their confidence, which is zero if there are none."""
+        """Return joints and confidences; without joints, all confidences are zero."""
         if joints2d is None:
             joints = _num_joints(self.edges)
             return jnp.zeros((batch, joints, 2)), jnp.zeros((batch, joints))
@@ -178,7 +178,7 @@ class MaskedSynthesizer(nn.Module):
         joints2d: Float[Array, "batch joint 2"],
         seen: Float[Array, "batch joint"],
     ) -> Float[Array, "batch query 1 2"]:
-        """Point of each query, the same on all maps."""
+        """Return the reference point of each query, the same on all maps."""
         joint = np.asarray(self.bone_joints)
         joint = joint[np.arange(self.num_tokens) * len(joint) // self.num_tokens]
         if self.pose != "none":
@@ -282,7 +282,7 @@ class CameraShapeHead(nn.Module):
     def __call__(
         self, features: Float[Array, "batch height width channel"]
     ) -> Float[Array, "batch dim"]:
-        """Features, float32: `width` of them, or as many as the map has channels.
+        """Compute float32 features, `width` of them or one per channel of the map.
 
         Raises:
             UserError: An unknown kind.

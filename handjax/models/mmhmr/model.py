@@ -262,7 +262,7 @@ class Model(nn.Module):
         *,
         joints2d: Joints2D | None = None,
     ) -> hypotheses.Hypotheses:
-        """Several hands of each image or text, drawn at `hypothesis_temperature`."""
+        """Draw several hands per image or text, at `hypothesis_temperature`."""
         # Flax allows no modules inside of JAX's loops; a pure function it does.
         model, variables = self.unbind()
         seen = self.see(image, joints2d, predicts=self._predicts())
@@ -337,7 +337,7 @@ class Model(nn.Module):
         *,
         train: bool = False,
     ) -> Float[Array, "batch token code"]:
-        """Logits of all tokens, from those that are not masked."""
+        """Compute the logits of all tokens, from those that are not masked."""
         return self.synthesizer(
             indices,
             masked,
@@ -416,7 +416,7 @@ class Model(nn.Module):
     def expected(
         self, logits: Float[Array, "batch token code"]
     ) -> Float[Array, "batch token dim"]:
-        """Mean code of each token, which has a gradient (MMHMR Eq. expectation)."""
+        """Return each token's mean code, differentiable (MMHMR Eq. expectation)."""
         return soft_lookup(logits, self.tokenizer.vq.embedding.value)
 
     def autoencode(
@@ -424,7 +424,7 @@ class Model(nn.Module):
         mano_pose: Float[AnyArray, "batch bone 3"],
         betas: Float[AnyArray, "batch beta"] | None = None,
     ) -> HandOutput:
-        """The hand that the tokenizer makes of a pose."""
+        """Reconstruct the hand of a pose by the tokenizer."""
         matrices = rotations.axis_angle_to_matrix(mano_pose)
         return self.output(self.reconstruct(matrices)[0], betas)
 
@@ -469,7 +469,7 @@ class Model(nn.Module):
         *,
         train: bool = False,
     ) -> tuple[Matrices, Float[Array, "batch token dim"], Quantized]:
-        """Through the tokenizer and back.
+        """Encode, quantise and decode poses by the tokenizer.
 
         Returns:
             The pose, the encoder's tokens, and what the quantiser made of them.
@@ -481,7 +481,7 @@ class Model(nn.Module):
     def encode(
         self, mano_pose: Float[AnyArray, "batch bone 3"]
     ) -> Int[Array, "batch token"]:
-        """Token indices of poses: absolute axis-angle, wrist first, camera axes."""
+        """Encode absolute axis-angle poses (wrist first, camera axes) as indices."""
         return self.tokenizer.indices(rotations.axis_angle_to_matrix(mano_pose))
 
     def decode(
@@ -489,7 +489,7 @@ class Model(nn.Module):
         indices: Int[AnyArray, "batch token"],
         betas: Float[AnyArray, "batch beta"] | None = None,
     ) -> HandOutput:
-        """The hand that token indices stand for, of mean shape unless told."""
+        """Decode token indices into the hand, of mean shape without `betas`."""
         return self.decode_codes(self.tokenizer.vq.lookup(jnp.asarray(indices)), betas)
 
     def decode_codes(
@@ -497,11 +497,11 @@ class Model(nn.Module):
         codes: Float[AnyArray, "batch token dim"],
         betas: Float[AnyArray, "batch beta"] | None = None,
     ) -> HandOutput:
-        """The hand of code vectors, which may be mixed ones."""
+        """Decode code vectors, which may be mixed ones, into the hand."""
         return self.output(self.tokenizer.decode(jnp.asarray(codes)), betas)
 
     def init_all(self, batch: Batch, hand: HandConstants) -> HandOutput:
-        """Touch every submodule once and store what is kept of the hand model."""
+        """Run every submodule once and store the hand model's constants."""
         hand.require_hand("MMHMR")
         mano_head.keep_hand(self, hand.arrays())
         self.autoencode(batch.mano_pose)
@@ -516,7 +516,7 @@ class Model(nn.Module):
     def vertices(
         self, matrices: Matrices, betas: Float[AnyArray, "batch beta"]
     ) -> Float[Array, "batch vertex 3"]:
-        """Posed meshes, metres, where the hand model puts them."""
+        """Return the posed meshes, metres, where the hand model puts them."""
         hand = HandModel(**self.get_variable("constants", "hand"))
         shaped = hand.with_shape(betas)
         return shaped.with_pose(matrices[:, 0], matrices[:, 1:], form="matrix").vertices
@@ -524,7 +524,7 @@ class Model(nn.Module):
     def output(
         self, matrices: Matrices, betas: Float[AnyArray, "batch beta"] | None
     ) -> HandOutput:
-        """What every family returns, of a pose that no camera sees."""
+        """Return a `HandOutput` of a pose that no camera sees."""
         mean = MeanParameters(**self.get_variable("constants", "mean"))
         batch = len(matrices)
         if betas is None:
@@ -546,7 +546,7 @@ they are means."""
 
 
 def detects(model: Model) -> bool:
-    """Whether a model of images has a detector of 2-D joints."""
+    """Return whether a model of images has a detector of 2-D joints."""
     return "predicted" in (model.joints2d_train, model.joints2d_test)
 
 
@@ -563,7 +563,7 @@ class Detector(nn.Module):
     def __call__(
         self, features: Float[Array, "batch height width channel"]
     ) -> Float[Array, "batch joint 2"]:
-        """Joints in 0..1 of the map, x right, y down, 0 and 1 being its edges."""
+        """Return joints in 0..1 of the map, x right, y down, from edge to edge."""
         batch, height, width, _ = features.shape
         heat = nn.Dense(self.joints, name="heat")(features.astype(jnp.float32))
         heat = jax.nn.softmax(heat.reshape(batch, -1, self.joints), axis=1)
@@ -596,7 +596,7 @@ class ShapeCamera(nn.Module):
 def map_places(
     joints2d: Float[Array, "batch joint 2"], *, crop_px: int, edge_px: float
 ) -> Float[Array, "batch joint 2"]:
-    """Where pixels of the crop are in what the maps show: 0..1, edge to edge.
+    """Convert pixels of the crop to places on the maps, 0..1, edge to edge.
 
     Maps show the middle 3/4 of the columns, and do not begin just where these do.
 
@@ -663,5 +663,5 @@ _PARTS = {
 
 
 def parameter_table(variables: Variables) -> list[tuple[str, int]]:
-    """Parameters by part, and the numbers of the codebook: rows (part, number)."""
+    """Count parameters by part, and the codebook's numbers: rows (part, number)."""
     return parameters_by_part(variables, _PARTS)

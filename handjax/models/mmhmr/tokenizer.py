@@ -26,7 +26,7 @@ class Representation(NamedTuple):
 
 
 def _matrix_of_nine(x: Float[Array, "*batch 9"]) -> Float[Array, "*batch 3 3"]:
-    """A rotation from nine numbers of any kind, by way of its quaternion.
+    """Convert nine numbers of any kind to a rotation, by way of its quaternion.
 
     Not the nearest one, whose gradient (through a singular value decomposition) is
     infinite just at rotations.
@@ -86,7 +86,7 @@ class Tokenizer(nn.Module):
         )
 
     def encode(self, matrices: Matrices) -> Float[Array, "batch token dim"]:
-        """Tokens of poses, not yet quantised."""
+        """Encode poses as tokens, not yet quantised."""
         return self.encoder(REPRESENTATIONS[self.rotation].write(matrices))
 
     def quantize(
@@ -96,15 +96,15 @@ class Tokenizer(nn.Module):
         *,
         train: bool = False,
     ) -> Quantized:
-        """Nearest codes (MMHMR Eq. nearest code); with `train` the codebook moves."""
+        """Find nearest codes (MMHMR Eq. nearest code); `train` moves the codebook."""
         return self.vq(tokens, valid, train=train)
 
     def indices(self, matrices: Matrices) -> Int[Array, "batch token"]:
-        """Code of each token of poses: the labels of masked training."""
+        """Return the code of each token of poses: the labels of masked training."""
         return nearest_code(self.encode(matrices), self.vq.embedding.value)
 
     def decode(self, codes: Float[Array, "batch token dim"]) -> Matrices:
-        """Poses from code vectors, exact or mixed.
+        """Decode code vectors, exact or mixed, into poses.
 
         The decoder's numbers are added to those of no rotation: six or four numbers
         near zero would be no rotation at all.

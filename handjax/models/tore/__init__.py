@@ -43,7 +43,7 @@ PAPER = Paper(
 
 
 def stages(config: Any) -> tuple[Stage, ...]:
-    """One stage that trains everything."""
+    """Return one stage that trains everything."""
     check_root(config)
     return (
         Stage(

@@ -142,7 +142,7 @@ class ProgressiveBlock(nn.Module):
 
 
 def bert_linear(features: int, dtype: Any, name: str) -> nn.Dense:
-    """Linear layer that starts as BERT's."""
+    """Return a linear layer initialised as in BERT."""
     return nn.Dense(features, dtype=dtype, kernel_init=bert_init, name=name)
 
 

@@ -19,7 +19,7 @@ from handjax.types import (
 def mesh_loss(
     model: Model, variables: Variables, batch: Batch, rngs: dict[str, Array]
 ) -> tuple[dict[str, Array], dict[str, Array], dict[str, Any]]:
-    """Terms to be weighted and summed (TORE Eq. total loss).
+    """Compute the terms to be weighted and summed (TORE Eq. total loss).
 
     The hosts' releases have further ones: 2-D of the joints' tokens, and FastMETRO
     lengths of edges and their angles to the true normals. All are means over examples,
@@ -62,7 +62,7 @@ def mesh_loss(
 def _joint_terms(
     model: Model, found: Prediction, batch: Batch
 ) -> dict[str, Float[Array, ""]]:
-    """Joints of the tokens and of the mesh, in 3-D and in the crop.
+    """Compute the terms of the tokens' and mesh's joints, in 3-D and in the crop.
 
     In 3-D those of the tokens (TORE Eq. joint loss) and of the mesh
     (TORE Eq. regressed joint loss); by weak perspective those of the mesh
@@ -91,7 +91,7 @@ def _joint_terms(
 def vertex_loss(
     model: Model, found: Prediction, batch: Batch, mesh: dict[str, Any]
 ) -> Float[Array, ""]:
-    """L1 of the vertices, as a mean over the levels (TORE Eq. vertex loss).
+    """Compute the vertices' L1, averaged over the levels (TORE Eq. vertex loss).
 
     The paper's formula is their sum; TORE's and the hosts' code weighs each of three
     (a body's) by 1/3 and each of two (a hand's) by 1/2.
@@ -130,5 +130,5 @@ def _mean(
 
 
 def predict_image(model: Model, variables: Variables, batch: Batch) -> HandOutput:
-    """What the model makes of the image."""
+    """Predict the hand from the image."""
     return model.apply(variables, batch.image)

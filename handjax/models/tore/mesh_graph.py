@@ -17,7 +17,7 @@ Shares = Float[Array, "vertex vertex"]
 
 
 def shares(adjacency: Bool[Array, "vertex vertex"]) -> Shares:
-    """What a vertex takes of each neighbour and of itself: all the same, in sum one.
+    """Return equal weights for each vertex and its neighbours, summing to one.
 
     Args:
         adjacency: True for edges and on the diagonal.
@@ -36,7 +36,7 @@ class MeshGraphConv(nn.Module):
     def __call__(
         self, x: Vertices, weights: Shares
     ) -> Float[Array, "batch vertex features"]:
-        """Convolve; the bias comes last."""
+        """Convolve over the mesh graph; the bias is added last."""
         y = nn.Dense(
             self.features,
             use_bias=False,

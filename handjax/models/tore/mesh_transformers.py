@@ -138,7 +138,7 @@ class FastMetro(nn.Module):
     def _image_tokens(
         self, x: Float[Array, "batch height width dim"]
     ) -> tuple[Float[Array, "batch token dim"], tuple[int, int], Weights | None]:
-        """Tokens, their rows and columns, and what a pruner says of them.
+        """Return the image's tokens, their rows and columns, and a pruner's weights.
 
         Pruned tokens are placed as in a column.
         """
@@ -150,7 +150,7 @@ class FastMetro(nn.Module):
         return tokens, (tokens.shape[1], 1), weights
 
     def _reduced(self, camera: Array, tokens: Array, decoded: Any) -> tuple[Array, ...]:
-        """Narrower tokens; with a regressor, camera and image share a layer."""
+        """Narrow the tokens; with a regressor, camera and image share a layer."""
 
         def reduce(name: str) -> nn.Dense:
             return linear(self.narrow, self.dtype, f"dim_reduce_{name}")
@@ -229,7 +229,7 @@ class Metro(nn.Module):
     def _mesh_tokens(
         self, maps: Maps, rest: RestMesh
     ) -> tuple[Float[Array, "batch token dim"], MeshEdges | None]:
-        """Joints, vertices and, for MeshGraphormer, places of the map."""
+        """Return tokens of joints, vertices and, for MeshGraphormer, map places."""
         features = of(maps, "final")
         mean = jnp.mean(features.astype(jnp.float32), axis=(1, 2))
         xyz = jnp.concatenate([rest.joints, rest.vertices])
@@ -247,13 +247,13 @@ class Metro(nn.Module):
     def _joint_tokens(
         self, features: Float[Array, "batch height width dim"], rest: RestMesh
     ) -> Float[Array, "batch joint _"]:
-        """Mixtures of the map's places, one for each joint."""
+        """Mix the map's places into one token per joint."""
         places = features.reshape(len(features), -1, features.shape[-1])
         mix = TokenLinear(len(rest.joints), self.dtype, name="token_mixer")
         return _beside(rest.joints, mix(places))
 
     def _cam(self, xyz: Float[Array, "batch token 3"]) -> Float[Array, "batch 3"]:
-        """Camera of all coordinates, by three linear layers without activations."""
+        """Predict a camera from all coordinates: three linear layers in a row."""
         each = linear(1, jnp.float32, "cam_param_fc")(xyz)[..., 0]
         return coordinates("cam_param_fc3")(
             linear(150, jnp.float32, "cam_param_fc2")(each)
@@ -263,13 +263,13 @@ class Metro(nn.Module):
 def _beside(
     xyz: Float[Array, "token 3"], x: Float[Array, "batch token dim"]
 ) -> Float[Array, "batch token _"]:
-    """Tokens that begin with a place each."""
+    """Prepend a place to each token."""
     xyz = jnp.broadcast_to(xyz.astype(x.dtype), (len(x), *xyz.shape))
     return jnp.concatenate([xyz, x], axis=-1)
 
 
 def of(maps: Maps, name: str) -> Float[Array, "batch height width dim"]:
-    """A map of the backbone.
+    """Return a map of the backbone.
 
     Raises:
         UserError: It has none of this name.
@@ -283,7 +283,7 @@ def of(maps: Maps, name: str) -> Float[Array, "batch height width dim"]:
 
 
 def places(rows: int, columns: int, dim: int) -> Float[Array, "token dim"]:
-    """DETR's sine positions of a grid, row by row."""
+    """Return DETR's sine positions of a grid, row by row."""
     return jnp.asarray(sine_code(rows, columns, dim).reshape(-1, dim), jnp.float32)
 
 
@@ -294,14 +294,14 @@ def learned(
     dim: int,
     init: nn.initializers.Initializer = _NORMAL,
 ) -> Float[Array, "1 token dim"]:
-    """Learned tokens."""
+    """Create learned tokens."""
     return module.param(name, init, (count, dim))[None]
 
 
 def token_init(
     kind: str, places: Float[Array, "token 3"], rest: RestMesh
 ) -> nn.initializers.Initializer:
-    """What learned tokens of joints or vertices begin as.
+    """Return the initialiser of learned tokens of joints or vertices.
 
     Args:
         kind: One of `TOKEN_INITS`.
@@ -320,7 +320,7 @@ def token_init(
 
 
 def place_code(places: Float[Array, "token 3"], dim: int) -> Float[Array, "token dim"]:
-    """Sines of places along random directions; the mean square of a number is 1.
+    """Encode places as sines along random directions, with a mean square of 1.
 
     Args:
         places: In units of the extent of the whole. Waves are about 2 to 12 long, so
@@ -336,7 +336,7 @@ def place_code(places: Float[Array, "token 3"], dim: int) -> Float[Array, "token
 
 
 def coordinates(name: str) -> nn.Dense:
-    """Layer that gives coordinates or a camera.
+    """Return the layer that predicts coordinates or a camera.
 
     In bfloat16 a hand would be rounded to half millimetres.
     """

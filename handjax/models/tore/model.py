@@ -184,7 +184,7 @@ class Upsampling(nn.Module):
     def __call__(
         self, vertices: Float[Array, "batch coarse 3"], matrices: list[Array]
     ) -> list[Float[Array, "batch _ 3"]]:
-        """Meshes of all levels, the coarsest first, the full one last.
+        """Return the meshes of all levels, the coarsest first, the full one last.
 
         Args:
             vertices: Of the coarsest level.
@@ -325,11 +325,11 @@ class Model(nn.Module):
         return self.predict(image, train=train).output
 
     def predict(self, image: Any, *, train: bool = False) -> Prediction:
-        """As `__call__`, with what losses need."""
+        """Predict as `__call__`, and return what losses need, too."""
         return self.read(self.see(image, train=train), image.shape[1], train=train)
 
     def see(self, image: Any, *, train: bool = False) -> Maps:
-        """Maps of the backbone."""
+        """Compute the maps of the backbone."""
         dtype = jnp.dtype(self.dtype)
         pixels = normalised(
             image, self.image_mean, self.image_std, self.channel_order, dtype
@@ -337,7 +337,7 @@ class Model(nn.Module):
         return self.image_encoder(pixels, train=train)
 
     def find(self, maps: Maps, *, train: bool = False) -> Found:
-        """What the transformers say of maps from `see`."""
+        """Run the transformers on the maps of the backbone."""
         rest = _rest(self.get_variable("constants", "mesh"))
         found = self.head(maps, rest, train=train)
         if self.output_unit == "metres":
@@ -351,7 +351,7 @@ class Model(nn.Module):
         )
 
     def read(self, maps: Maps, size_px: int, *, train: bool = False) -> Prediction:
-        """Everything behind the backbone.
+        """Run everything behind the backbone.
 
         Args:
             maps: From `see`.
@@ -376,7 +376,7 @@ class Model(nn.Module):
         return Prediction(output, joints, levels, found.clusters)
 
     def explain(self, image: Any) -> Explanation:
-        """What the model looks at in square crops of 0..255 RGB.
+        """Return what the model attends to in square crops of 0..255 RGB.
 
         Clusters where a pruner makes some; attention to joints in the last layer, but
         of regressors without attention. Its rows sum to one if vertices look at nothing
@@ -389,14 +389,14 @@ class Model(nn.Module):
         return Explanation(found.clusters, attention)
 
     def init_all(self, batch: Batch, hand: HandConstants) -> HandOutput:
-        """Touch every submodule once and store what is kept of the hand model."""
+        """Run every submodule once and store the hand model's constants."""
         kept = constants(hand, self.coarse_level, skeleton.root_joint(self.root))
         for name, value in kept.items():
             self.put_variable("constants", name, jax.tree.map(jnp.asarray, value))
         return self(batch.image)
 
     def _matrices(self) -> list[Float[Array, "_ _"]]:
-        """Upsampling from each level to the next, the coarsest first."""
+        """Return the upsampling from each level to the next, the coarsest first."""
         mesh = self.get_variable("constants", "mesh")
         return [mesh[f"up{level}"] for level in range(self.coarse_level, 0, -1)]
 
@@ -407,7 +407,7 @@ def constants(
     root: int,
     hierarchy: MeshHierarchy | None = None,
 ) -> dict[str, Any]:
-    """What is kept of the hand model and of the hierarchy of its mesh.
+    """Return the constants kept of the hand model and of its mesh's hierarchy.
 
     Args:
         hand: The hand model.
@@ -512,5 +512,5 @@ _PARTS = {
 
 
 def parameter_table(variables: Variables) -> list[tuple[str, int]]:
-    """Parameters by part: rows (part, number)."""
+    """Count parameters by part: rows (part, number)."""
     return parameters_by_part(variables, _PARTS)

@@ -21,7 +21,7 @@ from handjax.types import Variables
 
 
 def names() -> tuple[str, ...]:
-    """Names that `build` knows."""
+    """Return the names that `build` knows."""
     return tuple(name for family in _families() for name in family.VARIANTS)
 
 
@@ -38,12 +38,12 @@ def build(name: str, *, fused: bool = False, **options) -> nn.Module:
 
 
 def num_features(name: str) -> int:
-    """Channels of the map "final" of a backbone."""
+    """Return the number of channels of a backbone's map "final"."""
     return family(name).NUM_FEATURES[name]
 
 
 def first_pixel(name: str, stride: int) -> float:
-    """Where a map's first pixel has its middle, in pixels of the image.
+    """Return where a map's first pixel is centred, in pixels of the image.
 
     Further ones follow by the stride. What cuts patches sees their middles, less the
     padding of the image. Strided convolutions of odd kernels leave the first pixel
@@ -58,13 +58,13 @@ def first_pixel(name: str, stride: int) -> float:
 
 
 def fuse(name: str, variables: Variables) -> Variables | None:
-    """Variables of a backbone built with `fused=True`; None if it has no such form."""
+    """Return variables for `fused=True`; None if the backbone has no such form."""
     module = family(name)
     return module.fuse(variables) if hasattr(module, "fuse") else None
 
 
 def family(name: str) -> ModuleType:
-    """Module that a backbone lives in (for `fuse`, `import_torch`, ...)."""
+    """Return the module of a backbone (for `fuse`, `import_torch`, ...)."""
     for module in _families():
         if name in module.VARIANTS:
             return module

@@ -66,11 +66,11 @@ class Branch(nn.Module):
         self.bn = BatchNorm(self.shape[-1])
 
     def kernel(self) -> convolutions.Kernel:
-        """Kernel of the convolution."""
+        """Return the kernel of the convolution."""
         return self.conv()
 
     def affine(self, batch: Moments | None) -> Affine:
-        """Factor and offset that normalise the convolution's output."""
+        """Return the factor and offset that normalise the convolution's output."""
         return self.bn.affine(batch)
 
 

@@ -71,7 +71,7 @@ class _Folded(NamedTuple):
 
 
 def fuse(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Variables of the inference form (see `fastvit.fuse`)."""
+    """Return the variables of the inference form (see `fastvit.fuse`)."""
     params = _float64(variables["params"])
     stats = _float64(variables["batch_stats"])
     fused = {}

@@ -268,7 +268,7 @@ def import_torch(state_dict: Mapping[str, np.ndarray]) -> Variables:
 
 
 def _closest_variant(shapes):
-    """Size that shares the most fields with the weights."""
+    """Return the size that shares the most fields with the weights."""
     params = {key.removeprefix("params/"): shape for key, shape in shapes.items()}
     kernels = [
         params.get(f"stages_{i}/blocks_0/mlp/fc1/kernel", (0, 0)) for i in (0, 3)

@@ -162,7 +162,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Map) -> Output:
-        """Softmax(q k / sqrt(d)) v in each window and head, then a linear map."""
+        """Compute softmax(q k / sqrt(d)) v per window and head, then a linear map."""
         height, width = x.shape[1:3]
         sides = (self.window or height, self.window or width)
         qkv = _dense(3 * self.dim, self.dtype, "qkv")(x)
@@ -292,7 +292,7 @@ def _entry(path, leaf, value):
 
 
 def _as_map(code):
-    """Position code (1, side * side, dim) to (side, side, dim)."""
+    """Reshape a position code (1, side * side, dim) to (side, side, dim)."""
     side = math.isqrt(code.shape[1]) if code.ndim == 3 else 0
     if side == 0 or side % 8 or code.shape[:2] != (1, side**2):
         raise UserError(

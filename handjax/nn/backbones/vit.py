@@ -240,7 +240,7 @@ def import_torch(state_dict: Mapping[str, np.ndarray]) -> Variables:
 
 
 def _closest_variant(params):
-    """Size that shares the most fields with the weights."""
+    """Return the size that shares the most fields with the weights."""
     kernel = params.get("patch_embed", {}).get("proj", {}).get("kernel", ())
     found = (
         kernel.shape[0] if np.ndim(kernel) == 4 else 0,

@@ -22,7 +22,7 @@ class Moments(NamedTuple):
     """How many values each channel had."""
 
     def scaled(self, factor: Float[Array, " dim"]) -> "Moments":
-        """Moments of the same values times `factor`."""
+        """Return the moments of the same values times `factor`."""
         factor = factor.astype(jnp.float32)
         return Moments(factor * self.mean, factor**2 * self.variance, self.count)
 
@@ -40,7 +40,7 @@ class Covariance(NamedTuple):
     count: int
 
     def through(self, matrix: Float[Array, "dim dim_out"]) -> Moments:
-        """Moments of the same values times a matrix, which need not be computed."""
+        """Return the moments of the values times a matrix, without the product."""
         matrix = matrix.astype(jnp.float32)
         variance = jnp.sum(matrix * jnp.dot(self.covariance, matrix), axis=0)
         return Moments(jnp.dot(self.mean, matrix), variance, self.count)
@@ -108,7 +108,7 @@ class BatchNorm(nn.Module):
     def affine(
         self, batch: Moments | None
     ) -> tuple[Float[Array, " dim"], Float[Array, " dim"]]:
-        """Factor and offset that normalise.
+        """Return the factor and offset that normalise.
 
         Args:
             batch: Moments of the batch, which also update the running statistics; None

@@ -28,7 +28,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Map) -> Output:
-        """Convolve."""
+        """Convolve the map, and add the bias if there is one."""
         size, dim = self.kernel_size, x.shape[-1] // self.groups
         kernel = self.param("kernel", self.init, (size, size, dim, self.features))
         x = convolutions.conv2d(

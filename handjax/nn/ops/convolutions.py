@@ -101,7 +101,7 @@ def windows(x: Image, size: int, stride: int) -> Output:
 
 
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Exact GELU, x * Phi(x), by erf.
+    """Compute the exact GELU, x * Phi(x), by erf.
 
     `jax.nn.gelu` goes through erfc, which keeps the relative accuracy of values near
     -1e-7 that nothing needs here and costs five times as much on CPUs.
@@ -197,7 +197,7 @@ def conv_transpose(
     padding: int = 0,
     impl: Impl = "auto",
 ) -> Output:
-    """Transposed convolution: input pixel i adds to rows stride * i - padding + tap.
+    """Convolve transposed: input pixel i adds to rows stride * i - padding + tap.
 
     Equal to torch's `conv_transpose2d` for its weight transposed to (2, 3, 0, 1); the
     output has stride * (size - 1) + kernel - 2 * padding rows.
@@ -222,7 +222,7 @@ def conv_transpose(
 
 
 def _overlap_add(x, kernel, stride, padding):
-    """One matrix product gives each stride x stride block of the output.
+    """Compute each stride x stride block of the output by one matrix product.
 
     A block is reached by the inputs at and before it, as many as the kernel has
     blocks: their channels side by side make the rows of the product.

@@ -164,7 +164,7 @@ def _kernel_gradient(x, grad, taps, stride):
 
 
 def _chunk(height, width):
-    """Rows and columns of gradient summed in one loop: about _MAX_TERMS positions.
+    """Return the rows and columns summed in one loop: about _MAX_TERMS positions.
 
     With half as many, XLA slices the window anew for each of them: four times slower.
     """

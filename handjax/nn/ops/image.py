@@ -46,7 +46,7 @@ def normalised(
 
 
 def middle_columns(image: Any, *, multiple: int = 8) -> Any:
-    """The middle three quarters of a crop's columns, which HaMeR's kin look at.
+    """Return the middle three quarters of a crop's columns, as HaMeR's kin use.
 
     Args:
         image: (batch, height, width, 3).

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Int
 
 
 def largest(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
-    """Maximum along an axis; its gradient goes to one of the values that have it.
+    """Return the maximum along an axis; one largest value gets the gradient.
 
     The gradient of `jnp.max` asks once more which values equal the maximum. XLA may
     compute them anew for that, fused with other operations and so rounded otherwise;
@@ -25,7 +25,7 @@ def largest(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
 def top_k(
     x: Float[Array, "*rows n"], k: int
 ) -> tuple[Float[Array, "*rows k"], Int[Array, "*rows k"]]:
-    """The k largest values of each row and their places, as `jax.lax.top_k`.
+    """Return each row's k largest values and their places, as `jax.lax.top_k`.
 
     Devices that share the rows keep their own here; for `jax.lax.top_k` XLA brings all
     rows to every device. It is the approximate search, asked to miss nothing.

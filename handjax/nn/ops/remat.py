@@ -17,7 +17,7 @@ work, and computes what is cheap again."""
 
 
 def again(block: Any, policy: str, **options: Any) -> Any:
-    """A block, or a function of one, whose activations are computed again.
+    """Rematerialize a block: recompute its activations in the backward pass.
 
     Args:
         block: Class of a module, or a function whose first argument is a module.

@@ -25,7 +25,7 @@ _MERGES = 49_152 - 256 - 2
 """Pairs that CLIP uses of the published list, which is longer."""
 
 _WORD = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
-"""Contractions, runs of letters, single digits, and runs of anything but blanks."""
+"""Yield contractions, runs of letters, single digits, and other runs of text."""
 
 
 class BytePairs:

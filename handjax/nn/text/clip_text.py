@@ -52,7 +52,7 @@ class ClipText(nn.Module):
     def __call__(
         self, ids: Int[AnyArray, "batch length"], *, train: bool = False
     ) -> TextFeatures:
-        """Features of texts that end with the highest id there is.
+        """Compute features of texts, which end with the highest id there is.
 
         What follows the first such id is padding: any ids will do, and none of them
         changes what stands before.
@@ -133,5 +133,5 @@ class Block(nn.Module):
 
 
 def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """GELU as CLIP approximates it, x sigmoid(1.702 x)."""
+    """Compute GELU as CLIP approximates it, x sigmoid(1.702 x)."""
     return x * jax.nn.sigmoid(1.702 * x)

@@ -31,7 +31,7 @@ of those that are held still, those that its hand can show."""
 
 
 def names() -> tuple[str, ...]:
-    """Encoders that there are."""
+    """Return the names of all text encoders."""
     return (LABELS, *SIZES)
 
 
@@ -43,7 +43,7 @@ class Tokenizer(Protocol):
     """Ids of each text."""
 
     def __call__(self, texts: Sequence[str]) -> Int[np.ndarray, "text length"]:
-        """Ids of texts.
+        """Encode texts as ids.
 
         Raises:
             UserError: A text cannot be encoded.
@@ -70,7 +70,7 @@ class Labels:
             )
 
     def __call__(self, texts: Sequence[str]) -> Int[np.ndarray, "text 1"]:
-        """Number of each label.
+        """Return the number of each label.
 
         Raises:
             UserError: A text is none of the labels; lists those there are.
@@ -98,7 +98,7 @@ class LabelEncoder(nn.Module):
     def __call__(
         self, ids: Int[AnyArray, "batch length"], *, train: bool = False
     ) -> TextFeatures:
-        """Features of labels; the pooled one is their mean."""
+        """Compute features of labels; the pooled one is their mean."""
         del train
         init = nn.initializers.normal(1.0)
         x = nn.Embed(
@@ -116,7 +116,7 @@ class LabelEncoder(nn.Module):
 def tokenizer(
     name: str, *, labels: Sequence[str] = ASL_LETTERS, vocabulary: str = ""
 ) -> Tokenizer:
-    """Tokenizer of an encoder.
+    """Return the tokenizer of an encoder.
 
     Args:
         name: One of `names()`.
@@ -148,7 +148,7 @@ def tokenizer(
 def build(
     name: str, *, labels: Sequence[str] = ASL_LETTERS, dtype: Any = jnp.float32
 ) -> nn.Module:
-    """Network of an encoder: ids to `TextFeatures`.
+    """Build the network of an encoder, from ids to `TextFeatures`.
 
     Raises:
         UserError: There is no such encoder.
