@@ -22,6 +22,7 @@ MISTAKES = {
     "predict": ("/nowhere.jpg --workdir=W --output=O", "nowhere.jpg"),
     "benchmark": ("--config=tokenhand --what=speed", "speed is not one of compile"),
     "convert": ("/nowhere --from=timm --to=T", "no such file of weights"),
+    "models": ("landmarks", "landmarks"),
     "tables": ("/nowhere", "is no report and no workdir"),
     "control": ("--out=O --size=100", "divisible by 8"),
     "fid": ("--real=a.txt --made=b.npy", "allowed are .npy"),
