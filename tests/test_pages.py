@@ -56,6 +56,7 @@ RUN_BY = {
     "handjax.evaluate": "evaluation/test_evaluate.py",
     "handjax.equations": "test_commands.py",
     "handjax.fid": "metrics/test_fid.py",
+    "handjax.inference": "inference/test_photo_predictor.py",
     "handjax.predict": "inference/test_predict_cli.py",
     "handjax.replay": "training/test_nonfinite.py",
     "handjax.tables": "evaluation/test_tables.py",

@@ -10,7 +10,7 @@ from PIL import Image
 import handjax
 from data_pipelines.synthetic.records import Generator
 from handjax import predict
-from handjax.__main__ import main
+from handjax.inference import __main__ as models_command
 from handjax.metrics.mesh_errors import procrustes_align
 
 
@@ -87,6 +87,6 @@ def test_what_needs_a_workdir_says_so(rendered, tmp_path, capsys):
 
 
 def test_models_that_come_with_handjax_are_listed(capsys):
-    assert main(["models", "--json"]) == 0
+    assert models_command.main(["--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert row["name"] == "landmarks" and row["metrics"]["pa_mpjpe_mm"] < 12
