@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from data_pipelines.synthetic.recipes import RECIPES
 from handjax.errors import UserError
 from handjax.io import command_line
 from handjax.io.command_line import Parser
@@ -40,6 +41,13 @@ def _parser() -> Parser:
         default=180.0,
         help="degrees from fingers up, palm to the camera; 180: any view",
     )
+    parser.add_argument(
+        "--recipe",
+        choices=tuple(RECIPES),
+        default="default",
+        help="of the training examples; photos: fewer things in the way, more hands "
+        "seen edge-on, fingers of their own sizes",
+    )
     return parser
 
 
@@ -66,6 +74,7 @@ def _make(arguments: argparse.Namespace) -> None:
         image_size=arguments.image_size,
         left_fraction=arguments.left_fraction,
         max_turn=arguments.max_turn,
+        recipe=arguments.recipe,
     )
     print(f"{directory}: complete. See {directory / 'contact_sheet.png'}.")
 

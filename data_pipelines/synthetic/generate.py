@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 
 from data_pipelines.storage import contact_sheet, progress, shards
 from data_pipelines.storage.directories import check_same, locked
+from data_pipelines.synthetic.recipes import RECIPES
 from data_pipelines.synthetic.workers import Workers
 from handjax.errors import UserError
 from handjax.io.console import duration
 from handjax.mano import model_files
 
 NAME = "synthetic"
-_OF_PICTURES = ("seed", "image_size", "left_fraction", "max_turn")
+_OF_PICTURES = ("seed", "image_size", "left_fraction", "max_turn", "recipe")
 VERSION = 1
 """Version of the pictures, raised whenever a seed gives different ones."""
 DESCRIPTION = (
@@ -51,6 +52,7 @@ def ensure(
     image_size: int = 224,
     left_fraction: int | float = 0.0,
     max_turn: int | float = 180.0,
+    recipe: str = "default",
 ) -> Path:
     """Make a data set unless it exists already.
 
@@ -67,6 +69,8 @@ def ensure(
         left_fraction: Share of left hands.
         max_turn: Degrees that hands are turned at most from fingers up, palm to the
             camera; 180 for any view.
+        recipe: One of `recipes.RECIPES`, for the training examples; test examples are
+            always drawn by "default".
 
     Returns:
         The directory.
@@ -82,6 +86,8 @@ def ensure(
     _check_range("image_size", image_size, 32, 2048)
     _check_range("left_fraction", left_fraction, 0, 1)
     _check_range("max_turn", max_turn, 1, 180)
+    if recipe not in RECIPES:
+        raise UserError(f"recipe={recipe!r}; allowed are {', '.join(RECIPES)}.")
     file = model_files.load("open")
     settings = {
         "version": VERSION,
@@ -93,6 +99,8 @@ def ensure(
         "hand_sha256": file.sha256,
         "max_turn": max_turn,
     }
+    if recipe != "default":  # data sets made before there were recipes say nothing
+        settings["recipe"] = recipe
     with locked(directory):
         check_same(directory, settings)
         missing = _missing(directory, settings)
@@ -142,7 +150,7 @@ def _make(directory: Path, settings: dict[str, Any], missing: int, count: int) -
     )
     for leftover in directory.glob(".*.partial-*"):  # of a run that was killed
         leftover.unlink()
-    generator = {key: settings[key] for key in _OF_PICTURES}
+    generator = {key: settings[key] for key in _OF_PICTURES if key in settings}
     with Workers(count, generator) as pool, progress.Report("images", missing) as bar:
 
         def records(split):

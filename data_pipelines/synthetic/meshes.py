@@ -7,9 +7,10 @@ from jaxtyping import Float, Int
 from scipy.spatial.transform import Rotation
 
 from data_pipelines.synthetic import hand as hands
-from data_pipelines.synthetic import holding, objects, shading, surroundings
-from data_pipelines.synthetic import skin as skins
+from data_pipelines.synthetic import holding, objects, surroundings
 from data_pipelines.synthetic import sleeve as sleeves
+from data_pipelines.synthetic.appearance import shading
+from data_pipelines.synthetic.appearance import skin as skins
 
 _GROUND_PATTERNS = (
     shading.PLAIN,

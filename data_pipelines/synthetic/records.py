@@ -9,8 +9,6 @@ from data_pipelines.synthetic import render, scene
 
 SPLITS = {"train": 1, "test": 2}
 """Splits, and the number that separates their randomness."""
-LEAST_VISIBLE = 0.35
-"""Share of the hand's silhouette that must be seen; other scenes are drawn again."""
 _MIRROR = np.array([1.0, -1.0, -1.0])
 """A reflection in x turns an axis-angle vector (x, y, z) into (x, -y, -z)."""
 
@@ -25,18 +23,23 @@ class Generator:
         image_size: int,
         left_fraction: int | float,
         max_turn: int | float = 180.0,
+        recipe: str = "default",
     ):
         self.seed, self.left_fraction = seed, left_fraction
-        self._sampler = scene.Sampler(image_size, max_turn)
+        # Test pictures do not change with the recipe, so that results compare.
+        self._samplers = {
+            split: scene.Sampler(image_size, max_turn, name)
+            for split, name in (("train", recipe), ("test", "default"))
+        }
 
     def __call__(self, split: str, index: int) -> dict:
         """Return one record, see `data_pipelines.storage.schema`."""
-        attempt = 0
+        sampler, attempt = self._samplers[split], 0
         while True:
             rng = np.random.default_rng([self.seed, SPLITS[split], index, attempt])
             is_right = bool(rng.random() >= self.left_fraction)
-            drawn = self._sampler(rng)
-            picture = render.render(drawn, least_visible=LEAST_VISIBLE)
+            drawn = sampler(rng)
+            picture = render.render(drawn, least_visible=sampler.recipe.least_visible)
             if picture is not None:
                 break
             attempt += 1
@@ -62,6 +65,7 @@ def _record(
     low, high = outline.min(0), outline.max(0)
     low, high = np.maximum(low, 0), np.minimum(high, size - 1)
     ones = np.ones((len(joints3d), 1))
+    betas = {"mano_betas": drawn.betas, "mano_transl": transl}
     return {
         "image": jpeg(image, drawn.lens.quality),
         "image_size": np.array([size, size]),
@@ -76,8 +80,7 @@ def _record(
         "joints3d": np.concatenate([joints3d, ones], -1),
         "vertices": vertices,
         "mano_pose": mano_pose.reshape(48),
-        "mano_betas": drawn.betas,
-        "mano_transl": transl,
+        **({} if drawn.betas is None else betas),
         "K": drawn.intrinsics,
         "occluded": picture.hidden,
         "visible": picture.visible,

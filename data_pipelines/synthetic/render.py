@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from data_pipelines.synthetic import hand as hands
-from data_pipelines.synthetic import lens, shading, skin
+from data_pipelines.synthetic.appearance import lens, shading, skin
 from data_pipelines.synthetic.meshes import Mesh
 from data_pipelines.synthetic.scene import Scene
 from handjax.visualization.rasterizer import Raster, rasterize

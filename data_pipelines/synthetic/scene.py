@@ -6,12 +6,14 @@ import numpy as np
 from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
+from data_pipelines.synthetic import finger_sizes, holding, meshes, surroundings
 from data_pipelines.synthetic import hand as hands
-from data_pipelines.synthetic import holding, lens, meshes, surroundings
+from data_pipelines.synthetic.appearance import lens
 from data_pipelines.synthetic.poses import FACING, random_rotation, sample_betas
 from data_pipelines.synthetic.prior import PosePrior
+from data_pipelines.synthetic.recipes import RECIPES, Recipe
 
-_HOLD, _IN_THE_WAY, _SLEEVE, _GROUND = 0.35, 0.15, 0.5, 0.3
+_SLEEVE, _GROUND = 0.5, 0.3
 
 
 class Scene(NamedTuple):
@@ -23,7 +25,8 @@ class Scene(NamedTuple):
     joints3d: Float[np.ndarray, "21 3"]
     mano_pose: Float[np.ndarray, "16 3"]
     """Absolute axis-angle, wrist first, camera axes."""
-    betas: Float[np.ndarray, "10"]
+    betas: Float[np.ndarray, "10"] | None
+    """None where they do not describe the hand."""
     transl: Float[np.ndarray, "3"]
     """Added after skinning."""
     intrinsics: Float[np.ndarray, "3 3"]
@@ -37,17 +40,23 @@ class Scene(NamedTuple):
 class Sampler:
     """Draws scenes; holds the assets, which are read once."""
 
-    def __init__(self, image_size: int, max_turn: int | float = 180.0):
+    def __init__(
+        self,
+        image_size: int,
+        max_turn: int | float = 180.0,
+        recipe: str = "default",
+    ):
         self.image_size, self.max_turn = image_size, max_turn
+        self.recipe = RECIPES[recipe]
         self.hand = hands.load()
         self.prior = PosePrior(self.hand)
 
     def __call__(self, rng: np.random.Generator) -> Scene:
         """Draw a scene from `rng` alone."""
-        hand = self.hand
-        betas = sample_betas(rng)
-        angles, held = self._fingers(rng, betas)
-        root, wrist = _view(rng, self.max_turn), _wrist_bend(rng)
+        recipe, betas = self.recipe, sample_betas(rng)
+        hand = self._hand(rng)
+        angles, held = self._fingers(rng, hand, betas)
+        root, wrist = _view(rng, self.max_turn, recipe), _wrist_bend(rng)
         posed = hands.pose(hand, angles, betas, root, wrist)
         intrinsics, shift, reach = _camera(rng, posed.vertices, self.image_size)
         drawn = [meshes.skin(rng, hand, posed.drawn + shift)]
@@ -58,7 +67,7 @@ class Sampler:
                 turn=root @ held.turn, centre=root @ held.centre + shift
             )
             drawn.append(meshes.thing(rng, held))
-        if rng.random() < _IN_THE_WAY:
+        if rng.random() < recipe.in_the_way:
             solid = np.concatenate([mesh.vertices for mesh in drawn])
             middle = posed.vertices.mean(0) + shift
             thing = holding.stand_in_the_way(rng, solid, middle, reach)
@@ -76,7 +85,7 @@ class Sampler:
             mano_pose=np.concatenate(
                 [Rotation.from_matrix(root).as_rotvec()[None], fingers]
             ),
-            betas=betas,
+            betas=betas if recipe.has_betas else None,
             transl=shift - posed.wrist_rest,
             intrinsics=intrinsics,
             around=around,
@@ -84,26 +93,46 @@ class Sampler:
             held=held,
         )
 
-    def _fingers(self, rng, betas):
+    def _hand(self, rng):
+        """Return the hand, with fingers of their own sizes if the recipe wants it."""
+        if self.recipe.has_betas:
+            return self.hand
+        return finger_sizes.sample(
+            rng,
+            self.hand,
+            length=self.recipe.finger_length,
+            width=self.recipe.finger_width,
+            common_width=self.recipe.width,
+        )
+
+    def _fingers(self, rng, hand, betas):
         """Draw joint angles, and the thing in the hand if there is one."""
-        if rng.random() < _HOLD:
+        if rng.random() < self.recipe.hold:
             for _ in range(4):
-                grasp = holding.grasp(rng, self.hand, betas)
+                grasp = holding.grasp(rng, hand, betas)
                 if grasp is not None:
                     placed, angles = grasp
                     return angles, placed
         return self.prior.sample(rng), None
 
 
-def _view(rng: np.random.Generator, max_turn: int | float) -> np.ndarray:
+def _view(
+    rng: np.random.Generator, max_turn: int | float, recipe: Recipe
+) -> np.ndarray:
     """Draw a rotation from hand to camera: any, more often with the arm below.
 
-    Under 180 degrees, `max_turn` keeps to rotations at most that far from `FACING`.
+    Under 180 degrees, `max_turn` keeps to rotations at most that far from `FACING`;
+    otherwise the recipe asks for shares of edge-on and of upright hands.
     """
     if max_turn < 180:
         while (turn := random_rotation(rng)).magnitude() > np.radians(max_turn):
             pass
         return turn.as_matrix() @ FACING
+    if recipe.edge_on or recipe.upright:
+        kind = rng.random()
+        if kind < recipe.edge_on + recipe.upright:
+            side_on = 90.0 if kind < recipe.edge_on else 0.0
+            return _turned_about_fingers(rng, side_on)
     root = random_rotation(rng).as_matrix()
     if rng.random() < 0.6:
         for _ in range(3):
@@ -112,6 +141,15 @@ def _view(rng: np.random.Generator, max_turn: int | float) -> np.ndarray:
                 break
             root = random_rotation(rng).as_matrix()
     return root
+
+
+def _turned_about_fingers(rng: np.random.Generator, degrees: float) -> np.ndarray:
+    """Draw a view turned by about so much from palm or back, fingers mostly up."""
+    about_fingers = degrees + rng.normal(0, 15 if degrees else 30)
+    if rng.random() < 0.5:
+        about_fingers += 180
+    angles = [about_fingers, rng.normal(0, 25), rng.normal(0, 50)]
+    return Rotation.from_euler("yxz", angles, degrees=True).as_matrix() @ FACING
 
 
 def _wrist_bend(rng: np.random.Generator) -> np.ndarray:

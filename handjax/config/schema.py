@@ -97,6 +97,7 @@ def _data() -> dict[str, Any]:
         seed=0,
         image_size=224,  # side of the stored picture, pixels
         max_turn=180.0,  # of rendered hands from fingers up, palm to camera; degrees
+        recipe="default",  # of rendered training pictures (synthetic.recipes)
         crop_size=224,  # side of what the network sees, pixels
         root="middle_mcp",
         box_scale=1.25,  # of the box around the joints, in evaluation

@@ -42,6 +42,7 @@ def default_directory(data: Data) -> Path:
 
     size = "" if data.image_size == 224 else f"-{data.image_size}px"
     view = "" if data.max_turn == 180 else f"-turn{data.max_turn:g}"
+    view += "" if data.recipe == "default" else f"-{data.recipe}"
     hand = model_files.load("open").sha256[:6]
     return cache_root() / (
         f"synthetic-{data.num_train}-{data.num_test}-seed{data.seed}{size}{view}"
@@ -92,6 +93,7 @@ def _render(data: Data, directory: Path) -> None:
             seed=data.seed,
             image_size=data.image_size,
             max_turn=data.max_turn,
+            recipe=data.recipe,
         )
     processes.wait_for_all("built-in data")
 

@@ -6,6 +6,7 @@ from PIL import Image
 
 from data_pipelines.storage import schema
 from data_pipelines.synthetic import records
+from data_pipelines.synthetic.recipes import RECIPES
 from handjax.geometry import skeleton
 from handjax.mano import model_files
 from handjax.visualization.rasterizer import rasterize
@@ -116,7 +117,7 @@ def test_hand_is_seen_where_the_labels_say(generator, monkeypatch):
 
 def test_examples_are_complete_and_encodable(examples):
     for example in examples:
-        assert records.LEAST_VISIBLE <= example["visible"] <= 1
+        assert RECIPES["default"].least_visible <= example["visible"] <= 1
         with Image.open(io.BytesIO(example["image"])) as image:
             assert image.size == (SIZE, SIZE)
             pixels = np.asarray(image.convert("RGB"))

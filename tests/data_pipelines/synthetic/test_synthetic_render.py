@@ -2,16 +2,8 @@ import numpy as np
 import pytest
 
 from data_pipelines.synthetic import hand as hands
-from data_pipelines.synthetic import (
-    lens,
-    meshes,
-    render,
-    scene,
-    shading,
-    skin,
-    sleeve,
-    surroundings,
-)
+from data_pipelines.synthetic import meshes, render, scene, sleeve, surroundings
+from data_pipelines.synthetic.appearance import lens, shading, skin
 from handjax.mano import numpy_skinning
 
 SIZE = 64

@@ -42,7 +42,7 @@ class SkinMap(NamedTuple):
 @functools.cache
 def skin_map() -> SkinMap:
     """Derive the map from the rest mesh (once per process)."""
-    from data_pipelines.synthetic import shading
+    from data_pipelines.synthetic.appearance import shading
 
     hand = hands.load()
     points, joints = hand.v_template, hand.rest_joints

@@ -1,0 +1,1 @@
+"""Skin, light and lens: what makes a rendered hand look like a photograph."""
