@@ -6,6 +6,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := $(VENV)/bin
 DEMO ?= runs/demo
+# A photo of yours whose hands `make demo PHOTO=me.jpg` reconstructs first.
+PHOTO ?=
 # Tests run side by side on this many processes.
 JOBS ?= 2
 
@@ -30,6 +32,7 @@ $(VENV)/dev: $(VENV)/core
 	@touch $@
 
 demo: $(VENV)/core
+	@test -z "$(PHOTO)" || $(BIN)/python -m handjax.predict "$(PHOTO)" --output $(DEMO)/hands
 	$(BIN)/python -m handjax.train --config configs/tokenhand.py:demo --workdir $(DEMO)
 	$(BIN)/python -m handjax.evaluate --workdir $(DEMO)
 	$(BIN)/python scripts/demo_photo.py --workdir $(DEMO) --output $(DEMO)/photo
