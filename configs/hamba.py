@@ -73,8 +73,8 @@ from data_pipelines.loading.recipes import HAMER
 from handjax.config.schema import base, stage
 from handjax.config.variants import (
     demo,
-    every,
     parse,
+    set_intervals,
     short_run_pictures,
     small,
     smoke,
@@ -162,7 +162,7 @@ def _paper(config: Config) -> Config:
         groups=JUDGE,
         **recipe,
     )
-    return every(config, log=100, evaluate=5_000)
+    return set_intervals(config, log=100, evaluate=5_000)
 
 
 def _both(losses: dict[str, float], **adversary: float) -> dict[str, float]:

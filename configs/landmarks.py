@@ -23,7 +23,7 @@ them. More updates with more pairs learn the pairs by heart (4,000 with a share 
 import ml_collections
 
 from handjax.config.schema import base, stage
-from handjax.config.variants import demo, every, parse, smoke
+from handjax.config.variants import demo, parse, set_intervals, smoke
 
 LOSSES = dict(vertices=10.0, joints3d=10.0)
 
@@ -59,7 +59,7 @@ def _paper(config: Config) -> Config:
     )
     config.stages.poses = _poses(2_000, 128)
     config.stages.mesh = _mesh(300, 32)
-    return every(config, log=100, evaluate=1_000)
+    return set_intervals(config, log=100, evaluate=1_000)
 
 
 def _small(config: Config) -> Config:
@@ -67,7 +67,7 @@ def _small(config: Config) -> Config:
     config = _paper(config)
     config.stages.poses = _poses(1_000, 128)
     config.stages.mesh = _mesh(100, 32)
-    return every(config, log=50, evaluate=0)
+    return set_intervals(config, log=50, evaluate=0)
 
 
 def _demo(config: Config) -> Config:

@@ -107,8 +107,8 @@ from data_pipelines.loading.recipes import HAMER
 from handjax.config.schema import base, stage
 from handjax.config.variants import (
     demo,
-    every,
     parse,
+    set_intervals,
     short_run_pictures,
     small,
     smoke,
@@ -231,7 +231,7 @@ def _paper(config: Config) -> Config:
         schedule=dict(name="constant"),
         patience=20,
     )
-    return every(config, log=100, evaluate=5_000)
+    return set_intervals(config, log=100, evaluate=5_000)
 
 
 def _small(config: Config) -> Config:

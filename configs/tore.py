@@ -90,7 +90,14 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from handjax.config.schema import base, stage
-from handjax.config.variants import demo, every, parse, short_run_pictures, small, smoke
+from handjax.config.variants import (
+    demo,
+    parse,
+    set_intervals,
+    short_run_pictures,
+    small,
+    smoke,
+)
 
 EPOCH = 130_240
 """Pictures of FreiHAND, by which the released recipes count epochs."""
@@ -184,7 +191,7 @@ def _paper(config: Config) -> None:
         image_std=(0.229, 0.224, 0.225),
         channel_order="rgb",
     )
-    every(config, log=100, evaluate=5_000)
+    set_intervals(config, log=100, evaluate=5_000)
 
 
 def _paper_stage(config: Config) -> dict[str, Any]:

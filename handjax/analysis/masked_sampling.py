@@ -1,8 +1,8 @@
 """Watch a model fill masked tokens: what `explore_masked_sampling.ipynb` shows.
 
 For families that see an image once and score tokens often, as MMHMR does: their Model
-has the methods `see(image, predicts=...)`, `score(seen, indices, masked)` and
-`decode(indices)`.
+has the methods `encode_condition(image, predicts=...)`, `score(seen, indices, masked)`
+and `decode(indices)`.
 """
 
 import functools
@@ -81,7 +81,7 @@ def watch(
 
     @jax.jit
     def run(variables, image, key):
-        seen = model.apply(variables, image, predicts=True, method="see")
+        seen = model.apply(variables, image, predicts=True, method="encode_condition")
         predict = functools.partial(model.apply, variables, seen, method="score")
         return masked_tokens.sample(
             key,

@@ -52,8 +52,8 @@ def measure(
         for row in table.rows
     }
     image = _image(backbone, 1)
-    maps = jax.eval_shape(backbone.see, backbone.variables, image)
-    before = multiply_adds(backbone.see, backbone.variables, image)
+    maps = jax.eval_shape(backbone.encode, backbone.variables, image)
+    before = multiply_adds(backbone.encode, backbone.variables, image)
     for name, head in heads.items():
         for value in _counted(head, maps, before):
             yield Value(name, *value)
@@ -70,7 +70,7 @@ class _Part:
     variables: Any
     size_px: int
 
-    def see(self, variables: Any, image: Any) -> Any:
+    def encode(self, variables: Any, image: Any) -> Any:
         return self.model.apply(variables, image, method=self.table.backbone)
 
     def find(self, variables: Any, maps: Any) -> Any:
@@ -115,7 +115,7 @@ def _head(
     )
     kept = table.constants(model, hand_constants.hand_constants(file))
     constants = {"constants": jax.tree.map(jnp.asarray, kept)}
-    maps = jax.eval_shape(backbone.see, backbone.variables, _image(backbone, 1))
+    maps = jax.eval_shape(backbone.encode, backbone.variables, _image(backbone, 1))
     size_px = backbone.size_px
     made = _made(model, constants, maps, size_px=size_px, method=table.answer)
     return _Part(table, model, {**made, **constants}, size_px)
@@ -165,7 +165,7 @@ def _timed(
     Backbone and head are two programs, so that the backbone is compiled once.
     """
     image = jax.device_put(_image(backbone, batch))
-    see = functools.partial(jax.jit(backbone.see), backbone.variables, image)
+    see = functools.partial(jax.jit(backbone.encode), backbone.variables, image)
 
     def run(read: Callable, variables: Any) -> Any:
         return jax.block_until_ready(read(variables, see()))

@@ -51,7 +51,7 @@ def parse(file: str, variant: str, rows: Collection[str] = ()) -> tuple[str, str
 def small(config: Config) -> Config:
     """Set the data and intervals of what two CPU cores train in under two hours."""
     config.data.num_train, config.data.num_test = 20_000, 1_000
-    return every(config, log=50, evaluate=1_000)
+    return set_intervals(config, log=50, evaluate=1_000)
 
 
 def demo(config: Config) -> Config:
@@ -59,7 +59,7 @@ def demo(config: Config) -> Config:
     config.data.num_train, config.data.num_test = 2_000, 200
     # 2,000 pictures are too few to learn hands seen from everywhere.
     config.data.max_turn = 60.0
-    return every(config, log=20, evaluate=0)
+    return set_intervals(config, log=20, evaluate=0)
 
 
 def smoke(config: Config, *, log: int) -> Config:
@@ -71,10 +71,10 @@ def smoke(config: Config, *, log: int) -> Config:
     """
     config.data.num_train, config.data.num_test = 64, 16
     config.eval.batch_size = 8
-    return every(config, log=log, evaluate=5 * log)
+    return set_intervals(config, log=log, evaluate=5 * log)
 
 
-def every(config: Config, *, log: int, evaluate: int) -> Config:
+def set_intervals(config: Config, *, log: int, evaluate: int) -> Config:
     """Log, evaluate and save after so many steps; 0 evaluates at the end only."""
     config.train.log_every = log
     config.train.eval_every = config.train.image_every = evaluate

@@ -22,7 +22,7 @@ from handjax.types import AnyArray
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
-class Codes(NamedTuple):
+class CodebookState(NamedTuple):
     """A codebook and the averages that move it."""
 
     embedding: Float[Array, "code dim"]
@@ -76,14 +76,14 @@ def soft_lookup(
 
 
 def ema_update(
-    codes: Codes,
+    codes: CodebookState,
     tokens: Float[Array, "n dim"],
     indices: Int[Array, "n"],
     valid: Bool[Array, "n"],
     *,
     decay: float,
     smoothing: float = 0.0,
-) -> Codes:
+) -> CodebookState:
     """Move each code to the decayed mean of its tokens.
 
     n <- decay n + (1 - decay) sum 1[q = k];  s <- the same of t;  c = s / n.
@@ -108,17 +108,17 @@ def ema_update(
     # A code that was never used keeps its place until it is reset.
     safe = jnp.maximum(count, 1e-9)[:, None]
     embedding = jnp.where(count[:, None] > 1e-9, total / safe, codes.embedding)
-    return Codes(embedding, total, count)
+    return CodebookState(embedding, total, count)
 
 
 def reset_dead(
-    codes: Codes,
+    codes: CodebookState,
     tokens: Float[Array, "n dim"],
     valid: Bool[Array, "n"],
     rng: Array,
     *,
     below: float,
-) -> tuple[Codes, Float[Array, ""]]:
+) -> tuple[CodebookState, Float[Array, ""]]:
     """Move codes whose count is under `below` onto random tokens of the batch.
 
     Their count becomes 1 and their sum the token, so that a code gets a while to be
@@ -129,7 +129,7 @@ def reset_dead(
     """
     dead = codes.ema_count < below
     fresh = random_rows(rng, tokens, valid, codes.ema_count.shape[0])
-    moved = Codes(
+    moved = CodebookState(
         embedding=jnp.where(dead[:, None], fresh, codes.embedding),
         ema_sum=jnp.where(dead[:, None], fresh, codes.ema_sum),
         ema_count=jnp.where(dead, 1.0, codes.ema_count),
@@ -221,7 +221,7 @@ class VectorQuantizer(nn.Module):
         if valid is None:
             valid = jnp.ones(batch, jnp.bool_)
         row_valid = jnp.repeat(jnp.asarray(valid), per_example)
-        before = Codes(
+        before = CodebookState(
             jnp.asarray(self.embedding.value),
             jnp.asarray(self.ema_sum.value),
             jnp.asarray(self.ema_count.value),
@@ -247,14 +247,16 @@ class VectorQuantizer(nn.Module):
         """Return the code vectors of indices."""
         return jnp.asarray(self.embedding.value)[indices]
 
-    def _first_batch(self, codes: Codes, rows: Any, valid: Any, rng: Array) -> Codes:
+    def _first_batch(
+        self, codes: CodebookState, rows: Any, valid: Any, rng: Array
+    ) -> CodebookState:
         start = random_rows(rng, rows, valid, self.num_codes)
-        fresh = Codes(start, start, jnp.ones(self.num_codes, jnp.float32))
+        fresh = CodebookState(start, start, jnp.ones(self.num_codes, jnp.float32))
         done = self.initialized.value
         return jax.tree.map(lambda old, new: jnp.where(done, old, new), codes, fresh)
 
     def _move(
-        self, codes: Codes, rows: Any, indices: Any, valid: Any, rng: Array
+        self, codes: CodebookState, rows: Any, indices: Any, valid: Any, rng: Array
     ) -> dict[str, Float[Array, ""]]:
         codes = ema_update(
             codes, rows, indices, valid, decay=self.decay, smoothing=self.smoothing

@@ -168,13 +168,13 @@ def prepare(
         },
         run.say,
     )
-    _introduce(run, stages, dtype)
+    _print_summary(run, stages, dtype)
     if run.first and create:
-        _claim(run)
+        _write_run_files(run)
     return run
 
 
-def _introduce(run: Run, stages: tuple, dtype: str) -> None:
+def _print_summary(run: Run, stages: tuple, dtype: str) -> None:
     """Print what is about to happen."""
     from data_pipelines.loading import mixtures
 
@@ -232,7 +232,7 @@ def _compare_with(workdir: Path, config: ml_collections.ConfigDict) -> None:
         )
 
 
-def _claim(run: Run) -> None:
+def _write_run_files(run: Run) -> None:
     """Make the workdir this run's: config.json and environment.json."""
     try:
         atomic_files.write_bytes(

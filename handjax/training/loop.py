@@ -112,7 +112,7 @@ def train_stage(
             try:
                 recorder.fetch_later(step, metrics)
                 if not last:  # while the device computes
-                    batch = recorder.waited(
+                    batch = recorder.timed_load(
                         lambda: sharding.global_batch(run.mesh, next(batches))
                     )
                 stopping = run.stop.step(after=metrics)

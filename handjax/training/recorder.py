@@ -48,7 +48,7 @@ class Recorder:
         self.writer.close()
         self.store.close()
 
-    def waited(self, load: Callable[[], Any]) -> Any:
+    def timed_load(self, load: Callable[[], Any]) -> Any:
         """Call `load` and count the time as waiting for data."""
         with self._shares.of("data"):
             return load()

@@ -21,7 +21,7 @@ class Fills(nn.Module):
             "table", nn.initializers.normal(1.0), (CODES + 1, TOKENS, CODES)
         )
 
-    def see(self, image, predicts=False):
+    def encode_condition(self, image, predicts=False):
         assert predicts
         return jnp.mean(image / 255.0, axis=(1, 2, 3))
 

@@ -10,7 +10,7 @@ from handjax.nn import vq
 
 def codes(embedding, count=None):
     count = np.ones(len(embedding)) if count is None else np.asarray(count)
-    return vq.Codes(
+    return vq.CodebookState(
         jnp.asarray(embedding, jnp.float32),
         jnp.asarray(embedding * count[:, None], jnp.float32),
         jnp.asarray(count, jnp.float32),

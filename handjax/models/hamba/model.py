@@ -19,7 +19,7 @@ from handjax.nn.mano_head import ManoHead, ManoParameters, MeanParameters, Posed
 from handjax.nn.metaformer import MetaFormerBlock, layer_norm, linear
 from handjax.nn.ops.batch_norm import BatchNorm
 from handjax.nn.ops.image import middle_columns, normalised
-from handjax.nn.ops.remat import again
+from handjax.nn.ops.remat import rematerialize
 from handjax.nn.pose_discriminator import PoseDiscriminator
 from handjax.nn.ssm import VSSBlock
 from handjax.nn.token_sampler import sample_pixels
@@ -368,7 +368,7 @@ class Trunk(nn.Module):
 
     def _run(self, block: nn.Module, x: Array, train: bool) -> Array:
         run = lambda block, x: block(x, train=train)  # noqa: E731
-        return (again(run, self.remat_policy) if self.remat else run)(block, x)
+        return (rematerialize(run, self.remat_policy) if self.remat else run)(block, x)
 
 
 # --- Geometry ----------------------------------------------------------------

@@ -131,15 +131,15 @@ def mesh_loss(
     as HaMeR does: `hmr_losses`. The detector has a term of its own.
     """
     mask_key, joints_key = jax.random.split(rngs["mask"])
-    hidden = hide(model, variables, batch, mask_key)
+    hidden = mask_tokens(model, variables, batch, mask_key)
     found, updates = model.apply(
         variables,
         batch.image,
         hidden.labels,
         hidden.masked,
-        *told_joints(model, batch, joints_key),
+        *condition_joints2d(model, batch, joints_key),
         train=True,
-        method="guess",
+        method="predict_masked",
         mutable=["batch_stats"],
         rngs=rngs,
     )
@@ -179,7 +179,7 @@ def text_loss(
 
     Poses are compared in the true shape, of which a text says nothing.
     """
-    hidden = hide(model, variables, batch, rngs["mask"])
+    hidden = mask_tokens(model, variables, batch, rngs["mask"])
     found = model.apply(
         variables,
         batch.text,
@@ -188,7 +188,7 @@ def text_loss(
         None,
         None,
         train=True,
-        method="guess",
+        method="predict_masked",
         rngs=rngs,
     )
     parameters = found.parameters._replace(betas=jnp.asarray(batch.betas))
@@ -217,7 +217,7 @@ def predict_text(model: Model, variables: Variables, batch: Batch) -> HandOutput
     )
 
 
-def told_joints(
+def condition_joints2d(
     model: Model, batch: Batch, key: Array
 ) -> tuple[Joints2D | None, Seen2D | None]:
     """Return 2-D joints and confidences, as the synthesizer gets them in training.
@@ -242,7 +242,7 @@ def told_joints(
     )
 
 
-class Hidden(NamedTuple):
+class MaskedTokens(NamedTuple):
     """Tokens of true poses, and which of them the model is not told."""
 
     labels: Int[Array, "batch token"]
@@ -251,7 +251,9 @@ class Hidden(NamedTuple):
     """Whether the pose is annotated; of others all tokens are hidden."""
 
 
-def hide(model: Model, variables: Variables, batch: Batch, key: Array) -> Hidden:
+def mask_tokens(
+    model: Model, variables: Variables, batch: Batch, key: Array
+) -> MaskedTokens:
     """Mask tokens of the true poses, as many as `model.tau_range` says."""
     labels = model.apply(variables, batch.mano_pose, method="encode")
     known = jnp.asarray(batch.mano_valid)
@@ -259,11 +261,11 @@ def hide(model: Model, variables: Variables, batch: Batch, key: Array) -> Hidden
         key, *labels.shape, tau_range=model.tau_range, schedule=model.schedule
     )
     # What is not known must not be told.
-    return Hidden(labels, masked | ~known[:, None], known)
+    return MaskedTokens(labels, masked | ~known[:, None], known)
 
 
 def mask_metrics(
-    logits: Float[Array, "batch token code"], hidden: Hidden
+    logits: Float[Array, "batch token code"], hidden: MaskedTokens
 ) -> dict[str, Float[Array, ""]]:
     """Share of the hidden tokens that is named rightly, and share that is hidden.
 
@@ -279,7 +281,7 @@ def mask_metrics(
 
 
 def mask_term(
-    model: Model, logits: Float[Array, "batch token code"], hidden: Hidden
+    model: Model, logits: Float[Array, "batch token code"], hidden: MaskedTokens
 ) -> Float[Array, ""]:
     """Compute the cross-entropy of the tokens, nats (MMHMR Eq. mask loss).
 

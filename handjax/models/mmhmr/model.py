@@ -70,7 +70,7 @@ Words = Int[AnyArray, "batch length"]
 """Token ids of texts (`text_encoder.tokenizer`)."""
 
 
-class Seen(NamedTuple):
+class Condition(NamedTuple):
     """All that is taken of an image or a text, once for all steps of sampling."""
 
     maps: Sequence[Float[Array, "batch _ _ channel"]] | None
@@ -89,7 +89,7 @@ class Seen(NamedTuple):
     """False for padding of the text."""
 
 
-class Guess(NamedTuple):
+class MaskedPrediction(NamedTuple):
     """What training compares: scores of all tokens, and the hand that they expect."""
 
     logits: Float[Array, "batch token code"]
@@ -249,7 +249,9 @@ class Model(nn.Module):
             joints2d: A detector's, pixels of the crop; without, `joints2d_test` says.
             train: Drop at random.
         """
-        seen = self.see(image, joints2d, predicts=self._predicts(), train=train)
+        seen = self.encode_condition(
+            image, joints2d, predicts=self._predicts(), train=train
+        )
         return self.sampled_hand(
             seen, jax.random.key(0), self._sampling(), image.shape[1], self.decoded
         )
@@ -265,7 +267,7 @@ class Model(nn.Module):
         """Draw several hands per image or text, at `hypothesis_temperature`."""
         # Flax allows no modules inside of JAX's loops; a pure function it does.
         model, variables = self.unbind()
-        seen = self.see(image, joints2d, predicts=self._predicts())
+        seen = self.encode_condition(image, joints2d, predicts=self._predicts())
         options = self._sampling()._replace(
             temperature=self.hypothesis_temperature, nth=1
         )
@@ -283,7 +285,7 @@ class Model(nn.Module):
 
         return hypotheses.draw(one, key, count)
 
-    def see(
+    def encode_condition(
         self,
         image: Image | Words,
         joints2d: Joints2D | None = None,
@@ -291,7 +293,7 @@ class Model(nn.Module):
         *,
         predicts: bool = False,
         train: bool = False,
-    ) -> Seen:
+    ) -> Condition:
         """Take all from images, or texts, that the steps of sampling need.
 
         Args:
@@ -308,7 +310,9 @@ class Model(nn.Module):
                 jnp.broadcast_to(x[None], (len(image), *x.shape))
                 for x in (mean.betas, mean.cam)
             )
-            return Seen(None, None, None, betas, cam, None, words.tokens, words.mask)
+            return Condition(
+                None, None, None, betas, cam, None, words.tokens, words.mask
+            )
         maps = self.pyramid(self._features(image, train))
         coarse = maps[tuple(self.levels).index("1x")]
         betas, cam = self.shape_camera(coarse, mean)
@@ -320,18 +324,18 @@ class Model(nn.Module):
         detected, places = None, None
         if detects(self):
             found = self.detector(coarse)
-            detected = crop_pixels(found, **geometry)
+            detected = map_to_crop(found, **geometry)
             places = jax.lax.stop_gradient(found) if predicts else None
         if joints2d is not None:
-            places = map_places(jnp.asarray(joints2d), **geometry)
+            places = crop_to_map(jnp.asarray(joints2d), **geometry)
         if places is not None and joints2d_seen is None:
             joints2d_seen = jnp.ones(places.shape[:2])
         context = self.pruner(coarse).tokens if self.keep_ratio < 1 else None
-        return Seen(maps, places, joints2d_seen, betas, cam, detected, context)
+        return Condition(maps, places, joints2d_seen, betas, cam, detected, context)
 
     def score(
         self,
-        seen: Seen,
+        seen: Condition,
         indices: Int[Array, "batch token"],
         masked: Bool[Array, "batch token"],
         *,
@@ -351,7 +355,7 @@ class Model(nn.Module):
 
     def sampled_hand(
         self,
-        seen: Seen,
+        seen: Condition,
         key: Array,
         options: Sampling,
         size_px: int,
@@ -396,7 +400,7 @@ class Model(nn.Module):
             confidence=jnp.mean(drawn.confidence, axis=1),
         )
 
-    def guess(
+    def predict_masked(
         self,
         image: Image | Words,
         labels: Int[Array, "batch token"],
@@ -405,13 +409,17 @@ class Model(nn.Module):
         joints2d_seen: Seen2D | None,
         *,
         train: bool = False,
-    ) -> Guess:
+    ) -> MaskedPrediction:
         """Name the hidden tokens in one step, and pose the hand that is expected."""
         predicts = self.joints2d_train == "predicted"
-        seen = self.see(image, joints2d, joints2d_seen, predicts=predicts, train=train)
+        seen = self.encode_condition(
+            image, joints2d, joints2d_seen, predicts=predicts, train=train
+        )
         logits = self.score(seen, labels, masked, train=train)
         parameters = self._parameters(self.expected(logits), seen)
-        return Guess(logits, parameters, self._posed(parameters), seen.detected)
+        return MaskedPrediction(
+            logits, parameters, self._posed(parameters), seen.detected
+        )
 
     def expected(
         self, logits: Float[Array, "batch token code"]
@@ -453,7 +461,7 @@ class Model(nn.Module):
         return self.image_encoder(pixels, train=train)["final"]
 
     def _parameters(
-        self, codes: Float[Array, "batch token dim"], seen: Seen
+        self, codes: Float[Array, "batch token dim"], seen: Condition
     ) -> ManoParameters:
         matrices = self.tokenizer.decode(codes)
         return ManoParameters(matrices[:, :1], matrices[:, 1:], seen.betas, seen.cam)
@@ -506,7 +514,9 @@ class Model(nn.Module):
         mano_head.keep_hand(self, hand.arrays())
         self.autoencode(batch.mano_pose)
         labels = jnp.zeros((len(batch.betas), self.num_tokens), jnp.int32)
-        seen = self.see(batch.text if self.condition == "text" else batch.image)
+        seen = self.encode_condition(
+            batch.text if self.condition == "text" else batch.image
+        )
         self.score(seen, labels, labels == 0)
         # Sampling must find all parameters made, for it has a loop.
         return self.output(
@@ -593,7 +603,7 @@ class ShapeCamera(nn.Module):
         return betas, cam
 
 
-def map_places(
+def crop_to_map(
     joints2d: Float[Array, "batch joint 2"], *, crop_px: int, edge_px: float
 ) -> Float[Array, "batch joint 2"]:
     """Convert pixels of the crop to places on the maps, 0..1, edge to edge.
@@ -610,10 +620,10 @@ def map_places(
     return (edge - jnp.array([[[1 / 8, 0]]])) / jnp.array([[[3 / 4, 1]]])
 
 
-def crop_pixels(
+def map_to_crop(
     places: Float[Array, "batch joint 2"], *, crop_px: int, edge_px: float
 ) -> Float[Array, "batch joint 2"]:
-    """Undo `map_places`."""
+    """Undo `crop_to_map`."""
     edge = places * jnp.array([[[3 / 4, 1]]]) + jnp.array([[[1 / 8, 0]]])
     return edge * crop_px + edge_px
 

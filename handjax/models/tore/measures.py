@@ -43,7 +43,7 @@ def _constants(model: Model, hand: HandConstants) -> dict[str, Any]:
 
 MEASURES = {
     "cost": ReductionTable(
-        rows=ROWS, backbone="see", head="find", answer="read", constants=_constants
+        rows=ROWS, backbone="encode", head="find", answer="read", constants=_constants
     )
 }
 """Tables that `handjax.benchmark --what` measures."""

@@ -326,9 +326,9 @@ class Model(nn.Module):
 
     def predict(self, image: Any, *, train: bool = False) -> Prediction:
         """Predict as `__call__`, and return what losses need, too."""
-        return self.read(self.see(image, train=train), image.shape[1], train=train)
+        return self.read(self.encode(image, train=train), image.shape[1], train=train)
 
-    def see(self, image: Any, *, train: bool = False) -> Maps:
+    def encode(self, image: Any, *, train: bool = False) -> Maps:
         """Compute the maps of the backbone."""
         dtype = jnp.dtype(self.dtype)
         pixels = normalised(
@@ -354,7 +354,7 @@ class Model(nn.Module):
         """Run everything behind the backbone.
 
         Args:
-            maps: From `see`.
+            maps: From `encode`.
             size_px: Side of the crop.
             train: Drop at random.
         """
@@ -382,7 +382,7 @@ class Model(nn.Module):
         of regressors without attention. Its rows sum to one if vertices look at nothing
         else (`gtr`).
         """
-        found = self.find(self.see(image))
+        found = self.find(self.encode(image))
         attention = found.attention
         for matrix in self._matrices() if attention is not None else ():
             attention = _up(matrix, attention)
@@ -494,7 +494,7 @@ def _check_fields(model: Model) -> None:
 # --- Training ----------------------------------------------------------------
 
 
-PARTS = {"backbone": "see", "head": "predict"}
+PARTS = {"backbone": "encode", "head": "predict"}
 """Methods of the model that do what the one before does and a part more; their times
 are told apart by `python -m handjax.benchmark --what parts`."""
 

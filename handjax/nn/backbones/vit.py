@@ -31,7 +31,7 @@ from handjax.errors import UserError
 from handjax.nn.backbones import _torch_names, _weights
 from handjax.nn.backbones._transformer import Mlp, init, layer_norm
 from handjax.nn.ops.conv import Conv, Map, Output
-from handjax.nn.ops.remat import again
+from handjax.nn.ops.remat import rematerialize
 from handjax.types import Variables
 
 Tokens = Float[Array, "batch tokens dim"]
@@ -112,7 +112,7 @@ class ViT(nn.Module):
         x = self._add_positions(rearrange(x, "b row col dim -> b (row col) dim"))
         block = Block
         if self.remat:
-            block = again(Block, self.remat_policy, static_argnums=(2,))
+            block = rematerialize(Block, self.remat_policy, static_argnums=(2,))
         rates = np.linspace(0, self.drop_path_rate, size.depth).tolist()
         for i, rate in enumerate(rates):
             x = block(size.heads, rate, self.dtype, name=f"blocks_{i}")(x, train)

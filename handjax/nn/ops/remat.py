@@ -16,7 +16,7 @@ more work; "dots" stores the results of products with weights, which are most of
 work, and computes what is cheap again."""
 
 
-def again(block: Any, policy: str, **options: Any) -> Any:
+def rematerialize(block: Any, policy: str, **options: Any) -> Any:
     """Rematerialize a block: recompute its activations in the backward pass.
 
     Args:

@@ -366,11 +366,11 @@ def test_places_on_maps_are_those_of_the_crop(crop, patch, padding):
         (np.arange(columns) + 0.5) / columns, (np.arange(rows) + 0.5) / rows
     )
     sizes = dict(crop_px=crop, edge_px=-padding - 0.5)
-    found = network.map_places(jnp.asarray(pixels), **sizes)
+    found = network.crop_to_map(jnp.asarray(pixels), **sizes)
     np.testing.assert_allclose(
         found[0], np.stack(expected, axis=-1).reshape(-1, 2), atol=1e-6
     )
-    np.testing.assert_allclose(network.crop_pixels(found, **sizes), pixels, atol=1e-3)
+    np.testing.assert_allclose(network.map_to_crop(found, **sizes), pixels, atol=1e-3)
 
 
 def test_detector_finds_the_hottest_pixel():
@@ -391,15 +391,15 @@ def test_training_is_told_of_moved_joints_and_of_none():
     crop = batch.image.shape[1]
     for drop in (0.0, 1.0):
         told = model.clone(joints2d_drop=drop)
-        joints, seen = losses.told_joints(told, batch, jax.random.key(0))
+        joints, seen = losses.condition_joints2d(told, batch, jax.random.key(0))
         np.testing.assert_array_equal(seen, hidden * (1 - drop))
         spread = float(jnp.std((joints - batch.joints2d) / crop))
         assert 0.04 < spread < 0.06
     own = model.clone(joints2d_train="predicted", joints2d_drop=0.0)
-    joints, seen = losses.told_joints(own, batch, jax.random.key(0))
+    joints, seen = losses.condition_joints2d(own, batch, jax.random.key(0))
     assert joints is None and (seen == 1).all()
     none = model.clone(joints2d_train="none")
-    assert losses.told_joints(none, batch, jax.random.key(0)) == (None, None)
+    assert losses.condition_joints2d(none, batch, jax.random.key(0)) == (None, None)
 
 
 def test_there_is_a_detector_where_one_is_asked():
@@ -421,13 +421,13 @@ def test_joints_that_are_given_are_looked_at():
     def answers(variables, image, joints2d):
         stage = functools.partial(losses.predict_image, model, variables)
         told = stage(batch._replace(image=image, joints2d=joints2d))
-        seen = model.apply(variables, image, joints2d, method="see")
+        seen = model.apply(variables, image, joints2d, method="encode_condition")
         return told.logits, model.apply(variables, image).logits, seen
 
     joints2d = np.full((4, 21, 2), 30.0, np.float32)
     told, untold, seen = answers(variables, batch.image, joints2d)
     assert np.abs(told - untold).max() > 1e-4
-    expected = network.map_places(jnp.asarray(joints2d), crop_px=128, edge_px=-0.5)
+    expected = network.crop_to_map(jnp.asarray(joints2d), crop_px=128, edge_px=-0.5)
     padding = backbones.family(model.backbone).VARIANTS[model.backbone].padding
     expected = expected + jnp.array([[[padding / 96, padding / 128]]])
     np.testing.assert_allclose(seen.joints2d, expected, atol=1e-5)
@@ -449,7 +449,7 @@ def test_loss_is_at_the_true_pose_when_logits_are_the_one_hot_truth(monkeypatch)
             batch.image,
             predicts=True,
             train=True,  # as in training, by the statistics of the batch
-            method="see",
+            method="encode_condition",
             mutable=["batch_stats"],
         )
         codes = variables["codebook"]["tokenizer"]["vq"]["embedding"][labels]
@@ -532,7 +532,7 @@ def test_tokens_of_hands_without_known_pose_are_neither_told_nor_asked(monkeypat
     labels, mask = jnp.ones((4, 16), int), jnp.zeros((4, 16), bool)
     logits = jnp.zeros((4, 16, 8))
     term = losses.mask_term(
-        model, logits, losses.Hidden(labels, mask, jnp.asarray(known))
+        model, logits, losses.MaskedTokens(labels, mask, jnp.asarray(known))
     )
     np.testing.assert_allclose(term, 3 / 4 * np.log(8), rtol=1e-6)
 
@@ -550,7 +550,9 @@ def test_mask_loss_counts_tokens_as_it_is_told():
         ("masked", "mean", ((first + other) / 2 + other) / 2),
     ):
         told = model.clone(mask_loss=loss, mask_reduction=reduction)
-        term = losses.mask_term(told, logits, losses.Hidden(labels, masked, known))
+        term = losses.mask_term(
+            told, logits, losses.MaskedTokens(labels, masked, known)
+        )
         np.testing.assert_allclose(term, expected, rtol=1e-6)
 
 
@@ -564,7 +566,7 @@ def test_one_step_takes_the_best_code_of_each_token_and_poses_its_hand():
     @quick
     def both(variables, image):
         output = model.apply(variables, image)
-        seen = model.apply(variables, image, predicts=True, method="see")
+        seen = model.apply(variables, image, predicts=True, method="encode_condition")
         hidden = jnp.ones((4, 16), bool)
         logits = model.apply(variables, seen, 0 * hidden, hidden, method="score")
         mean = model.clone(decoded="expectation").apply(variables, image)
@@ -644,7 +646,7 @@ def test_the_synthesizer_can_read_clusters_of_the_map():
     layers = [x["params"]["synthesizer"]["layer0"] for x in (shapes, whole)]
     assert ["cross_attention" in layer for layer in layers] == [True, False]
     assert ["deformable" in layer for layer in layers] == [False, True]
-    see = functools.partial(model.apply, method="see")
+    see = functools.partial(model.apply, method="encode_condition")
     seen = jax.eval_shape(see, shapes, batch.image)
     # 4 x 3 places of the map "1x", half of which are tokens.
     assert seen.context.shape == (4, 6, model.width)

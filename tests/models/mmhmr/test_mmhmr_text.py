@@ -90,7 +90,7 @@ def test_a_text_changes_the_scores_and_padding_does_not():
 
     @quick
     def logits(ids, valid):
-        seen = model.apply(variables, ids, method="see")
+        seen = model.apply(variables, ids, method="encode_condition")
         context = jnp.concatenate([seen.context, 9.0 + seen.context], axis=1)
         valid = jnp.stack([jnp.ones(4, bool), valid], axis=1)
         seen = seen._replace(context=context, context_valid=valid)
@@ -103,7 +103,7 @@ def test_a_text_changes_the_scores_and_padding_does_not():
     plain = quick(
         lambda: model.apply(
             variables,
-            model.apply(variables, batch.text, method="see"),
+            model.apply(variables, batch.text, method="encode_condition"),
             tokens,
             tokens == 0,
             method="score",
