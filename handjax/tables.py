@@ -67,7 +67,7 @@ def reports(run: str, benchmark: str | None) -> list[tuple[str, dict[str, Any]]]
 
     Raises:
         MissingFileError: There is nothing, or nothing of that benchmark.
-        UserError: A file is no report.
+        UserError: A file is not a report.
     """
     name, path = _split(run)
     if path.is_dir():
@@ -75,7 +75,7 @@ def reports(run: str, benchmark: str | None) -> list[tuple[str, dict[str, Any]]]
     elif path.is_file():
         files = [path]
     else:
-        raise MissingFileError(f"{str(path)!r} is no report and no workdir.")
+        raise MissingFileError(f"{str(path)!r} is neither a report nor a workdir.")
     found = [(name or _label(path), _read(file)) for file in files]
     chosen = [x for x in found if benchmark in (None, x[1]["benchmark"])]
     if not chosen:

@@ -23,7 +23,7 @@ MISTAKES = {
     "benchmark": ("--config=tokenhand --what=speed", "speed is not one of compile"),
     "convert": ("/nowhere --from=timm --to=T", "no such file of weights"),
     "models": ("landmarks", "landmarks"),
-    "tables": ("/nowhere", "is no report and no workdir"),
+    "tables": ("/nowhere", "is neither a report nor a workdir"),
     "control": ("--out=O --size=100", "divisible by 8"),
     "fid": ("--real=a.txt --made=b.npy", "allowed are .npy"),
     "text-to-mesh": ("a --workdir=/nowhere --output=O", "is not a workdir"),

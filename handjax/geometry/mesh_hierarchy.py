@@ -244,9 +244,9 @@ def _matrix(value: Any, name: str) -> np.ndarray:
             matrix.check_format(full_check=True)  # toarray trusts the indices
             dense = matrix.toarray()
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise UserError(f"{name} is no matrix ({kind}): {error!r}.") from error
+        raise UserError(f"{name} is not a matrix ({kind}): {error!r}.") from error
     if dense.ndim != 2 or dense.dtype.kind not in "fiu" or not np.isfinite(dense).all():
-        raise UserError(f"{name} is no matrix of finite numbers ({kind}).")
+        raise UserError(f"{name} is not a matrix of finite numbers ({kind}).")
     return dense.astype(np.float64)
 
 

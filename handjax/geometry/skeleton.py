@@ -5,7 +5,7 @@ little, each from base to tip (the order of OpenPose and FreiHAND). MANO's file 
 is wrist, index, middle, little, ring, thumb (three joints each), to which users append
 five finger tips.
 
-Everything that is no hand network takes its joints from a `Skeleton`: `HAND`, or the
+Whatever is not a network for hands takes its joints from a `Skeleton`: `HAND`, or the
 one of a body model's file (`ManoFile.skeleton`).
 """
 

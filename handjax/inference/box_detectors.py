@@ -24,7 +24,7 @@ _MAX_HANDS = 8
 
 
 def make(mode: str, model: str = "") -> tuple[Detector | None, str]:
-    """The detector that `mode` asks for, and a word about it for the user.
+    """Return the detector for `mode`, and one line to print about it.
 
     Args:
         mode: "none"; "mediapipe" (it has to work); "auto" (used where it can be).

@@ -199,7 +199,7 @@ def checked_box(
     x0, y0, x1, y1 = (float(v) for v in box_px)
     shown = f"{photo.path}: box {x0:g},{y0:g},{x1:g},{y1:g}"
     if not all(map(math.isfinite, (x0, y0, x1, y1))):
-        raise PhotoError(f"{shown} has a coordinate that is no number.")
+        raise PhotoError(f"{shown} has a coordinate that is not a number.")
     if x1 - x0 < _MIN_BOX_PX or y1 - y0 < _MIN_BOX_PX:
         raise PhotoError(
             f"{shown} is {x1 - x0:g} x {y1 - y0:g} pixels; give x0,y0,x1,y1 with x1 "

@@ -83,7 +83,7 @@ def about(path: str | Path) -> dict[str, str]:
 
     Raises:
         MissingFileError: There is no such file.
-        UserError: It is no file of released weights.
+        UserError: It is not a file of released weights.
     """
     path = Path(path)
     if not path.is_file():

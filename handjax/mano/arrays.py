@@ -124,5 +124,5 @@ def _dense(value: Any, path: Path, key: str) -> np.ndarray:
         raise UserError(f"{path}: {key}: damaged {kind}: {error!r}.") from error
     array = np.asarray(value)
     if array.dtype.kind not in "fiu":
-        raise UserError(f"{path}: {key} is no array of numbers ({type(value)}).")
+        raise UserError(f"{path}: {key} is not an array of numbers ({type(value)}).")
     return array

@@ -64,7 +64,7 @@ def procrustes_align(
     target's centre (the code of HaMeR and METRO divides 0 by 0 there).
 
     Raises:
-        ValueError: `procrustes` is no key of `PROTOCOLS`.
+        ValueError: `procrustes` is not a key of `PROTOCOLS`.
     """
     if procrustes not in PROTOCOLS:
         raise ValueError(

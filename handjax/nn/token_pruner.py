@@ -38,7 +38,7 @@ class Pruned(NamedTuple):
 
 
 def check_ratio(keep_ratio: float | int) -> None:
-    """Refuse what is no share of tokens.
+    """Refuse what is not a share of tokens.
 
     Raises:
         UserError: It is not above 0 and at most 1.

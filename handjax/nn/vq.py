@@ -1,7 +1,7 @@
 """Vector quantisation: nearest code, EMA codebook, reset of dead codes.
 
-The codebook is no parameter: it lives in the Flax collection "codebook" (`embedding`,
-`ema_sum`, `ema_count`, `initialized`) and moves by averages of the tokens, never by the
+The codebook is not a parameter: it lives in the Flax collection "codebook"
+(`embedding`, `ema_sum`, `ema_count`, `initialized`) and moves by averages of the tokens, never by the
 optimiser. Everything here is float32 at the highest matmul precision: bfloat16 or TF32
 distances pick other codes.
 

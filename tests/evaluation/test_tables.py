@@ -171,7 +171,7 @@ def test_latex_and_csv_have_the_same_numbers(runs, capsys):
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda p: ["none"], "'none' is no report and no workdir"),
+        (lambda p: ["none"], "'none' is neither a report nor a workdir"),
         (lambda p: [str(p / "a"), "--benchmark=hint"], "it has synthetic_test"),
         (lambda p: [str(p / "empty")], "has no evaluation; run"),
         (lambda p: [str(p / "bad.json")], "bad.json: no report of"),

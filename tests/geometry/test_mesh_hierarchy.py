@@ -277,8 +277,11 @@ def test_a_hierarchy_survives_the_official_format(tmp_path):
         ({"U": []}, r"3 meshes \(F\), 2 ways down \(D\) and 0 up \(U\)"),
         ({"U": [np.eye(12), np.eye(4)]}, r"U\[0\] has shape \(12, 12\); .*\(12, 4\)"),
         ({"D": [np.ones((4, 12)), np.eye(4)[:3]]}, r"D\[0\].*expected one 1 a row"),
-        ({"U": [np.full((12, 4), np.nan), np.eye(4)]}, r"U\[0\] is no matrix of fin"),
-        ({"U": ["oops", np.eye(4)]}, r"U\[0\] is no matrix"),
+        (
+            {"U": [np.full((12, 4), np.nan), np.eye(4)]},
+            r"U\[0\] is not a matrix of fin",
+        ),
+        ({"U": ["oops", np.eye(4)]}, r"U\[0\] is not a matrix"),
         ({"F": [np.eye(4), np.eye(3), np.eye(3)]}, r"F\[0\] has shape .*triangles"),
         (
             {"F": [np.array([[0, 1, 12]])] * 3},
@@ -298,7 +301,7 @@ def test_indices_outside_of_a_matrix_are_refused(tmp_path):
     wrong = scipy.sparse.csc_matrix(np.eye(12)[:, :4])
     wrong.indices[0] = 10**9
     official(path, U=[wrong, np.eye(4)[:, :3]])
-    with pytest.raises(ValueError, match=r"U\[0\] is no matrix"):
+    with pytest.raises(ValueError, match=r"U\[0\] is not a matrix"):
         mesh_hierarchy.from_files(path)
 
 

@@ -100,7 +100,7 @@ def test_boxes_are_clipped_or_refused(jpeg):
         ((10, 10, 10, 50), "0 x 40"),
         ((50, 10, 20, 40), "-30 x 30"),
         ((90, 0, 120, 40), "outside the photo of 80 x 60"),
-        ((0, 0, math.nan, 4), "no number"),
+        ((0, 0, math.nan, 4), "not a number"),
     ):
         with pytest.raises(PhotoError, match=match) as caught:
             photos.checked_box(box, opened)

@@ -246,7 +246,7 @@ def test_the_wrong_side_is_refused(tmp_path):
         ({"posedirs": np.full((778, 3, 135), np.nan)}, "not finite"),
         ({"f": np.full((1538, 3), 778)}, "refers to vertices 778 to 778"),
         ({"kintree_table": np.zeros((2, 16), int)}, "parents"),
-        ({"weights": "oops"}, "weights is no array of numbers"),
+        ({"weights": "oops"}, "weights is not an array of numbers"),
     ],
 )
 def test_wrong_content_is_named(tmp_path, changes, message):
