@@ -143,7 +143,7 @@ def read(path: str | Path) -> dict[int, str]:
     writes can be changed and given back.
 
     Raises:
-        UserError: A line is not such an object, or an example is named twice; says where.
+        UserError: A line is not such an object, or names an example twice.
         OSError: The file cannot be read.
     """
     captions: dict[int, str] = {}

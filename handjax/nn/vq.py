@@ -1,9 +1,9 @@
 """Vector quantisation: nearest code, EMA codebook, reset of dead codes.
 
 The codebook is not a parameter: it lives in the Flax collection "codebook"
-(`embedding`, `ema_sum`, `ema_count`, `initialized`) and moves by averages of the tokens, never by the
-optimiser. Everything here is float32 at the highest matmul precision: bfloat16 or TF32
-distances pick other codes.
+(`embedding`, `ema_sum`, `ema_count`, `initialized`) and moves by averages of the
+tokens, never by the optimiser. Everything here is float32 at the highest matmul
+precision: bfloat16 or TF32 distances pick other codes.
 
 Sums run over the whole batch. Under `jit` over a device mesh that is the global batch,
 and random draws depend on the key and the batch only, so codebooks do not depend on the
