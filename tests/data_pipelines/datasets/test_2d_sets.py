@@ -28,7 +28,7 @@ SPLITS = {
 
 
 @pytest.fixture(scope="module")
-def set_intervals(tmp_path_factory):
+def every(tmp_path_factory):
     """{name: (source, what its maker returned, prepared directory)}, made on demand."""
     made = {}
 
@@ -60,7 +60,7 @@ def failure(name, root, tmp_path, split="train"):
 
 @pytest.mark.parametrize("name", list(MAKERS))
 def test_nothing_is_claimed_that_is_not_annotated(every, name):
-    out = set_intervals(name)[2]
+    out = every(name)[2]
     for split in job.read_manifest(out)["splits"]:
         for record in prepared.records(out, split):
             flags = [value for key, value in record.items() if key.startswith("has_")]
@@ -74,7 +74,7 @@ def test_nothing_is_claimed_that_is_not_annotated(every, name):
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_coco_points_keep_their_scores(every, split):
     """Trap: visibility is a score, and low ones are the reader's to drop."""
-    _, made, out = set_intervals("coco_wholebody")
+    _, made, out = every("coco_wholebody")
     records = prepared.records(out, split)
     assert len(records) == 3
     for record in records:
@@ -94,13 +94,13 @@ def test_coco_points_keep_their_scores(every, split):
 
 def test_coco_hands_that_are_not_valid_are_dropped(every):
     """Trap: hands that are not annotated are zeros."""
-    _, _, out = set_intervals("coco_wholebody")
+    _, _, out = every("coco_wholebody")
     expected = {"no joint is known": 1, "not annotated": 2}
     assert manifest(out, "train")["dropped"] == expected
 
 
 def test_coco_annotations_may_lie_in_their_folder(every, tmp_path):
-    root = prepared.copy(set_intervals("coco_wholebody")[0], tmp_path / "source")
+    root = prepared.copy(every("coco_wholebody")[0], tmp_path / "source")
     (root / "annotations").mkdir()
     name = "coco_wholebody_train_v1.0.json"
     (root / name).rename(root / "annotations" / name)
@@ -112,7 +112,7 @@ def test_coco_annotations_may_lie_in_their_folder(every, tmp_path):
 
 
 def test_coco_damage_is_named(every, tmp_path):
-    root = prepared.copy(set_intervals("coco_wholebody")[0], tmp_path / "source")
+    root = prepared.copy(every("coco_wholebody")[0], tmp_path / "source")
     path = root / "coco_wholebody_train_v1.0.json"
     os.truncate(path, path.stat().st_size - 20)
     assert "element 2 cannot be read" in failure("coco_wholebody", root, tmp_path)
@@ -128,7 +128,7 @@ def test_coco_damage_is_named(every, tmp_path):
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_halpe_hands_are_the_last_42_points(every, split):
     """Traps: left before right; 1 is hidden, 0 is not annotated."""
-    _, made, out = set_intervals("halpe")
+    _, made, out = every("halpe")
     records = prepared.records(out, split)
     assert [record["is_right"] for record in records] == [False, True]
     for record in records:
@@ -144,13 +144,13 @@ def test_halpe_hands_are_the_last_42_points(every, split):
 
 def test_halpe_duplicates_and_people_without_points_are_dropped(every):
     """Traps: the same person under two numbers, annotations without keypoints."""
-    train = manifest(set_intervals("halpe")[2], "train")
+    train = manifest(every("halpe")[2], "train")
     expected = {"no points": 2, "not annotated": 2, "there already": 2}
     assert train["dropped"] == expected and train["examples"] == 8
 
 
 def test_halpe_damage_is_named(every, tmp_path):
-    root = prepared.copy(set_intervals("halpe")[0], tmp_path / "source")
+    root = prepared.copy(every("halpe")[0], tmp_path / "source")
     (root / halpe.FOLDERS["train"][0] / halpe.FOLDERS["train"][1]).unlink()
     assert "hico_20160224_det.tar.gz" in failure("halpe", root, tmp_path)
     people = {"images": [], "annotations": [{"id": 1, "keypoints": [1, 2]}]}
@@ -164,7 +164,7 @@ def test_halpe_damage_is_named(every, tmp_path):
 @pytest.mark.parametrize("split", SPLITS["mpii_nzsl"])
 def test_mpii_nzsl_points_and_sides(every, split):
     """Traps: one photo as _l and as _r; points that are not known are zeros."""
-    _, made, out = set_intervals("mpii_nzsl")
+    _, made, out = every("mpii_nzsl")
     records = prepared.records(out, split)
     assert len(records) == (4 if split == "synth" else 2)
     K = hands.camera(mpii_nzsl.WIDTH, mpii_nzsl.HEIGHT, 600.0)
@@ -182,14 +182,14 @@ def test_mpii_nzsl_points_and_sides(every, split):
 
 
 def test_mpii_nzsl_hands_without_a_known_point_are_dropped(every):
-    train = manifest(set_intervals("mpii_nzsl")[2], "train")
+    train = manifest(every("mpii_nzsl")[2], "train")
     assert train["dropped"] == {"no joint is known": 1}
 
 
 def test_mpii_nzsl_rendered_hands_are_not_needed(every, tmp_path):
     import shutil
 
-    root = prepared.copy(set_intervals("mpii_nzsl")[0], tmp_path / "source")
+    root = prepared.copy(every("mpii_nzsl")[0], tmp_path / "source")
     shutil.rmtree(root / "hand_labels_synth")
     out = job.prepare("mpii_nzsl", root, tmp_path / "out")
     assert set(job.read_manifest(out)["splits"]) == {"train", "test"}
@@ -198,7 +198,7 @@ def test_mpii_nzsl_rendered_hands_are_not_needed(every, tmp_path):
 
 
 def test_mpii_nzsl_damage_is_named(every, tmp_path):
-    root = prepared.copy(set_intervals("mpii_nzsl")[0], tmp_path / "source")
+    root = prepared.copy(every("mpii_nzsl")[0], tmp_path / "source")
     path = root / "hand_labels/manual_train/000015774_01_l.json"
     for content, expected in (("{", "complete JSON"), ("{}", "hand_pts (21 x 3)")):
         path.write_text(content)
@@ -217,7 +217,7 @@ def test_mpii_nzsl_damage_is_named(every, tmp_path):
 @pytest.mark.parametrize("split", SPLITS["hint"])
 def test_hint_points_sides_and_hidden_joints(every, split):
     """Traps: a list of one dict, sides in names, 1 means occluded."""
-    _, made, out = set_intervals("hint")
+    _, made, out = every("hint")
     records = prepared.records(out, split)
     assert records
     K = hands.camera(hint.WIDTH, hint.HEIGHT, 500.0)
@@ -233,19 +233,19 @@ def test_hint_points_sides_and_hidden_joints(every, split):
 
 def test_hint_frames_of_ego4d_that_are_missing_are_counted(every):
     """Trap: the archive has Ego4D's annotations without their frames."""
-    sequence = manifest(set_intervals("hint")[2], "test_ego4d_seq")
+    sequence = manifest(every("hint")[2], "test_ego4d_seq")
     assert sequence["kept"] == 1
     assert sequence["dropped"] == {"no picture: cut it from Ego4D's video": 1}
     assert not any("ego4d" in split for split in hint_converter.BUILDER.default_splits)
 
 
 def test_hint_split_without_any_frame_says_what_to_do(every, tmp_path):
-    message = failure("hint", set_intervals("hint")[0], tmp_path, "test_ego4d")
+    message = failure("hint", every("hint")[0], tmp_path, "test_ego4d")
     assert "cut the frames" in message
 
 
 def test_hint_pictures_of_other_parts_have_to_be_there(every, tmp_path):
-    root = prepared.copy(set_intervals("hint")[0], tmp_path / "source")
+    root = prepared.copy(every("hint")[0], tmp_path / "source")
     next((root / "TRAIN_newdays_img").glob("*_l.jpg")).unlink()
     message = failure("hint", root, tmp_path, "train_newdays")
     assert "_l.jpg' is missing" in message and "HInt_annotation_partial" in message
@@ -264,7 +264,7 @@ def test_hint_splits_are_the_published_folders():
 
 def test_asl_letters_and_pictures(every):
     """Traps: doubled folders, numbers from one, "nothing" has no hand."""
-    _, made, out = set_intervals("asl")
+    _, made, out = every("asl")
     for split, count in (("train", 4 * 11), ("val", 4), ("test", 3)):
         records = prepared.records(out, split)
         assert len(records) == count
@@ -277,7 +277,7 @@ def test_asl_letters_and_pictures(every):
 
 def test_asl_val_is_the_end_of_each_class(every):
     """Trap: neighbouring frames are nearly equal, so a random split leaks."""
-    out = set_intervals("asl")[2]
+    out = every("asl")[2]
     keys = {s: [r["key"] for r in prepared.records(out, s)] for s in ("train", "val")}
     numbers = [int(key.split("/A/A")[1][:-4]) for key in keys["train"] if "/A/" in key]
     assert numbers == list(range(1, 12))  # by number, not by name
@@ -285,7 +285,7 @@ def test_asl_val_is_the_end_of_each_class(every):
 
 
 def test_asl_unpacked_once_too_deep_is_noticed(every, tmp_path):
-    message = failure("asl", set_intervals("asl")[0] / "asl_alphabet_train", tmp_path)
+    message = failure("asl", every("asl")[0] / "asl_alphabet_train", tmp_path)
     assert "asl_alphabet_train/asl_alphabet_train' is missing" in message
     assert "archive.zip" in message
     with pytest.raises(SourceError):
