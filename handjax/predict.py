@@ -4,8 +4,8 @@
     python -m handjax.predict photo.jpg --workdir W --output D
     python -m handjax.predict folder --workdir W --output D --boxes boxes.json
 
-Without --workdir the model that comes with handjax finds all hands of a photo and
-their sides. Hands that are marked "not sure" are mostly wrong.
+Without --workdir it is the model that comes with handjax. Without --box and --boxes all
+hands of a photo are found, with their sides. Hands marked "not sure" are mostly wrong.
 
 Writes `<stem>.json`, `<stem>_overlay.png`, `<stem>_<i>.glb` and `.obj` per photo, with
 --explain also explanation sheets, `<stem>_<i>_clusters.png` and
@@ -18,8 +18,7 @@ when one was skipped, and 2 when nothing could start.
      "b.jpg": {"hands": [{"box": [...]}, {"box": [...], "side": "left"}],
                "intrinsics": [fx, fy, cx, cy]}}
 
-Photos that it does not name are treated as without it: the boxes of the detector, where
-there is one, else the middle square of the photo.
+Photos that it does not name are treated as without it.
 """
 
 import argparse
@@ -67,7 +66,7 @@ def _parser() -> Parser:
         "--min_score",
         type=float,
         default=0.9,
-        help="presence below which a hand is not sure; without --workdir",
+        help="presence below which a detected hand is not sure; default: 0.9",
     )
     add("--stage", help="training stage; default: the last one")
     add("--step", type=int, help="checkpoint; default: the newest one")
@@ -82,7 +81,8 @@ def _parser() -> Parser:
     add(
         "--detector",
         default="auto",
-        help="where boxes come from if none is given: auto, none or mediapipe",
+        help="where boxes come from if none is given: auto (handjax's detector), "
+        "mediapipe, or none (the middle square of the photo)",
     )
     add("--detector_model", default="", help="MediaPipe's hand_landmarker.task")
     add("--batch_size", type=int, help="hands at a time")
@@ -154,7 +154,11 @@ def _options(arguments: argparse.Namespace) -> tuple[Options, str]:
     boxes = photos.read_boxes(arguments.boxes) if arguments.boxes else {}
     detector, word = None, ""
     if box is None:
-        detector, word = make(arguments.detector, arguments.detector_model)
+        detector, word = make(
+            arguments.detector,
+            arguments.detector_model,
+            min_score=arguments.min_score,
+        )
         word = f"; where no box is given: {word}"
     options = Options(
         box=box,

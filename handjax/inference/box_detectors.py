@@ -1,9 +1,12 @@
-"""Hand boxes found by MediaPipe, where the user has it (`pip install handjax[detect]`).
+"""Hand boxes for a photo without any: by handjax's detector, or by MediaPipe's own.
 
-MediaPipe's wheel ships no model: its `hand_landmarker.task` file is named by
-`--detector_model` or the environment variable HANDJAX_HAND_LANDMARKER.
+`HandDetector` comes with handjax. MediaPipe's landmarker is for comparison; its wheel
+(`pip install mediapipe`) ships no model: `--detector_model` or the environment variable
+HANDJAX_HAND_LANDMARKER names its `hand_landmarker.task` file.
 """
 
+import atexit
+import functools
 import importlib.util
 import os
 from collections.abc import Callable
@@ -12,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from handjax.inference.detector import SURE, HandDetector
 from handjax.inference.photos import HandBox, PhotoError
 
 MODES = ("auto", "none", "mediapipe")
@@ -23,12 +27,16 @@ _MIN_CONFIDENCE = 0.5
 _MAX_HANDS = 8
 
 
-def make(mode: str, model: str = "") -> tuple[Detector | None, str]:
+def make(
+    mode: str, model: str = "", *, min_score: float | int = SURE
+) -> tuple[Detector | None, str]:
     """Return the detector for `mode`, and one line to print about it.
 
     Args:
-        mode: "none"; "mediapipe" (it has to work); "auto" (used where it can be).
-        model: Path of `hand_landmarker.task`; "" looks at the environment variable.
+        mode: "auto" (handjax's detector), "mediapipe" or "none".
+        model: Path of `hand_landmarker.task` for "mediapipe"; "" looks at the
+            environment variable.
+        min_score: Presence from which handjax's detector calls a hand sure.
 
     Raises:
         PhotoError: `mode` is unknown, or "mediapipe" cannot be had; says what to do.
@@ -37,12 +45,24 @@ def make(mode: str, model: str = "") -> tuple[Detector | None, str]:
         raise PhotoError(f"--detector={mode!r} is not one of {', '.join(MODES)}.")
     if mode == "none":
         return None, "the middle square"
+    if mode == "auto":
+        finder = HandDetector(min_score=min_score)
+        return functools.partial(find_boxes, finder), "boxes by handjax's detector"
     missing = _missing(model)
-    if missing and mode == "mediapipe":
-        raise PhotoError(f"--detector=mediapipe: {missing}")
     if missing:
-        return None, f"the middle square ({missing})"
+        raise PhotoError(f"--detector=mediapipe: {missing}")
     return _mediapipe(_model_path(model)), "boxes by MediaPipe"
+
+
+def find_boxes(
+    detector: HandDetector, image: UInt8[np.ndarray, "height width 3"]
+) -> list[HandBox]:
+    """Return the boxes of all hands, the surest first, each with its reading."""
+    boxes = []
+    for hand in detector.find(image):
+        x0, y0, x1, y1 = (float(v) for v in hand.box_px)
+        boxes.append(HandBox((x0, y0, x1, y1), hand.is_right > 0.5, "detector", hand))
+    return boxes
 
 
 def _model_path(model: str) -> str:
@@ -51,7 +71,7 @@ def _model_path(model: str) -> str:
 
 def _missing(model: str) -> str:
     if importlib.util.find_spec("mediapipe") is None:
-        return "mediapipe is not installed; run pip install 'handjax[detect]'."
+        return "mediapipe is not installed; run pip install mediapipe."
     path = _model_path(model)
     if not path:
         return (
@@ -74,6 +94,8 @@ def _mediapipe(model: str) -> Detector:
             min_hand_detection_confidence=_MIN_CONFIDENCE,
         )
     )
+    # Left to the interpreter's end, it prints a traceback of its own.
+    atexit.register(landmarker.close)
 
     def detect(image):
         picture = mp.Image(

@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 from handjax.errors import UserError
 from handjax.geometry.skeleton import HAND
 from handjax.inference import photos, released
+from handjax.inference.box_detectors import find_boxes
 from handjax.inference.detector import SURE, HandDetector
 from handjax.inference.landmark_predictor import LandmarkPrediction, LandmarkPredictor
 from handjax.inference.photos import HandBox, Photo
@@ -102,13 +103,7 @@ class PhotoPredictor:
 
     def find(self, image: UInt8[np.ndarray, "height width 3"]) -> list[HandBox]:
         """Return the boxes of all hands, the surest first, each with its reading."""
-        boxes = []
-        for hand in self.detector.find(image):
-            x0, y0, x1, y1 = (float(v) for v in hand.box_px)
-            boxes.append(
-                HandBox((x0, y0, x1, y1), hand.is_right > 0.5, "detector", hand)
-            )
-        return boxes
+        return find_boxes(self.detector, image)
 
     def run(self, wanted: Sequence[Request]) -> list[HandPrediction]:
         """Reconstruct hands of any photos, one for each request."""

@@ -355,6 +355,7 @@ class HandPredictor:
     ) -> HandPrediction:
         stated = output.confidence
         assert placed.joints2d is not None  # a box is always given
+        reading = one.box.reading
         return HandPrediction(
             box=one.box,
             vertices=placed.vertices,
@@ -368,6 +369,8 @@ class HandPredictor:
             token_confidence=token_confidence,
             skeleton=self.skeleton,
             stated_confidence=None if stated is None else float(stated),
+            presence=None if reading is None else reading.presence,
+            not_sure=reading is not None and not reading.sure,
         )
 
 

@@ -20,7 +20,8 @@ def mediapipe(monkeypatch, tmp_path):
     asked = []
     landmarker = SimpleNamespace(
         create_from_options=lambda options: SimpleNamespace(
-            detect=lambda picture: asked.append((options, picture)) or result
+            close=lambda: None,
+            detect=lambda picture: asked.append((options, picture)) or result,
         )
     )
     keep = lambda **kw: SimpleNamespace(**kw)  # noqa: E731
@@ -41,7 +42,7 @@ def mediapipe(monkeypatch, tmp_path):
 
 def test_landmarks_become_boxes_in_pixels(mediapipe):
     model, asked = mediapipe
-    detector, word = make("auto", str(model))
+    detector, word = make("mediapipe", str(model))
     assert detector is not None and "MediaPipe" in word
     (hand,) = detector(np.zeros((100, 200, 3), np.uint8))
     assert hand.box_px == pytest.approx((49.5, 49.5, 149.5, 89.5))
@@ -49,12 +50,8 @@ def test_landmarks_become_boxes_in_pixels(mediapipe):
     assert asked[0][0].base_options.model_asset_path == str(model)
 
 
-def test_missing_parts_are_named_and_auto_goes_without(
-    mediapipe, monkeypatch, tmp_path
-):
+def test_missing_parts_are_named(mediapipe, monkeypatch, tmp_path):
     monkeypatch.delenv(MODEL_VARIABLE, raising=False)
-    detector, word = make("auto")
-    assert detector is None and MODEL_VARIABLE in word
     with pytest.raises(PhotoError, match="--detector_model"):
         make("mediapipe")
     with pytest.raises(PhotoError, match="no MediaPipe model at"):

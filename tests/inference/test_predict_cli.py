@@ -11,6 +11,7 @@ import pytest
 import trimesh
 from PIL import Image
 
+from data_pipelines.synthetic.records import Generator
 from handjax import predict
 from handjax.family import hypotheses
 from handjax.geometry.skeleton import Skeleton
@@ -169,15 +170,35 @@ def test_hypotheses_of_a_family_without_any_are_refused(command, photo, capsys):
     assert "hypotheses=3: 'FlatHand' gives one answer to an image" in said
 
 
-def test_without_box_the_middle_square_is_used_and_said(
+def test_without_a_detector_the_middle_square_is_used_and_said(
     command, photo, tmp_path, capsys
 ):
-    assert command(photo, "--intrinsics=200,210,60,45") == 0
+    assert command(photo, "--detector=none", "--intrinsics=200,210,60,45") == 0
     said = json.loads((tmp_path / "out" / "hand.json").read_text())
     assert said["hands"][0]["box_source"] == "whole_image"
     assert said["hands"][0]["box_px"] == [15, 0, 104, 89]
     assert said["camera"]["source"] == "given"
     assert "whole_image box" in capsys.readouterr().out
+
+
+def test_without_box_the_detector_finds_the_hand_of_any_model(
+    command, tmp_path, capsys
+):
+    """Generated picture 0 has one hand, a left one; its presence is near 1."""
+    record = Generator(seed=77, image_size=224, left_fraction=1.0, max_turn=60)(
+        "test", 0
+    )
+    path = tmp_path / "left.png"
+    path.write_bytes(record["image"])
+    assert command(path) == 0
+    assert "handjax's detector" in capsys.readouterr().out
+    (hand,) = json.loads((tmp_path / "out" / "left.json").read_text())["hands"]
+    assert hand["side"] == "left" and hand["box_source"] == "detector"
+    assert hand["presence"] > 0.9 and not hand["not_sure"]
+    x0, y0, x1, y1 = hand["box_px"]
+    middle = np.array([x0 + x1, y0 + y1]) / 2
+    apart = np.abs(middle - record["bbox_center"]).max()
+    assert apart < 0.15 * record["bbox_size"].max()
 
 
 def test_folder_skips_bad_photos_and_says_so(command, photo, tmp_path, capsys):
@@ -187,7 +208,7 @@ def test_folder_skips_bad_photos_and_says_so(command, photo, tmp_path, capsys):
     (folder / "bad.jpg").write_bytes(photo.read_bytes()[:900])
     (folder / "empty.png").write_bytes(b"")
     (folder / "hand.png").write_bytes(photo.read_bytes())
-    assert command(folder) == 1
+    assert command(folder, "--detector=none") == 1
     captured = capsys.readouterr()
     assert "2 of 13 photos were skipped" in captured.err
     assert captured.err.count("error:") == 2 and "bad.jpg: truncated" in captured.err
@@ -256,7 +277,7 @@ def test_full_disk_leaves_no_file_of_the_photo(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(output_files, "write_json", full)
-    assert command(photo) == 1
+    assert command(photo, "--detector=none") == 1
     assert "could not be written" in capsys.readouterr().err
     assert names(tmp_path / "out") == []
 
