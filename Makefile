@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := $(VENV)/bin
 DEMO ?= runs/demo
-# A photo of yours whose hands `make demo PHOTO=me.jpg` reconstructs first.
+# A photo of yours whose hands `make demo PHOTO=me.jpg` reconstructs as well.
 PHOTO ?=
 # Tests run side by side on this many processes.
 JOBS ?= 2
@@ -14,7 +14,7 @@ JOBS ?= 2
 .PHONY: help demo test slow-tests lint wheel clean
 
 help:
-	@echo "make demo        train both TokenHand stages on built-in data, evaluate, predict (about 15 minutes on 2 cores)"
+	@echo "make demo        reconstruct a hand, then train a small TokenHand on built-in data (about 13 minutes on 2 cores)"
 	@echo "make test        run the test suite"
 	@echo "make slow-tests  run the tests marked slow as well"
 	@echo "make lint        formatting, lint, types, import arrows"
@@ -32,12 +32,13 @@ $(VENV)/dev: $(VENV)/core
 	@touch $@
 
 demo: $(VENV)/core
+	$(BIN)/python -m handjax.predict handjax/assets/example.jpg --output $(DEMO)/hands
 	@test -z "$(PHOTO)" || $(BIN)/python -m handjax.predict "$(PHOTO)" --output $(DEMO)/hands
 	$(BIN)/python -m handjax.train --config configs/tokenhand.py:demo --workdir $(DEMO)
 	$(BIN)/python -m handjax.evaluate --workdir $(DEMO)
 	$(BIN)/python scripts/demo_photo.py --workdir $(DEMO) --output $(DEMO)/photo
 	$(BIN)/python -m handjax.predict $(DEMO)/photo/photo.jpg --boxes $(DEMO)/photo/boxes.json --workdir $(DEMO) --output $(DEMO)/photo
-	@echo "Pictures: $(DEMO)/images (training), $(DEMO)/codebook (codes), $(DEMO)/photo (a reconstructed photo, GLB and OBJ)."
+	@echo "Pictures: $(DEMO)/hands (the model that comes with handjax), $(DEMO)/images (training), $(DEMO)/codebook (codes), $(DEMO)/photo (a reconstructed photo, GLB and OBJ)."
 
 test: $(VENV)/dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal

@@ -46,7 +46,8 @@ _PANEL_PX = 448
 _MAX_PANEL_WIDTH_PX = 1024
 _UNCERTAIN_MM = 20.0
 """Spread from which a joint's ring is red."""
-_SIDE_COLORS = {True: render.PREDICTION_COLOR, False: (0.70, 0.78, 0.96)}
+_SIDE_COLORS = {True: render.PREDICTION_COLOR, False: (0.82, 0.66, 0.98)}
+"""Right hands are blue, left ones violet."""
 
 
 def side(hand: "HandPrediction") -> str | None:

@@ -14,8 +14,9 @@ from handjax.geometry.skeleton import HAND, Skeleton
 from handjax.types import AnyArray, Batch, HandOutput
 from handjax.visualization.rasterizer import interpolate, rasterize
 
-PREDICTION_COLOR = (0.96, 0.76, 0.62)
-TARGET_COLOR = (0.62, 0.82, 0.96)
+# No colour of skin, so that a mesh is told from the hand below it.
+PREDICTION_COLOR = (0.55, 0.72, 0.98)
+TARGET_COLOR = (0.60, 0.86, 0.58)
 LIMB_COLORS = (
     (230, 70, 70),
     (240, 170, 40),
