@@ -118,6 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _predict(arguments: argparse.Namespace) -> int:
     from handjax.inference import photos
+    from handjax.io import compile_cache
 
     paths = photos.listed(arguments.photo)
     options, word = _options(arguments)
@@ -126,6 +127,8 @@ def _predict(arguments: argparse.Namespace) -> int:
     single = not Path(arguments.photo).is_dir()
     if single:
         photos.read(paths[0])  # before the model is loaded: mistakes show at once
+    if compile_cache.use():
+        print("compiling for this machine (about 20 s, once)", flush=True)
     predictor = _load(arguments, 1 if single else 8)
     if not arguments.workdir and options.box is None:
         options = options._replace(detector=predictor.find, finds_hands=True)
@@ -184,7 +187,9 @@ def _load(
         for name in ("stage", "step", "tta"):
             if getattr(arguments, name) is not None:
                 raise UserError(f"--{name} is of a model of your own; give --workdir.")
-        return load(min_score=arguments.min_score)
+        predictor = load(min_score=arguments.min_score)
+        predictor.compile()
+        return predictor
     return HandPredictor.from_workdir(
         arguments.workdir,
         stage=arguments.stage,

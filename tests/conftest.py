@@ -30,4 +30,6 @@ gc.freeze()
 gc.set_threshold(100_000, 20, 20)
 
 jax.config.update("jax_num_cpu_devices", 8)
+# Commands that run in tests must not leave files in the user's cache.
+jax.config.update("jax_enable_compilation_cache", False)
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -121,6 +121,12 @@ class HandDetector:
         self.landmarks = LandmarkReader(variant)
         self._run_palms = _palm_network()
 
+    def compile(self) -> None:
+        """Compile both networks, which the first photo would do otherwise."""
+        size = palm_detection.IMAGE_SIZE
+        self._run_palms(np.zeros((1, size, size, 3), np.uint8))
+        self.landmarks(np.zeros((1, CROP_SIZE, CROP_SIZE, 3), np.uint8))
+
     def find(
         self, image: UInt8[np.ndarray, "height width 3"], *, thorough: bool = False
     ) -> list[DetectedHand]:

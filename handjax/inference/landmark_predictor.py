@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from handjax.errors import UserError
 from handjax.geometry import crop
+from handjax.geometry.skeleton import NUM_JOINTS
 from handjax.inference import released
-from handjax.inference.detector import DetectedHand
+from handjax.inference.detector import DetectedHand, Region
 from handjax.mano import fit
 from handjax.mano.hand_model import HandModel
 from handjax.nn.landmark_noise import Landmarks
@@ -99,6 +99,17 @@ class LandmarkPredictor:
             )
         return cls(found.model, found.variables, **options)
 
+    def compile(self) -> None:
+        """Compile what a photo needs, by predicting a hand that is none."""
+        points = np.random.default_rng(0).uniform(80, 144, (NUM_JOINTS, 3))
+        region = Region(np.full(2, 112.0), 224.0, 0.0)
+        flat = points[:, :2]
+        box_px = np.concatenate([flat.min(0), flat.max(0)])
+        hand = DetectedHand(
+            region, box_px, flat, points[:, 2], points / 1e3, 1.0, 1.0, True
+        )
+        self([hand], crop.assumed_intrinsics(224, 224))
+
     def __call__(
         self,
         hands: Sequence[DetectedHand],
@@ -137,12 +148,12 @@ class LandmarkPredictor:
                 screen=landmarks.screen * crop.MIRROR,
                 world=landmarks.world * crop.MIRROR,
             )
-        batch = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32)[None], landmarks)
-        local, betas = self._lift(self._variables, batch)
+        batch = jax.tree.map(lambda x: np.asarray(x, np.float32)[None], landmarks)
+        local, betas = jax.device_get(self._lift(self._variables, batch))
         back = R_region_camera.T
         if not is_right:
             back = _MIRROR @ back @ _MIRROR
-        local = local.at[:, 0].set(jnp.asarray(back, jnp.float32) @ local[:, 0])
+        local = np.concatenate([back @ local[:, :1], local[:, 1:]], axis=1)
         fitted = fit.fit(
             self.hand,
             points2d=hand.landmarks2d_px[None],
@@ -154,7 +165,6 @@ class LandmarkPredictor:
             weights=WEIGHTS_OF_FIT,
             iterations=self._iterations,
         )
-        fitted = jax.device_get(fitted)
         side = max(hand.box_px[2:] - hand.box_px[:2])
         residual = float(fitted.residual_px[0] / side)
         one = LandmarkPrediction(

@@ -121,11 +121,18 @@ def load(path: str | Path) -> Released:
     model = workdir.build_model(models.load(config.family), config)
     init = functools.partial(model.init, jax.random.key(0), method="init_all")
     example = run_data.example_batch(config, hand_file)
-    variables = init(example, hand_constants.hand_constants(hand_file))
-    expected = flax.traverse_util.flatten_dict(variables["params"], sep="/")
+    # Compiled without "params", so that nothing of them is computed to be thrown away.
+    shapes = {}
+
+    def constants():
+        variables = init(example, hand_constants.hand_constants(hand_file))
+        shapes.update(flax.traverse_util.flatten_dict(variables.pop("params"), sep="/"))
+        return variables
+
+    variables = jax.jit(constants)()
     stored = safetensors.numpy.load_file(path)
-    shapes = {name: value.shape for name, value in expected.items()}
-    if {name: value.shape for name, value in stored.items()} != shapes:
+    expected = {name: value.shape for name, value in shapes.items()}
+    if {name: value.shape for name, value in stored.items()} != expected:
         raise UserError(f"{path}: its arrays are not those of its own config.")
     params = {name: np.asarray(value, np.float32) for name, value in stored.items()}
     variables = {

@@ -135,23 +135,23 @@ class Initial(NamedTuple):
 class Fit(NamedTuple):
     """Fitted hands."""
 
-    vertices: Float[Array, "batch vertex 3"]
+    vertices: Float[np.ndarray, "batch vertex 3"]
     """Metres, relative to the middle knuckle; camera axes (or those of `points3d`)."""
-    joints3d: Float[Array, "batch joint 3"]
+    joints3d: Float[np.ndarray, "batch joint 3"]
     """The same frame."""
-    translation: Float[Array, "batch 3"]
+    translation: Float[np.ndarray, "batch 3"]
     """The middle knuckle in the camera, metres; as good as the intrinsics and the size
     of the hand are. Zero without 2-D points."""
-    joints2d: Float[Array, "batch joint 2"] | None
+    joints2d: Float[np.ndarray, "batch joint 2"] | None
     """Joints of the fitted hand in the photo, pixels; None without 2-D points."""
-    mano_pose: Float[Array, "batch bone 3"]
+    mano_pose: Float[np.ndarray, "batch bone 3"]
     """Absolute axis-angle, the wrist first, of the right hand."""
-    betas: Float[Array, "batch beta"]
-    residual_px: Float[Array, "batch"] | None
+    betas: Float[np.ndarray, "batch beta"]
+    residual_px: Float[np.ndarray, "batch"] | None
     """Mean distance of the points from where the fitted hand has them, pixels."""
-    residual_mm: Float[Array, "batch"] | None
+    residual_mm: Float[np.ndarray, "batch"] | None
     """The same in space; None without 3-D points."""
-    cost: Float[Array, "batch step"]
+    cost: Float[np.ndarray, "batch step"]
     """Sum of squared residuals before each iteration and after the last."""
 
 
@@ -226,15 +226,16 @@ def fit(
         used,
         iterations=iterations,
     )
-    vertices, joints3d, transl, pose, betas, miss3d, cost = found
+    # The rest is numpy: each of its few operations would be a program to compile.
+    vertices, joints3d, transl, pose, betas, miss3d, cost = jax.device_get(found)
     flip = np.concatenate([side, side**2, side**2], -1)
     joints2d = residual_px = None
     if points2d is not None:
         placed = (joints3d + transl[:, None]) * flip
         joints2d = _projected(placed, K)
-        mapped = jnp.einsum("jk,nkx->njx", maps.screen, joints3d) + transl[:, None]
-        miss = jnp.linalg.norm(_projected(mapped * flip, K) - points2d, axis=-1)
-        residual_px = _mean(miss, weight)
+        mapped = named.screen @ joints3d + transl[:, None]
+        miss = np.linalg.norm(_projected(mapped * flip, K) - points2d, axis=-1)
+        residual_px = (miss * weight).sum(-1) / np.maximum(weight.sum(-1), 1e-6)
     return Fit(
         vertices=vertices * flip,
         joints3d=joints3d * flip,
@@ -406,9 +407,9 @@ def _levenberg_marquardt(residuals, x0: Array, iterations: int) -> tuple[Array, 
 def _starts(initial, batch, rays, space, named):
     """Return orientations, finger poses and betas, (batch, start, ...)."""
     if initial is not None:
-        turns = jnp.asarray(initial.rotations, jnp.float32)
-        fingers = rotations.matrix_to_axis_angle(turns[:, 1:]).reshape(batch, 1, 45)
-        return turns[:, None, 0], fingers, jnp.asarray(initial.betas)[:, None]
+        turns = np.asarray(initial.rotations, np.float32)
+        fingers = np.asarray(_axis_angle(turns[:, 1:])).reshape(batch, 1, 45)
+        return turns[:, None, 0], fingers, np.asarray(initial.betas)[:, None]
     mean = PosePrior.load().mean.astype(np.float32)
     if space is None:
         turns = _turned_views(rays, named)
@@ -416,10 +417,13 @@ def _starts(initial, batch, rays, space, named):
         turns = _turn_of_palm(space, named)[:, None]
     count = turns.shape[1]
     return (
-        jnp.asarray(turns, jnp.float32),
-        jnp.broadcast_to(mean, (batch, count, 45)),
-        jnp.zeros((batch, count, 10)),
+        np.asarray(turns, np.float32),
+        np.broadcast_to(mean, (batch, count, 45)),
+        np.zeros((batch, count, 10), np.float32),
     )
+
+
+_axis_angle = jax.jit(rotations.matrix_to_axis_angle)
 
 
 def _views() -> np.ndarray:
@@ -537,8 +541,8 @@ def _rays(points2d: np.ndarray, K: np.ndarray) -> np.ndarray:
     return (rays[..., :2] / rays[..., 2:]).astype(np.float32)
 
 
-def _projected(points: Array, K: np.ndarray) -> Array:
-    seen = points @ jnp.swapaxes(jnp.asarray(K, jnp.float32), -1, -2)
+def _projected(points: np.ndarray, K: np.ndarray) -> np.ndarray:
+    seen = points @ np.swapaxes(np.asarray(K, np.float32), -1, -2)
     return seen[..., :2] / seen[..., 2:]
 
 
@@ -549,23 +553,22 @@ def _only_joints(hand: HandModel) -> HandModel:
     regressed from all vertices of the rest mesh, linearly in the betas: they become
     vertices of their own, which only `J_regressor` reads.
     """
-    regressor = np.asarray(hand.joint_regressor)
+    # In numpy: as single operations on the device they would be compiled for seconds.
+    bones, regressor = hand.J_regressor.shape[0], np.asarray(hand.joint_regressor)
     kept = np.flatnonzero(np.abs(regressor).sum(axis=0))
-    bones = hand.J_regressor.shape[0]
 
     def joined(per_vertex, per_bone):
-        return jnp.concatenate([jnp.asarray(per_vertex)[kept], per_bone])
+        per_vertex = np.asarray(per_vertex)
+        return np.concatenate([per_vertex[kept], per_bone.astype(per_vertex.dtype)])
 
-    rest = hand.J_regressor @ hand.v_template
-    moves = jnp.einsum(
-        "jv,vxb->jxb", hand.J_regressor, hand.shapedirs, precision="highest"
-    )
-    nothing = jnp.zeros((bones, *hand.posedirs.shape[1:]), hand.posedirs.dtype)
-    return hand._replace(
-        v_template=joined(hand.v_template, rest),
+    J_regressor, posedirs = np.asarray(hand.J_regressor), np.asarray(hand.posedirs)
+    moves = np.tensordot(J_regressor, np.asarray(hand.shapedirs), 1)
+    small = hand._replace(
+        v_template=joined(hand.v_template, J_regressor @ np.asarray(hand.v_template)),
         shapedirs=joined(hand.shapedirs, moves),
-        posedirs=joined(hand.posedirs, nothing),
-        weights=joined(hand.weights, jnp.eye(bones, dtype=hand.weights.dtype)),
-        J_regressor=jnp.pad(jnp.eye(bones), ((0, 0), (len(kept), 0))),
-        joint_regressor=jnp.pad(jnp.asarray(regressor[:, kept]), ((0, 0), (0, bones))),
+        posedirs=joined(posedirs, np.zeros((bones, *posedirs.shape[1:]))),
+        weights=joined(hand.weights, np.eye(bones)),
+        J_regressor=np.pad(np.eye(bones, dtype=np.float32), ((0, 0), (len(kept), 0))),
+        joint_regressor=np.pad(regressor[:, kept], ((0, 0), (0, bones))),
     )
+    return jax.tree.map(jnp.asarray, small)

@@ -13,7 +13,7 @@ from handjax.config import schema as configs
 from handjax.distributed import processes, sharding
 from handjax.errors import UserError
 from handjax.family import hand_constants
-from handjax.io import atomic_files
+from handjax.io import atomic_files, compile_cache
 from handjax.training import init_from, loop, parameter_table
 from handjax.training.environment import _commit, _write_environment, versions
 from handjax.training.nonfinite import NonFiniteError
@@ -49,7 +49,7 @@ def train(
     if cluster is not None:
         processes.join(cluster)
         stop.listen()  # joining takes SIGTERM for itself
-    _use_compile_cache(config.train.compile_cache)
+    compile_cache.use(config.train.compile_cache)
     try:
         run = prepare(config, workdir, force_config=force_config, stop=stop)
         finished = loop.fit(run._replace(profile=profile))
@@ -86,14 +86,6 @@ def _last_checkpoint(workdir: str) -> str:
     steps = stage_steps(Path(workdir))
     saved = [f"{stage} {max(found)}" for stage, found in steps.items() if found]
     return f"The last checkpoint: {saved[-1] if saved else 'none yet'}."
-
-
-def _use_compile_cache(where: str) -> None:
-    if where == "auto":
-        where = str(Path.home() / ".cache" / "handjax" / "xla")
-    if where:
-        jax.config.update("jax_compilation_cache_dir", where)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 2.0)
 
 
 def compute_dtype(precision: str) -> str:

@@ -33,27 +33,26 @@ def depthwise(
     def shifted(x, kernel):
         padded = _pad(x.astype(jnp.float32), size // 2)
         taps = (
-            _window(padded, i, j, out_size, stride) * kernel[i, j][None, None, None]
+            _window(padded, i, j, out_size, stride) * _tap(kernel, i, j)
             for i, j in itertools.product(range(size), repeat=2)
         )
         return functools.reduce(jnp.add, taps).astype(x.dtype)
 
-    return _computed_once(shifted, x, kernel)
+    return _computed_once(shifted, (len(x), *out_size, x.shape[-1]), x, kernel)
 
 
-def _computed_once(function, x, kernel):
+def _computed_once(function, shape, x, kernel):
     """Call a function of x and a kernel so that XLA computes its result only once.
 
     XLA's CPU backend repeats sums inside each of their consumers: two depthwise
     convolutions in a row would cost 9 x 49 products. It does not look into
     conditionals, and threads still share the work inside of them. The condition must
     not be known beforehand: it is that the kernel does not begin with NaN, and the
-    result is NaN if it does.
+    result is NaN if it does. It has the given shape and the dtype of x.
     """
-    shape = jax.eval_shape(function, x, kernel)
 
     def not_a_number(x, kernel):
-        return jnp.full(shape.shape, jnp.nan, shape.dtype)
+        return jnp.full(shape, jnp.nan, x.dtype)
 
     first = kernel[0, 0, 0]
     return lax.cond(first == first, function, not_a_number, x, kernel)
@@ -93,7 +92,7 @@ def _strided_input_gradient(grad, kernel, stride, size):
             _window(
                 padded, reach - 1 - i // stride, reach - 1 - j // stride, phase_size, 1
             )
-            * kernel[i, j][None, None, None]
+            * _tap(kernel, i, j)
             for i in range(a, taps, stride)
             for j in range(b, taps, stride)
         )
@@ -116,7 +115,7 @@ def _strided_input_gradient(grad, kernel, stride, size):
         cropped = full[:, pad : pad + size[0], pad : pad + size[1]]
         return cropped.astype(grad.dtype)
 
-    return _computed_once(scatter, grad, kernel)
+    return _computed_once(scatter, (len(grad), *size, grad.shape[-1]), grad, kernel)
 
 
 def _kernel_gradient(x, grad, taps, stride):
@@ -172,12 +171,22 @@ def _chunk(height, width):
     return min(height, max(_MAX_TERMS // cols, 1)), cols
 
 
+# The two below are traced for every tap; indexing would take four times as long.
+
+
 def _window(padded, row, col, size, stride):
-    return padded[
-        :,
-        row : row + stride * (size[0] - 1) + 1 : stride,
-        col : col + stride * (size[1] - 1) + 1 : stride,
-    ]
+    """Return `padded[:, row::stride, col::stride]`, cut to a size."""
+    batch, *_, dim = padded.shape
+    last = (row + stride * (size[0] - 1) + 1, col + stride * (size[1] - 1) + 1)
+    return lax.slice(
+        padded, (0, row, col, 0), (batch, *last, dim), (1, stride, stride, 1)
+    )
+
+
+def _tap(kernel, row, col):
+    """Return `kernel[row, col]` as (1, 1, 1, channel)."""
+    tap = lax.slice(kernel, (row, col, 0), (row + 1, col + 1, kernel.shape[-1]))
+    return lax.expand_dims(tap, (0,))
 
 
 def _pad(images, amount):
