@@ -23,6 +23,7 @@ MISTAKES = {
     "benchmark": ("--config=tokenhand --what=speed", "speed is not one of compile"),
     "convert": ("/nowhere --from=timm --to=T", "no such file of weights"),
     "models": ("landmarks", "landmarks"),
+    "doctor": ("me", "me"),
     "tables": ("/nowhere", "is neither a report nor a workdir"),
     "control": ("--out=O --size=100", "divisible by 8"),
     "fid": ("--real=a.txt --made=b.npy", "allowed are .npy"),

@@ -54,6 +54,7 @@ RUN_BY = {
     "handjax.chaos": "training/test_chaos.py",
     "handjax.control": "controlnet/test_control.py",
     "handjax.convert": "conversion/test_convert.py",
+    "handjax.doctor": "test_doctor.py",
     "handjax.evaluate": "evaluation/test_evaluate.py",
     "handjax.equations": "test_commands.py",
     "handjax.fid": "metrics/test_fid.py",

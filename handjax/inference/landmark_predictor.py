@@ -19,7 +19,6 @@ from jaxtyping import Float
 
 from handjax.errors import UserError
 from handjax.geometry import crop
-from handjax.geometry.skeleton import NUM_JOINTS
 from handjax.inference import released
 from handjax.inference.detector import DetectedHand, Region
 from handjax.mano import fit
@@ -100,13 +99,14 @@ class LandmarkPredictor:
         return cls(found.model, found.variables, **options)
 
     def compile(self) -> None:
-        """Compile what a photo needs, by predicting a hand that is none."""
-        points = np.random.default_rng(0).uniform(80, 144, (NUM_JOINTS, 3))
-        region = Region(np.full(2, 112.0), 224.0, 0.0)
-        flat = points[:, :2]
+        """Compile what the first photo would, by predicting the flat hand."""
+        joints = np.asarray(self.hand.joint_regressor) @ self.hand.v_template
+        joints = np.asarray(joints - joints.mean(axis=0), np.float64)
+        flat = 112 + 600 * joints[:, :2]
         box_px = np.concatenate([flat.min(0), flat.max(0)])
+        region = Region(np.full(2, 112.0), 224.0, 0.0)
         hand = DetectedHand(
-            region, box_px, flat, points[:, 2], points / 1e3, 1.0, 1.0, True
+            region, box_px, flat, 600 * joints[:, 2], joints, 1.0, 1.0, True
         )
         self([hand], crop.assumed_intrinsics(224, 224))
 

@@ -1,0 +1,1 @@
+"""Say what this machine has, and what keeps handjax from using it."""
