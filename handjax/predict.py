@@ -292,6 +292,7 @@ def _write(predictor, stem: str, hands, wanted, output: str) -> int:
             intrinsics=intrinsics,
             model=predictor.name,
             root=predictor.config.data.root,
+            licence=predictor.licence,
         )
     except OSError as error:
         command_line.say_error(

@@ -100,8 +100,9 @@ class LandmarkPredictor:
 
     def compile(self) -> None:
         """Compile what the first photo would, by predicting the flat hand."""
-        joints = np.asarray(self.hand.joint_regressor) @ self.hand.v_template
-        joints = np.asarray(joints - joints.mean(axis=0), np.float64)
+        template = np.asarray(self.hand.v_template, np.float64)
+        joints = np.asarray(self.hand.joint_regressor) @ template
+        joints = joints - joints.mean(axis=0)
         flat = 112 + 600 * joints[:, :2]
         box_px = np.concatenate([flat.min(0), flat.max(0)])
         region = Region(np.full(2, 112.0), 224.0, 0.0)

@@ -29,8 +29,8 @@ FRAMES = {
     "joints3d": "camera axes of the photo, relative to the root joint",
     "translation": "root joint in the camera's frame; add it to vertices and joints3d",
     "camera_axes": "OpenCV: x right, y down, z forward",
-    "mano_pose": "radians, absolute axis-angle, wrist first; of a left hand, those of "
-    "its mirror image",
+    "mano": "radians, axis-angle, global_orient in camera axes, hand_pose absolute: 0 "
+    "is the flat hand; of a left hand, those of the right hand in its mirror",
     "joints2d": "pixels of the upright photo (EXIF orientation applied), x right, y "
     "down, centre of the first pixel (0, 0)",
     "meshes": "GLB and OBJ: metres, x right, y up, z towards the viewer (camera axes "
@@ -70,19 +70,28 @@ def as_json(
     intrinsics: Intrinsics,
     model: str,
     root: str,
+    licence: str | None = None,
     files: Sequence[Sequence[str]] = (),
 ) -> dict[str, Any]:
-    """Return all predictions as JSON values, with frames and units stated."""
+    """Return all predictions as JSON values, with frames and units stated.
+
+    `assets/prediction.schema.json` describes them. `licence` is that of the model's
+    weights, None where it is not known.
+    """
     height, width = photo.image.shape[:2]
     return {
         "schema": SCHEMA,
         "schema_version": SCHEMA_VERSION,
         "photo": {"file": photo.path.name, "width": width, "height": height},
         "model": model,
+        "weights_licence": licence,
         "units": UNITS,
         "frames": FRAMES,
         "root_joint": root,
         "joint_names": list((hands[0].skeleton if hands else HAND).joints),
+        "faces": {
+            side(hand) or "body": np.asarray(hand.faces).tolist() for hand in hands
+        },
         "camera": {
             "intrinsics": _rounded(intrinsics.matrix, 4),
             "source": intrinsics.source,
@@ -118,10 +127,19 @@ def _hand_json(hand: "HandPrediction", files: Sequence[str]) -> dict[str, Any]:
         "token_confidence": _rounded(hand.token_confidence, 5) if tokens else None,
         "presence": None if hand.presence is None else round(hand.presence, 5),
         "not_sure": hand.not_sure,
-        "mano_pose": None if hand.mano_pose is None else _rounded(hand.mano_pose, 6),
-        "betas": None if hand.betas is None else _rounded(hand.betas, 5),
+        "mano": _mano_json(hand),
         "hypotheses": _hypotheses_json(hand),
         "files": list(files),
+    }
+
+
+def _mano_json(hand: "HandPrediction") -> dict[str, Any] | None:
+    if hand.mano_pose is None or hand.betas is None:
+        return None
+    return {
+        "global_orient": _rounded(hand.mano_pose[0], 6),
+        "hand_pose": _rounded(hand.mano_pose[1:], 6),
+        "betas": _rounded(hand.betas, 5),
     }
 
 
@@ -261,6 +279,7 @@ def write(
     intrinsics: Intrinsics,
     model: str,
     root: str,
+    licence: str | None = None,
 ) -> list[Path]:
     """Write the files of one photo; on any error none of them is left.
 
@@ -292,6 +311,7 @@ def write(
             intrinsics=intrinsics,
             model=model,
             root=root,
+            licence=licence,
             files=files,
         )
         write_json(staging / f"{stem}.json", report)

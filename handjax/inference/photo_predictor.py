@@ -47,7 +47,7 @@ class PhotoPredictor:
             min_score: Presence below which a hand is `not_sure`.
         """
         self.config, self.name, self.batch_size = loaded.config, name, batch_size
-        self.skeleton = HAND
+        self.skeleton, self.licence = HAND, loaded.about["licence"]
         self.detector = HandDetector(min_score=min_score)
         self._lifter = LandmarkPredictor(loaded.model, loaded.variables)
 

@@ -79,6 +79,7 @@ class HandPredictor:
                 "with 'released' or 'mean'."
             )
         self.config, self.batch_size, self.name = config, batch_size, name
+        self.licence = None  # of weights of one's own; only released ones state it
         if tta:
             self.name += f", test-time augmentation {tta!r}"
         self.faces = np.asarray(variables["constants"]["faces"])

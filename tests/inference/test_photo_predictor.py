@@ -3,15 +3,19 @@
 import io
 import json
 
+import jsonschema
 import numpy as np
 import pytest
 from PIL import Image
+from places import ROOT
 
 import handjax
 from data_pipelines.synthetic.records import Generator
 from handjax import predict
 from handjax.inference import __main__ as models_command
 from handjax.metrics.mesh_errors import procrustes_align
+
+SCHEMA = ROOT / "handjax" / "assets" / "prediction.schema.json"
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +77,9 @@ def test_predict_needs_only_a_photo(rendered, tmp_path, capsys):
     found = json.loads((tmp_path / "hands" / "photo.json").read_text())
     (hand,) = found["hands"]
     assert hand["side"] == "right" and not hand["not_sure"]
-    assert len(hand["mano_pose"]) == 16 and len(hand["betas"]) == 10
+    assert len(hand["mano"]["hand_pose"]) == 15 and len(hand["mano"]["betas"]) == 10
+    assert found["weights_licence"] == "Apache-2.0"
+    jsonschema.validate(found, json.loads(SCHEMA.read_text()))
     assert _pa_mm(hand["joints3d"], record) < 15
     for name in ("photo_overlay.png", *hand["files"]):
         assert (tmp_path / "hands" / name).stat().st_size > 0

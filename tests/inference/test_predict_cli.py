@@ -5,11 +5,13 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import jsonschema
 import ml_collections
 import numpy as np
 import pytest
 import trimesh
 from PIL import Image
+from places import ROOT
 
 from data_pipelines.synthetic.records import Generator
 from handjax import predict
@@ -21,6 +23,7 @@ from handjax.mano import model_files
 from handjax.types import HandOutput
 
 FILE = model_files.load("open")
+SCHEMA = json.loads((ROOT / "handjax/assets/prediction.schema.json").read_text())
 TEMPLATE = np.asarray(FILE.v_template, np.float32)
 CONFIG = ml_collections.ConfigDict(
     dict(data=dict(crop_size=64, box_scale=1.25, root="middle_mcp"))
@@ -119,6 +122,19 @@ def test_one_photo_gives_json_overlay_and_meshes(command, photo, tmp_path, capsy
     with Image.open(out / "hand_overlay.png") as picture:
         assert picture.size[1] > 400
     assert "left hand (given box, confidence 0.8" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("more", [[], ["--hypotheses=2", "--seed=5"]])
+def test_the_json_is_as_its_schema_says(command, photo, tmp_path, more):
+    assert command(photo, "--box=20,10,100,80", "--left", *more) == 0
+    report = json.loads((tmp_path / "out" / "hand.json").read_text())
+    jsonschema.validate(report, SCHEMA)
+    assert list(report["faces"]) == ["left"] and len(report["faces"]["left"]) == 1538
+    for key in report["hands"][0]:
+        wrong = json.loads(json.dumps(report))
+        del wrong["hands"][0][key]
+        with pytest.raises(jsonschema.ValidationError, match=key):
+            jsonschema.validate(wrong, SCHEMA)
 
 
 def test_a_body_is_named_so_and_has_no_side():
