@@ -14,6 +14,7 @@ from PIL import Image
 
 from handjax.errors import UserError
 from handjax.geometry import crop
+from handjax.io import pixels
 
 AROUND = 3.0
 """Side of a stored crop, relative to the longer side of the hand's box: room for
@@ -76,7 +77,7 @@ def store(data: bytes, box: Box | None = None, lens: Lens | None = None) -> Pict
     stored = np.maximum(np.floor(size * scale + 1e-9), 1).astype(int)
     # Pixel centres lie half a pixel inside, of the source and of the stored picture.
     origin = low + 0.5 / scale - 0.5
-    image = image.convert("RGB")
+    image = Image.fromarray(pixels.from_picture(image))
     if lens is not None:
         cut = _undistorted(image, lens, origin, scale, stored)
     elif scale == 1:
@@ -105,11 +106,11 @@ def _undistorted(
     maps = cv2.initUndistortRectifyMap(
         lens.K, lens.distortion, np.eye(3), K, size.tolist(), cv2.CV_32FC1
     )
-    pixels = np.asarray(image)
+    whole = np.asarray(image)
     if scale < 1:  # interpolation alone would skip pixels
         sigma = 0.4 / scale
-        pixels = cv2.GaussianBlur(pixels, (0, 0), sigma)
-    return Image.fromarray(cv2.remap(pixels, *maps, cv2.INTER_LINEAR))
+        whole = cv2.GaussianBlur(whole, (0, 0), sigma)
+    return Image.fromarray(cv2.remap(whole, *maps, cv2.INTER_LINEAR))
 
 
 def numbers(data: bytes) -> np.ndarray:

@@ -17,6 +17,7 @@ from jaxtyping import UInt8
 
 from handjax.inference.detector import SURE, HandDetector
 from handjax.inference.photos import HandBox, PhotoError
+from handjax.io import pixels
 
 MODES = ("auto", "none", "mediapipe")
 MODEL_VARIABLE = "HANDJAX_HAND_LANDMARKER"
@@ -99,7 +100,7 @@ def _mediapipe(model: str) -> Detector:
 
     def detect(image):
         picture = mp.Image(
-            image_format=mp.ImageFormat.SRGB, data=np.ascontiguousarray(image)
+            image_format=mp.ImageFormat.SRGB, data=pixels.from_array(image)
         )
         result = landmarker.detect(picture)
         height, width = image.shape[:2]

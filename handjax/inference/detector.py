@@ -15,7 +15,7 @@ Conventions: pixels x right, y down, the middle of the first pixel is (0, 0); po
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import jax
@@ -24,6 +24,7 @@ from jaxtyping import Float, UInt8
 
 from handjax.errors import UserError
 from handjax.geometry.crop import rotation_z, warp_image, warp_points
+from handjax.io import pixels
 from handjax.nn import palm_detection
 from handjax.nn.backbones import hand_landmark
 from handjax.nn.backbones.hand_landmark import HandLandmarks
@@ -127,21 +128,20 @@ class HandDetector:
         self._run_palms(np.zeros((1, size, size, 3), np.uint8))
         self.landmarks(np.zeros((1, CROP_SIZE, CROP_SIZE, 3), np.uint8))
 
-    def find(
-        self, image: UInt8[np.ndarray, "height width 3"], *, thorough: bool = False
-    ) -> list[DetectedHand]:
+    def find(self, image: Any, *, thorough: bool = False) -> list[DetectedHand]:
         """Find the hands of a photo, the surest first.
 
         As long as none is sure the picture is looked at again: with margins, in tiles,
         and with the tiles as regions at eight angles (one second on a CPU).
 
         Args:
-            image: RGB, upright.
+            image: Upright pixels, as `io.pixels.from_array` takes them.
             thorough: Look at the tiles in any case, for small hands beside large ones.
 
         Returns:
             Hands with a presence of 0.5 or more; see `DetectedHand.sure`.
         """
+        image = pixels.from_array(image)
         height, width = image.shape[:2]
         hands = self._from_palms(image, self.find_palms(image))
         for margin in _MARGINS:
@@ -161,7 +161,7 @@ class HandDetector:
 
     def find_in_box(
         self,
-        image: UInt8[np.ndarray, "height width 3"],
+        image: Any,
         box_px: Sequence[float | int] | Float[np.ndarray, "4"],
     ) -> DetectedHand:
         """Read the hand in a given box, however it is turned.
@@ -170,7 +170,7 @@ class HandDetector:
         read at eight angles.
 
         Args:
-            image: RGB, upright.
+            image: Upright pixels, as `io.pixels.from_array` takes them.
             box_px: x0, y0, x1, y1 around the hand, pixels.
 
         Returns:
@@ -179,10 +179,16 @@ class HandDetector:
         Raises:
             UserError: The box is empty.
         """
+        image = pixels.from_array(image)
         box = np.asarray(box_px, np.float64)
-        if not (np.isfinite(box).all() and box[2] > box[0] and box[3] > box[1]):
+        if not (
+            box.shape == (4,)
+            and np.isfinite(box).all()
+            and box[2] > box[0]
+            and box[3] > box[1]
+        ):
             raise UserError(
-                f"box_px={tuple(map(float, box_px))} is empty; give x0, y0, x1, y1 "
+                f"box_px={box.tolist()} is empty; give x0, y0, x1, y1 "
                 "with x1 > x0 and y1 > y0."
             )
         side = float(max(box[2] - box[0], box[3] - box[1]))
@@ -198,23 +204,19 @@ class HandDetector:
             hands += self._from_angles(image, square)
         return max(hands, key=lambda hand: hand.presence)
 
-    def find_palms(
-        self,
-        image: UInt8[np.ndarray, "height width 3"],
-        square: Region | None = None,
-    ) -> list[Palm]:
+    def find_palms(self, image: Any, square: Region | None = None) -> list[Palm]:
         """Find palms in an upright square of a photo (default: the whole photo)."""
+        image = pixels.from_array(image)
         square = square or _square(*image.shape[:2])
         size = palm_detection.IMAGE_SIZE
         picture = crop_region(image, square, size)
         return self._palms(picture, region_homography(square, size))
 
-    def read_regions(
-        self, image: UInt8[np.ndarray, "height width 3"], regions: Sequence[Region]
-    ) -> list[DetectedHand]:
+    def read_regions(self, image: Any, regions: Sequence[Region]) -> list[DetectedHand]:
         """Read landmarks in regions of a photo, once."""
         if not regions:
             return []
+        image = pixels.from_array(image)
         crops = np.stack([crop_region(image, region) for region in regions])
         found = self.landmarks(crops)
         return [
@@ -289,8 +291,10 @@ class LandmarkReader:
         self.variant = variant
         self._read = _landmark_network(variant)
 
-    def __call__(self, crops: UInt8[np.ndarray, "crop 224 224 3"]) -> HandLandmarks:
+    def __call__(self, crops: Any) -> HandLandmarks:
         """Read landmarks of crops, RGB (`crop_region`); the fields are numpy arrays."""
+        if len(crops):
+            crops = np.stack([pixels.from_array(crop) for crop in crops])
         size = _BATCH if len(crops) >= _MANY else 1
         parts = []
         for start in range(0, max(len(crops), 1), size):

@@ -7,11 +7,7 @@ hand.vertices + hand.translation  # (778, 3), metres, camera axes
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
-
-import numpy as np
-from jaxtyping import UInt8
 
 from handjax.errors import UserError
 from handjax.geometry.skeleton import HAND
@@ -19,12 +15,13 @@ from handjax.inference import photos, released
 from handjax.inference.box_detectors import find_boxes
 from handjax.inference.detector import SURE, HandDetector
 from handjax.inference.landmark_predictor import LandmarkPrediction, LandmarkPredictor
-from handjax.inference.photos import HandBox, Photo
+from handjax.inference.photos import HandBox
 from handjax.inference.prediction import HandPrediction, Request
 from handjax.inference.predictor import requests
 from handjax.visualization.mesh_export import outward_faces
 
-Image = str | Path | Photo | UInt8[np.ndarray, "height width 3"]
+Image = Any
+"""A path, or pixels as `io.pixels.from_array` takes them: RGB 0..255, floats 0..1."""
 
 
 class PhotoPredictor:
@@ -71,7 +68,7 @@ class PhotoPredictor:
         """Reconstruct one hand of one photo.
 
         Args:
-            image: A file, or RGB pixels 0..255.
+            image: A file, or RGB pixels 0..255 (floats: 0..1).
             box_px: x0, y0, x1, y1 around the hand; None takes the surest hand.
             is_right: The side; None lets the detector decide.
             intrinsics: fx, fy, cx, cy in pixels; None as `photos.intrinsics_of` says.
@@ -85,10 +82,10 @@ class PhotoPredictor:
             if not found:
                 raise UserError(f"{photo.path}: no hand was found; give its box.")
             return found[0]
-        hand = self.detector.find_in_box(photo.image, box_px)
-        x0, y0, x1, y1 = (float(v) for v in box_px)
+        given = photos.four_numbers(str(photo.path), "box_px", box_px)
+        hand = self.detector.find_in_box(photo.image, given)
         side = hand.is_right > 0.5 if is_right is None else is_right
-        box = HandBox((x0, y0, x1, y1), side, "given", hand, is_right is not None)
+        box = HandBox(given, side, "given", hand, is_right is not None)
         return self.run(requests(photo, [box], intrinsics=intrinsics))[0]
 
     def hands(
@@ -101,7 +98,7 @@ class PhotoPredictor:
         """Reconstruct all hands of a photo, the surest first.
 
         Args:
-            image: A file, or RGB pixels 0..255.
+            image: A file, or RGB pixels 0..255 (floats: 0..1).
             is_right: The side of all of them; None lets the detector decide.
             intrinsics: fx, fy, cx, cy in pixels; None as `photos.intrinsics_of` says.
         """
@@ -111,9 +108,9 @@ class PhotoPredictor:
             boxes = [b._replace(is_right=is_right, side_given=True) for b in boxes]
         return self.run(requests(photo, boxes, intrinsics=intrinsics))
 
-    def find(self, image: UInt8[np.ndarray, "height width 3"]) -> list[HandBox]:
+    def find(self, image: Image) -> list[HandBox]:
         """Return the boxes of all hands, the surest first, each with its reading."""
-        return find_boxes(self.detector, image)
+        return find_boxes(self.detector, photos.opened(image).image)
 
     def run(self, wanted: Sequence[Request]) -> list[HandPrediction]:
         """Reconstruct hands of any photos, one for each request."""

@@ -17,6 +17,7 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from handjax.errors import UserError
 from handjax.geometry.crop import assumed_intrinsics
+from handjax.io import pixels
 
 if TYPE_CHECKING:
     from handjax.inference.detector import DetectedHand
@@ -25,6 +26,9 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 FULL_FRAME_DIAGONAL_MM = 43.2666
 """Diagonal of the 36 x 24 mm frame that EXIF's 35 mm equivalent focal length means."""
+FOCAL_DIAGONALS = (0.2, 20.0)
+"""Believed focal lengths, in diagonals of the photo: 9 to 865 mm on full frame. Others
+are mostly in another unit, such as shares of the width."""
 
 _MIN_BOX_PX = 4.0
 
@@ -64,17 +68,25 @@ class HandBox(NamedTuple):
     """Whether the user named the side."""
 
 
-def opened(image: "str | Path | Photo | UInt8[np.ndarray, 'height width 3']") -> Photo:
-    """Return a photo that is given as a file, as RGB pixels 0..255, or opened.
+def opened(image: Any) -> Photo:
+    """Return a photo that is given as a file, as pixels, or opened.
+
+    Everything that predicts from a picture takes it through here.
+
+    Args:
+        image: A path, a `Photo`, or what `io.pixels.from_array` takes.
 
     Raises:
-        PhotoError: The file is not a picture that can be read.
+        PhotoError: The file is not a picture that can be read, or the pixels have
+            another shape or range.
     """
-    if isinstance(image, Photo):
-        return image
-    if isinstance(image, np.ndarray):
-        return Photo(Path("image"), image, None)
-    return read(image)
+    if isinstance(image, str | Path):
+        return read(image)
+    photo = image if isinstance(image, Photo) else Photo(Path("image"), image, None)
+    try:
+        return photo._replace(image=pixels.from_array(photo.image))
+    except UserError as error:
+        raise PhotoError(f"{photo.path}: {error}") from None
 
 
 def read(path: str | Path) -> Photo:
@@ -91,10 +103,12 @@ def read(path: str | Path) -> Photo:
     # PIL would fill a cut-off picture with gray if another library asked for that.
     was, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
-        with Image.open(path) as picture:
+        # By its path, Pillow would map a TIFF into memory and scramble turned ones.
+        with path.open("rb") as file, Image.open(file) as picture:
             picture.load()
             focal = _exif_focal_px(picture)
-            upright = ImageOps.exif_transpose(picture).convert("RGB")
+            ImageOps.exif_transpose(picture, in_place=True)
+            image = pixels.from_picture(picture)
     except UnidentifiedImageError:
         raise PhotoError(
             f"{path}: not a picture that Pillow can read; use one of "
@@ -102,11 +116,13 @@ def read(path: str | Path) -> Photo:
         ) from None
     except Image.DecompressionBombError as error:
         raise PhotoError(f"{path}: {error}") from None
+    except UserError as error:
+        raise PhotoError(f"{path}: {error}") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise PhotoError(f"{path}: truncated or damaged picture ({error}).") from None
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = was
-    return Photo(path, np.array(upright), focal)
+    return Photo(path, image, focal)
 
 
 def _exif_focal_px(picture: Image.Image) -> float | None:
@@ -114,11 +130,33 @@ def _exif_focal_px(picture: Image.Image) -> float | None:
     try:
         exif = picture.getexif().get_ifd(ExifTags.IFD.Exif)
         equivalent_mm = float(exif.get(ExifTags.Base.FocalLengthIn35mmFilm, 0))
+        cut = _cut(exif, picture)
     except Exception:  # damaged EXIF is common, and never worth losing the photo for
         return None
-    if not 5 <= equivalent_mm <= 2000:
+    low, high = (FULL_FRAME_DIAGONAL_MM * limit for limit in FOCAL_DIAGONALS)
+    if not low <= equivalent_mm <= high or cut:
         return None
     return equivalent_mm * math.hypot(*picture.size) / FULL_FRAME_DIAGONAL_MM
+
+
+def _cut(exif: Mapping[int, Any], picture: Image.Image) -> bool:
+    """Return whether a part was cut out since the lens was noted.
+
+    Cameras note how large their picture was. If it had other proportions, the rest of
+    it is missing, and both focal length and principal point are of the whole.
+    """
+    noted = [
+        float(exif.get(tag, 0))
+        for tag in (ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight)
+    ]
+    if min(noted) <= 0:
+        return False
+    # Sorted, for programs that turn the pixels often leave the two numbers.
+    (short, long), (least, most) = sorted(noted), sorted(picture.size)
+    # Rounding of a reduced picture moves each side by half a pixel.
+    return (
+        abs(least * long - most * short) > 0.51 * (long + short) + 0.01 * most * short
+    )
 
 
 def listed(path: str | Path) -> list[Path]:
@@ -157,9 +195,27 @@ def parse_numbers(text: str, names: str) -> tuple[float, ...]:
     return values
 
 
+def four_numbers(
+    where: str, name: str, value: Any
+) -> tuple[float, float, float, float]:
+    """Return four finite numbers from whatever sequence or array holds them.
+
+    Raises:
+        PhotoError: Begins with `where` and shows what was given.
+    """
+    try:
+        numbers = tuple(float(v) for v in value)
+    except (TypeError, ValueError, OverflowError):
+        numbers = ()
+    if len(numbers) != 4 or not all(map(math.isfinite, numbers)):
+        shown = " ".join(repr(value).split())[:100]
+        raise PhotoError(f"{where}: {name}={shown} is not a list of four numbers.")
+    return numbers
+
+
 def intrinsics_matrix(values: Sequence[float | int]) -> Float[np.ndarray, "3 3"]:
     """Build the camera matrix from fx, fy, cx, cy in pixels."""
-    fx, fy, cx, cy = (float(v) for v in values)
+    fx, fy, cx, cy = four_numbers("intrinsics", "fx, fy, cx, cy", values)
     if fx <= 0 or fy <= 0:
         raise PhotoError(f"intrinsics fx={fx:g}, fy={fy:g} must be above 0 pixels.")
     return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]])
@@ -173,15 +229,31 @@ def intrinsics_of(
     The assumed focal length is the photo's diagonal (a 43 mm lens on full frame, 53
     degrees corner to corner), with the principal point in the middle. It sets how far
     away the hand is placed; its shape hardly depends on it.
+
+    Raises:
+        PhotoError: The given focal lengths are outside of `FOCAL_DIAGONALS`.
     """
-    if given is not None:
-        return Intrinsics(intrinsics_matrix(given), "given")
     height, width = photo.image.shape[:2]
+    if given is not None:
+        matrix = intrinsics_matrix(given)
+        _check_focal(photo, float(matrix[0, 0]), float(matrix[1, 1]))
+        return Intrinsics(matrix, "given")
     matrix = assumed_intrinsics(float(width), float(height))
     if photo.focal_exif_px is None:
         return Intrinsics(matrix, "assumed")
     matrix[[0, 1], [0, 1]] = photo.focal_exif_px
     return Intrinsics(matrix, "exif")
+
+
+def _check_focal(photo: Photo, fx: float, fy: float) -> None:
+    height, width = photo.image.shape[:2]
+    low, high = (math.hypot(width, height) * limit for limit in FOCAL_DIAGONALS)
+    if not (low <= min(fx, fy) and max(fx, fy) <= high):
+        raise PhotoError(
+            f"{photo.path}: a camera with fx={fx:g}, fy={fy:g} pixels cannot have "
+            f"taken a photo of {width} x {height}; give fx, fy, cx, cy in pixels of "
+            f"this photo, focal lengths between {low:.0f} and {high:.0f}."
+        )
 
 
 # --- boxes --------------------------------------------------------------------------
@@ -196,10 +268,8 @@ def checked_box(
         PhotoError: The box is degenerate, or outside the photo.
     """
     height, width = photo.image.shape[:2]
-    x0, y0, x1, y1 = (float(v) for v in box_px)
+    x0, y0, x1, y1 = four_numbers(str(photo.path), "box", box_px)
     shown = f"{photo.path}: box {x0:g},{y0:g},{x1:g},{y1:g}"
-    if not all(map(math.isfinite, (x0, y0, x1, y1))):
-        raise PhotoError(f"{shown} has a coordinate that is not a number.")
     if x1 - x0 < _MIN_BOX_PX or y1 - y0 < _MIN_BOX_PX:
         raise PhotoError(
             f"{shown} is {x1 - x0:g} x {y1 - y0:g} pixels; give x0,y0,x1,y1 with x1 "
@@ -255,7 +325,7 @@ def _annotation(where: str, value: Any) -> Annotation:
     intrinsics = None
     if isinstance(value, Mapping):
         if value.get("intrinsics") is not None:
-            intrinsics = _numbers(where, "intrinsics", value["intrinsics"])
+            intrinsics = four_numbers(where, "intrinsics", value["intrinsics"])
         value = value.get("hands", [value])
     if not isinstance(value, list) or not value:
         raise PhotoError(f"{where}: give a hand or a list of hands.")
@@ -270,15 +340,5 @@ def _hand(where: str, hand: Any) -> HandBox:
     side = hand.get("side", "right")
     if side not in ("right", "left"):
         raise PhotoError(f"{where}: side={side!r} is not 'right' or 'left'.")
-    x0, y0, x1, y1 = _numbers(where, "box", hand["box"])
+    x0, y0, x1, y1 = four_numbers(where, "box", hand["box"])
     return HandBox((x0, y0, x1, y1), side == "right", "given")
-
-
-def _numbers(where: str, name: str, value: Any) -> tuple[float, ...]:
-    try:
-        numbers = tuple(float(v) for v in value)
-    except (TypeError, ValueError):
-        numbers = ()
-    if len(numbers) != 4 or not all(map(math.isfinite, numbers)):
-        raise PhotoError(f"{where}: {name}={value!r} is not a list of four numbers.")
-    return numbers

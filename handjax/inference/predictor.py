@@ -42,8 +42,8 @@ _HAND_EXTENT_M, _BODY_EXTENT_M = 0.18, 1.7
 _SMALLEST_IN_BOX, _SMALLEST_IN_PHOTO = 1 / 4, 1 / 16
 """Smallest believed size of a hand in its box, or in a photo without a box."""
 
-Image = str | Path | Photo | UInt8[np.ndarray, "height width 3"]
-"""A file, or RGB pixels 0..255."""
+Image = Any
+"""A path, or pixels as `io.pixels.from_array` takes them: RGB 0..255, floats 0..1."""
 
 
 class HandPredictor:
@@ -135,7 +135,7 @@ class HandPredictor:
         """Reconstruct one hand of one photo.
 
         Args:
-            image: A file, or RGB pixels 0..255.
+            image: A file, or RGB pixels 0..255 (floats: 0..1).
             box_px: x0, y0, x1, y1 around the hand; None takes the middle square.
             is_right: False for a left hand.
             intrinsics: fx, fy, cx, cy in pixels; None as `photos.intrinsics_of` says.
@@ -155,7 +155,7 @@ class HandPredictor:
         """Draw several hands for one box of one photo.
 
         Args:
-            image: A file, or RGB pixels 0..255.
+            image: A file, or RGB pixels 0..255 (floats: 0..1).
             number: How many.
             box_px: As for a call, like the next two.
             is_right: False for a left hand.
@@ -179,7 +179,7 @@ class HandPredictor:
         """Return what the model attends to for one hand of one photo.
 
         Args:
-            image: A file, or RGB pixels 0..255.
+            image: A file, or RGB pixels 0..255 (floats: 0..1).
             box_px: As for a call, like the next two.
             is_right: False for a left hand.
             intrinsics: fx, fy, cx, cy in pixels.
@@ -397,16 +397,13 @@ def request(
     Raises:
         PhotoError: The photo cannot be read, or the box is degenerate or outside of it.
     """
-    if isinstance(image, np.ndarray):
-        image = Photo(Path("image"), image, None)
-    elif not isinstance(image, Photo):
-        image = photos.read(image)
+    photo = photos.opened(image)
     if box_px is None:
-        box = HandBox(photos.whole_image_box(image), is_right, "whole_image")
+        box = HandBox(photos.whole_image_box(photo), is_right, "whole_image")
     else:
-        x0, y0, x1, y1 = (float(v) for v in box_px)
-        box = HandBox((x0, y0, x1, y1), is_right, "given")
-    return requests(image, [box], intrinsics=intrinsics)[0]
+        given = photos.four_numbers(str(photo.path), "box_px", box_px)
+        box = HandBox(given, is_right, "given")
+    return requests(photo, [box], intrinsics=intrinsics)[0]
 
 
 def requests(
@@ -420,6 +417,7 @@ def requests(
     Raises:
         PhotoError: A box is degenerate or outside the photo.
     """
+    opened = photos.opened(opened)
     lens = photos.intrinsics_of(opened, intrinsics)
     return [
         Request(opened, b._replace(box_px=photos.checked_box(b.box_px, opened)), lens)

@@ -255,6 +255,26 @@ def test_nothing_is_found_in_noise(finder):
     assert not [hand for hand in finder.find(noise) if hand.sure]
 
 
+def test_floats_and_16_bits_are_scaled_or_refused(finder, example):
+    image, _ = example
+    palms = finder.find_palms(image)
+    assert palms
+    for same in (image / 255, image.astype(np.int64)):
+        np.testing.assert_array_equal(
+            finder.find_palms(same)[0].box_px, palms[0].box_px
+        )
+    region = palm_region(palms[0].box_px, palms[0].keypoints_px)
+    for call in (
+        finder.find,
+        finder.find_palms,
+        lambda image: finder.read_regions(image, [region]),
+        lambda image: finder.find_in_box(image, (10, 10, 90, 90)),
+        lambda image: finder.landmarks(image[None, :224, :224]),
+    ):
+        with pytest.raises(ValueError, match="uint16 pixels of"):
+            call(image.astype(np.uint16) * 257)
+
+
 def test_batches_change_nothing(finder, example):
     image, _ = example
     region = finder.find(image)[0].region

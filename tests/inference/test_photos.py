@@ -1,5 +1,6 @@
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,7 +70,7 @@ def test_intrinsics_are_given_or_from_exif_or_assumed(jpeg, tmp_path):
     assumed = photos.intrinsics_of(opened)
     assert assumed.source == "assumed" and assumed.matrix[0, 0] == 100.0
     assert tuple(assumed.matrix[:2, 2]) == (39.5, 29.5)
-    given = photos.intrinsics_of(opened, (50, 60, 1, 2))
+    given = photos.intrinsics_of(opened, (50, 60, 1, 2))  # 1/2 diagonal and more
     assert given.source == "given" and given.matrix[1, 1] == 60
 
     exif = Image.Exif()
@@ -100,7 +101,7 @@ def test_boxes_are_clipped_or_refused(jpeg):
         ((10, 10, 10, 50), "0 x 40"),
         ((50, 10, 20, 40), "-30 x 30"),
         ((90, 0, 120, 40), "outside the photo of 80 x 60"),
-        ((0, 0, math.nan, 4), "not a number"),
+        ((0, 0, math.nan, 4), "four numbers"),
     ):
         with pytest.raises(PhotoError, match=match) as caught:
             photos.checked_box(box, opened)
@@ -149,3 +150,87 @@ def test_wrong_boxes_files_are_explained(tmp_path, text, match):
         photos.read_boxes(path)
     with pytest.raises(PhotoError, match="no such file"):
         photos.read_boxes(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "CMYK"])
+def test_turned_tiffs_without_compression_are_not_scrambled(tmp_path, mode):
+    pixels = np.random.default_rng(0).integers(0, 255, (5, 8, 3), np.uint8)
+    picture = Image.fromarray(pixels).convert(mode)
+    picture.save(tmp_path / "turned.tif", tiffinfo={274: 6})
+    image = photos.read(tmp_path / "turned.tif").image
+    np.testing.assert_array_equal(image, np.rot90(np.array(picture.convert("RGB")), -1))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_photos_of_16_bits_keep_their_levels_and_stay_upright(tmp_path, suffix):
+    ramp = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(1, -1)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    path = tmp_path / f"deep.{suffix}"
+    Image.fromarray(ramp.repeat(9, 0)).save(path, exif=exif)
+    image = photos.read(path).image
+    assert image.shape == (256, 9, 3)
+    np.testing.assert_array_equal(image[:, 0, 0], np.arange(256))
+
+
+def test_a_float_photo_without_a_known_white_is_refused_in_one_line(tmp_path):
+    path = tmp_path / "float.tif"
+    Image.fromarray(np.full((8, 8), 200, np.float32)).save(path)
+    with pytest.raises(PhotoError, match=r"float\.tif: float32 pixels of 200"):
+        photos.read(path)
+
+
+def test_pixels_are_taken_in_any_unambiguous_form_by_all_who_open_photos():
+    image = np.random.default_rng(1).integers(0, 256, (9, 7, 3), np.uint8)
+    for same in (image / 255, image.astype(int), Image.fromarray(image)):
+        np.testing.assert_array_equal(photos.opened(same).image, image)
+    deep = photos.Photo(Path("deep.png"), image.astype(np.uint16) * 257, None)
+    with pytest.raises(PhotoError, match=r"deep\.png: uint16 pixels"):
+        photos.opened(deep)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        (1.2, 1.6, 0.5, 0.5),  # shares of the width and height
+        (19.9, 60, 40, 30),
+        (60, 2001, 40, 30),
+    ],
+)
+def test_cameras_in_another_unit_are_refused(jpeg, given):
+    opened = photos.read(jpeg)  # 80 x 60, a diagonal of 100
+    with pytest.raises(PhotoError, match=r"in pixels .* between 20 and 2000") as caught:
+        photos.intrinsics_of(opened, given)
+    assert "hand.jpg: a camera with fx=" in str(caught.value)
+    assert photos.intrinsics_of(opened, (20, 2000, 40, 30)).source == "given"
+
+
+@pytest.mark.parametrize(
+    ("size", "noted", "source"),
+    [
+        ((1800, 1200), (3600, 2400), "exif"),  # reduced
+        ((900, 1200), (4032, 3024), "exif"),  # turned, and the note was left
+        ((113, 85), (4032, 3024), "exif"),  # reduced, and rounded
+        ((1200, 1200), (3600, 2400), "assumed"),  # cut
+        ((1200, 700), (1200, 800), "assumed"),
+        ((1200, 800), (0, 0), "exif"),  # nothing is noted
+    ],
+)
+def test_the_lens_of_a_cut_photo_is_not_believed(tmp_path, size, noted, source):
+    exif = Image.Exif()
+    ifd = exif.get_ifd(ExifTags.IFD.Exif)
+    ifd[ExifTags.Base.FocalLengthIn35mmFilm] = 26
+    ifd[ExifTags.Base.ExifImageWidth], ifd[ExifTags.Base.ExifImageHeight] = noted
+    Image.new("RGB", size).save(tmp_path / "e.jpg", exif=exif)
+    found = photos.intrinsics_of(photos.read(tmp_path / "e.jpg"))
+    assert found.source == source
+    if source == "exif":
+        expected = 26 / 43.2666 * math.hypot(*size)
+        assert found.matrix[0, 0] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [(1, 2, 3), [1, 2, 3, "x"], 5, (1, 2, 3, math.inf)])
+def test_four_numbers_are_four_numbers(wrong):
+    with pytest.raises(PhotoError, match=r"a\.jpg: box=.* is not a list of four num"):
+        photos.four_numbers("a.jpg", "box", wrong)
+    assert photos.four_numbers("", "", np.arange(4)) == (0, 1, 2, 3)

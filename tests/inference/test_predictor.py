@@ -211,3 +211,20 @@ def test_boxes_that_no_camera_sees_are_refused():
     opened = Photo(Path("x.jpg"), GRAY, None)
     with pytest.raises(photos.PhotoError, match=r"x\.jpg.*outside"):
         predictor.requests(opened, [HandBox((300, 0, 400, 90), True, "given")])
+
+
+def test_pixels_of_every_form_give_the_same_hand_or_one_sentence():
+    image = GRAY.copy()
+    image[:6, 25:31] = (255, 0, 0)
+    predict = predictor.HandPredictor(CONFIG, FindsRed(), VARIABLES)
+    expected = predict(image).joints2d
+    alpha = np.concatenate([image, image[..., :1]], -1)
+    for same in (image / 255, jnp.asarray(image), image.astype(np.int64), alpha):
+        np.testing.assert_array_equal(predict(same).joints2d, expected)
+    deep = Photo(Path("x.png"), image.astype(np.uint16) * 257, None)
+    box = HandBox((0, 0, 60, 70), True, "given")
+    for call in (lambda: predict(deep), lambda: predictor.requests(deep, [box])):
+        with pytest.raises(photos.PhotoError, match=r"x\.png: uint16 pixels of 0"):
+            call()
+    with pytest.raises(photos.PhotoError, match=r"box_px=\(1, 2, 3\) is not a list"):
+        predict(image, box_px=(1, 2, 3))

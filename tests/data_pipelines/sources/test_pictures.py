@@ -119,3 +119,12 @@ def test_fields_move_points_boxes_and_camera_alike():
     center, size = pictures.tight_box(made["joints2d"])
     np.testing.assert_allclose(made["bbox_center"], center)
     np.testing.assert_allclose(made["bbox_size"], size)
+
+
+def test_pictures_of_16_bits_are_stored_with_all_their_levels():
+    grey = np.linspace(0, 65535, 200).round().astype(np.uint16)
+    buffer = io.BytesIO()
+    Image.fromarray(grey.reshape(1, -1).repeat(60, 0)).save(buffer, "PNG")
+    stored = pictures.store(buffer.getvalue())
+    found = np.asarray(Image.open(io.BytesIO(stored.jpeg))).astype(float)
+    np.testing.assert_allclose(found[30, :, 0], grey / 257, atol=4)
