@@ -8,6 +8,8 @@ see `layout`) of the matrix, made orthonormal by Gram-Schmidt.
 
 Every function is smooth enough to train through: gradients are finite at no rotation
 and at a half turn. (At exactly pi the axis has two signs; one of them is chosen.)
+Numbers that state no direction, such as zeros or parallel vectors, give a fixed one
+without a gradient; so results are always rotations, and gradients bounded.
 """
 
 import jax
@@ -16,12 +18,18 @@ from jaxtyping import Array, Float, Key, UInt32
 
 from handjax.types import AnyArray
 
+_NO_TURN = (1.0, 0.0, 0.0, 0.0)
 LAYOUTS = ("columns", "rows", "interleaved")
 """Where six numbers sit in the matrix: `columns` is first column then second (HaMeR,
 Hamba); `rows` first row then second (PyTorch3D, TokenHMR); `interleaved` the first two
 columns read row by row (SPIN)."""
 
-_EPS = 1e-12
+_SHORTEST = 1e-4
+"""Length below which a vector states no direction: what trains through it would get a
+gradient of one over its length."""
+_SMALLEST_SINE = 1e-3
+"""Of the angle between two vectors below which they count as parallel: rounding would
+be a large part of what they differ by."""
 
 
 def axis_angle_to_matrix(
@@ -48,6 +56,9 @@ def rotation_6d_to_matrix(
 ) -> Float[Array, "*batch 3 3"]:
     """Return the rotation that Gram-Schmidt makes of two vectors.
 
+    Zeros give the identity; a second vector that is zero or parallel to the first is
+    replaced by one across it.
+
     Raises:
         ValueError: `layout` is not one of `LAYOUTS`.
     """
@@ -57,8 +68,10 @@ def rotation_6d_to_matrix(
         first, second = numbers[..., 0::2], numbers[..., 1::2]
     else:
         first, second = numbers[..., :3], numbers[..., 3:]
-    x = _normalised(first)
-    y = _normalised(second - jnp.sum(x * second, axis=-1, keepdims=True) * x)
+    x = _normalised(first, (1.0, 0.0, 0.0))
+    rest = second - jnp.sum(x * second, axis=-1, keepdims=True) * x
+    parallel = _square(rest) < _SMALLEST_SINE**2 * _square(second)
+    y = _normalised(jnp.where(parallel, 0.0, rest), _across(x))
     return jnp.stack([x, y, jnp.cross(x, y)], axis=-2 if layout == "rows" else -1)
 
 
@@ -84,8 +97,8 @@ def matrix_to_rotation_6d(
 def quaternion_to_matrix(
     quaternion: Float[AnyArray, "*batch 4"],
 ) -> Float[Array, "*batch 3 3"]:
-    """Return the matrix of a quaternion of any length but zero."""
-    w, x, y, z = jnp.moveaxis(_normalised(jnp.asarray(quaternion)), -1, 0)
+    """Return the matrix of a quaternion of any length; of zero, the identity."""
+    w, x, y, z = jnp.moveaxis(_normalised(jnp.asarray(quaternion), _NO_TURN), -1, 0)
     rows = (
         (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
         (2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
@@ -125,14 +138,14 @@ def matrix_to_quaternion(
     products = jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
     largest = jnp.argmax(squares, axis=-1)[..., None, None]
     chosen = jnp.take_along_axis(products, largest, axis=-2)[..., 0, :]
-    return _positive(_normalised(chosen))
+    return _positive(_normalised(chosen, _NO_TURN))
 
 
 def quaternion_to_axis_angle(
     quaternion: Float[AnyArray, "*batch 4"],
 ) -> Float[Array, "*batch 3"]:
     """Return axis times angle, the angle from 0 to pi."""
-    quaternion = _positive(_normalised(jnp.asarray(quaternion)))
+    quaternion = _positive(_normalised(jnp.asarray(quaternion), _NO_TURN))
     w, vector = quaternion[..., :1], quaternion[..., 1:]
     square = jnp.sum(vector**2, axis=-1, keepdims=True)
     small = square < 1e-6
@@ -191,9 +204,26 @@ def _cross_matrix(v: Array) -> Array:
     return jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
 
 
-def _normalised(v: Array) -> Array:
-    square = jnp.sum(v**2, axis=-1, keepdims=True)
-    return v * jax.lax.rsqrt(jnp.maximum(square, _EPS**2))
+def _square(v: Array) -> Array:
+    return jnp.sum(v**2, axis=-1, keepdims=True)
+
+
+def _normalised(v: Array, fallback: tuple[float, ...] | Array) -> Array:
+    """Scale to length 1; vectors too short to have a direction become `fallback`."""
+    square = _square(v)
+    short = square < _SHORTEST**2
+    # The branch that is not taken must have a finite gradient as well.
+    unit = v * jax.lax.rsqrt(jnp.where(short, 1.0, square))
+    other = jnp.broadcast_to(jnp.asarray(fallback, unit.dtype), unit.shape)
+    return jnp.where(short, other, unit)
+
+
+def _across(x: Array) -> Array:
+    """Return a unit vector at right angles to a unit vector, without a gradient."""
+    x = jax.lax.stop_gradient(x)
+    axis = jax.nn.one_hot(jnp.argmin(jnp.abs(x), axis=-1), 3, dtype=x.dtype)
+    rest = axis - jnp.sum(x * axis, axis=-1, keepdims=True) * x
+    return rest * jax.lax.rsqrt(_square(rest))
 
 
 def _positive(quaternion: Array) -> Array:

@@ -13,6 +13,9 @@ from jaxtyping import Array, Bool, Float, Int
 from handjax.errors import UserError
 from handjax.types import AnyArray
 
+_SHORTEST_EDGE = 1e-5
+"""Metres below which the edge of a predicted mesh has no direction."""
+
 
 def point_l1(
     prediction: Float[AnyArray, "*batch point xyz"],
@@ -71,10 +74,10 @@ def edge_normals(
 ) -> Float[Array, "batch face 3"]:
     """Return |cos| of each face's edges and the target face's normal."""
     edges = _edges(target, faces)
-    normals = _unit(jnp.cross(edges[:, :, 0], edges[:, :, 1]))
-    return jnp.abs(
-        jnp.sum(_unit(_edges(prediction, faces)) * normals[:, :, None], axis=-1)
-    )
+    # Lengths of normals are areas: of edges of 1 mm, 1e-6.
+    normals = _unit(jnp.cross(edges[:, :, 0], edges[:, :, 1]), 1e-12)
+    ours = _unit(_edges(prediction, faces), _SHORTEST_EDGE)
+    return jnp.abs(jnp.sum(ours * normals[:, :, None], axis=-1))
 
 
 def _edges(vertices: AnyArray, faces: AnyArray) -> Float[Array, "batch face 3 3"]:
@@ -83,10 +86,12 @@ def _edges(vertices: AnyArray, faces: AnyArray) -> Float[Array, "batch face 3 3"
     return jnp.roll(corners, -1, axis=2) - corners
 
 
-def _unit(x: Float[Array, "*batch 3"]) -> Float[Array, "*batch 3"]:
-    """Scale to length 1; zero vectors stay zero, with a finite gradient."""
+def _unit(x: Float[Array, "*batch 3"], shortest: float) -> Float[Array, "*batch 3"]:
+    """Scale to length 1; shorter vectors become zero, without a gradient."""
     squared = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.maximum(squared, 1e-24))
+    short = squared < shortest**2
+    # A gradient is one over the length: of coinciding points it would be all there is.
+    return jnp.where(short, 0.0, x * jax.lax.rsqrt(jnp.where(short, 1.0, squared)))
 
 
 def commitment(

@@ -97,6 +97,7 @@ def ema_update(
         smoothing: Laplace smoothing of the counts as in PCT (1e-5 there); 0: none.
     """
     num_codes = codes.ema_count.shape[0]
+    tokens = jnp.where(valid[:, None], tokens, 0.0)  # 0 * nan would be nan
     assigned = jax.nn.one_hot(indices, num_codes) * valid[:, None]
     # A matmul, not a scatter: deterministic, and a plain all-reduce over devices.
     sums = jnp.einsum("nc,nd->cd", assigned, tokens, precision=HIGHEST)
@@ -122,12 +123,12 @@ def reset_dead(
     """Move codes whose count is under `below` onto random tokens of the batch.
 
     Their count becomes 1 and their sum the token, so that a code gets a while to be
-    used before it is moved again.
+    used before it is moved again. Without valid tokens no code is moved.
 
     Returns:
         The codebook, and how many codes were moved.
     """
-    dead = codes.ema_count < below
+    dead = (codes.ema_count < below) & jnp.any(valid)
     fresh = random_rows(rng, tokens, valid, codes.ema_count.shape[0])
     moved = CodebookState(
         embedding=jnp.where(dead[:, None], fresh, codes.embedding),
@@ -211,7 +212,8 @@ class VectorQuantizer(nn.Module):
 
         Args:
             tokens: Encoder output.
-            valid: Examples that may move the codebook; all by default.
+            valid: Examples that may move the codebook, whose tokens have to be finite;
+                all by default. A batch without any leaves it as it is.
             train: Whether the codebook moves. The tokens are quantised with the
                 codebook as it was before the move.
         """
@@ -252,15 +254,17 @@ class VectorQuantizer(nn.Module):
     ) -> CodebookState:
         start = random_rows(rng, rows, valid, self.num_codes)
         fresh = CodebookState(start, start, jnp.ones(self.num_codes, jnp.float32))
-        done = self.initialized.value
+        done = self.initialized.value | ~jnp.any(valid)
         return jax.tree.map(lambda old, new: jnp.where(done, old, new), codes, fresh)
 
     def _move(
         self, codes: CodebookState, rows: Any, indices: Any, valid: Any, rng: Array
     ) -> dict[str, Float[Array, ""]]:
+        some, before = jnp.any(valid), codes
         codes = ema_update(
             codes, rows, indices, valid, decay=self.decay, smoothing=self.smoothing
         )
+        codes = jax.tree.map(lambda old, new: jnp.where(some, new, old), before, codes)
         dead = jnp.sum(codes.ema_count < (self.reset_below or 1.0))
         resets = jnp.zeros((), jnp.float32)
         if self.reset_below > 0:
@@ -268,5 +272,5 @@ class VectorQuantizer(nn.Module):
         self.embedding.value = codes.embedding
         self.ema_sum.value = codes.ema_sum
         self.ema_count.value = codes.ema_count
-        self.initialized.value = jnp.ones((), jnp.bool_)
+        self.initialized.value = self.initialized.value | some
         return {"dead_codes": dead.astype(jnp.float32), "resets": resets}

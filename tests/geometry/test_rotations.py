@@ -148,8 +148,52 @@ def test_gradients_are_finite_at_exact_half_turns_and_identity():
     jacobian = jax.jit(jax.jacrev(rotations.matrix_to_axis_angle))
     for diagonal in ([1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]):
         assert np.isfinite(jacobian(jnp.diag(jnp.array(diagonal, jnp.float32)))).all()
-    degenerate = jax.jacrev(rotations.rotation_6d_to_matrix)(jnp.zeros(6))
-    assert np.isfinite(degenerate).all()
+
+
+_X, _Y = np.eye(3, dtype=np.float32)[:2]
+DEGENERATE = {
+    "zeros": np.zeros(6),
+    "first is zero": np.concatenate([0 * _X, _Y]),
+    "second is zero": np.concatenate([_X, 0 * _X]),
+    "parallel": np.concatenate([[0.3, -0.4, 0.5], [-0.6, 0.8, -1.0]]),
+    "nearly parallel": np.concatenate([[0.3, -0.4, 0.5], [0.3, -0.4, 0.5000002]]),
+    "tiny": 1e-9 * np.arange(1, 7),
+    "tiny second": np.concatenate([_X, 1e-9 * _Y]),
+}
+
+
+@pytest.mark.parametrize("layout", rotations.LAYOUTS)
+@pytest.mark.parametrize("name", DEGENERATE)
+def test_six_numbers_without_a_direction_are_a_rotation_with_a_bounded_gradient(
+    name, layout
+):
+    first, second = DEGENERATE[name].astype(np.float32).reshape(2, 3)
+    numbers = np.concatenate([first, second])
+    if layout == "interleaved":
+        numbers = np.stack([first, second], axis=-1).ravel()
+
+    def matrix_of(numbers):
+        return rotations.rotation_6d_to_matrix(numbers, layout=layout)
+
+    R = np.asarray(matrix_of(numbers), np.float64)
+    np.testing.assert_allclose(R @ R.T, np.eye(3), atol=1e-5)
+    assert np.linalg.det(R) == pytest.approx(1, abs=1e-5)
+    assert np.abs(jax.jacrev(matrix_of)(numbers)).max() < 1e4
+    if name in ("zeros", "tiny"):
+        np.testing.assert_array_equal(R, np.eye(3))
+
+
+@pytest.mark.parametrize("factor", [0, 1e-9, 1e-13])
+def test_quaternions_without_a_direction_do_not_turn(factor):
+    quaternion = np.float32([0.5, -0.5, 0.5, 0.5]) * np.float32(factor)
+    for through, expected in (
+        (rotations.quaternion_to_matrix, np.eye(3)),
+        (rotations.quaternion_to_axis_angle, np.zeros(3)),
+    ):
+        np.testing.assert_array_equal(through(quaternion), expected)
+        assert np.abs(jax.jacrev(through)(quaternion)).max() < 1e4
+    nine = jax.jacrev(rotations.matrix_to_quaternion)(jnp.zeros((3, 3)))
+    assert np.abs(nine).max() < 1e4
 
 
 def test_gradient_at_zero_is_the_cross_product_matrix():

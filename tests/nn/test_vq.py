@@ -247,3 +247,27 @@ def test_eight_devices_move_the_codebook_as_one():
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_what_masked_rows_hold_never_reaches_the_codebook(first):
+    model, variables, tokens = quantizer()
+    if not first:
+        variables = step(model, variables, tokens, 2)[1]
+    valid = jnp.array([True, False, True])
+    expected = step(model, variables, tokens, 3, valid)[1]
+    for hidden in (jnp.nan, 1e30):
+        poisoned = jnp.where(valid[:, None, None], tokens, hidden)
+        found = step(model, variables, poisoned, 3, valid)[1]
+        chex.assert_trees_all_equal(found["codebook"], expected["codebook"])
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_batch_without_valid_rows_leaves_the_codebook_as_it_is(first):
+    model, variables, tokens = quantizer()
+    if not first:
+        variables = step(model, variables, tokens, 2)[1]
+    none = jnp.zeros(3, jnp.bool_)
+    for hidden in (tokens + 100, tokens * jnp.nan):
+        found = step(model, variables, hidden, 3, none)[1]
+        chex.assert_trees_all_equal(found["codebook"], variables["codebook"])
