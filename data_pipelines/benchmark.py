@@ -21,20 +21,25 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from handjax.io import command_line
-from handjax.io.command_line import Parser
+from handjax.io.command_line import Parser, at_least
 
 
 def _parser() -> Parser:
     parser = Parser("data benchmark", __doc__)
     parser.add_argument("--data", required=True, help="directory of the data set")
     parser.add_argument("--split", default="train")
-    parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--crop_size", type=int, default=224, help="pixels")
+    parser.add_argument("--batch_size", type=at_least(1), default=64)
+    parser.add_argument("--crop_size", type=at_least(1), default=224, help="pixels")
     parser.add_argument(
-        "--threads", type=int, default=os.cpu_count() or 1, help="default: all cores"
+        "--threads",
+        type=at_least(1),
+        default=os.cpu_count() or 1,
+        help="default: all cores",
     )
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--seconds", type=float, default=0.5, help="of each round")
+    parser.add_argument("--rounds", type=at_least(1), default=9)
+    parser.add_argument(
+        "--seconds", type=at_least(0, float), default=0.5, help="of each round"
+    )
     return parser
 
 

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from handjax.io import command_line
-from handjax.io.command_line import Parser
+from handjax.io.command_line import Parser, at_least
 
 _JOINT_GROUPS = {
     "wrist": [0],
@@ -65,7 +65,7 @@ def _parser() -> Parser:
         "checked",
     )
     add("--split", action="append", default=[], help="default: all")
-    add("--num", type=int, default=200, help="records of each split; 0: all")
+    add("--num", type=at_least(0), default=200, help="records of each split; 0: all")
     return parser
 
 

@@ -208,7 +208,7 @@ def _parser() -> Parser:
     add("--workdir", required=True, help="new or empty directory")
     add("--kills", type=at_least(0), default=50, help="SIGKILLs; default: 50")
     add("--terms", type=at_least(0), default=10, help="SIGTERMs; default: 10")
-    add("--seed", type=int, default=0, help="of the moments; default: 0")
+    add("--seed", type=at_least(0), default=0, help="of the moments; default: 0")
     add(
         "--grace",
         type=at_least(0, float),

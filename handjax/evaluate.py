@@ -26,7 +26,7 @@ from handjax.config import flags
 from handjax.errors import UserError
 from handjax.evaluation import protocols
 from handjax.io import command_line
-from handjax.io.command_line import Parser
+from handjax.io.command_line import Parser, at_least
 
 _WAITING = "share {}/{} is done; whoever finishes last puts all together"
 
@@ -37,7 +37,7 @@ def _parser() -> Parser:
     add = parser.add_argument
     add("--workdir", help="directory of a trained model")
     add("--stage", help="training stage; default: the last one")
-    add("--step", type=int, help="checkpoint; default: the newest one")
+    add("--step", type=at_least(0), help="checkpoint; default: the newest one")
     add(
         "--share",
         help="evaluate one of several shares of the split, each in a process (or on a "

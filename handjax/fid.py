@@ -23,7 +23,7 @@ import numpy as np
 
 from handjax.errors import UserError
 from handjax.io import command_line
-from handjax.io.command_line import Parser
+from handjax.io.command_line import Parser, at_least
 from handjax.metrics.fid import (
     KID_SIZE,
     KID_SUBSETS,
@@ -109,9 +109,9 @@ def _parser() -> Parser:
     add = parser.add_argument
     add("--real", required=True, help="file of features of real pictures")
     add("--made", required=True, help="file of features of made pictures")
-    add("--kid_subsets", type=int, default=KID_SUBSETS, help="subsets of KID")
-    add("--kid_size", type=int, default=KID_SIZE, help="rows of each subset")
-    add("--seed", type=int, default=0, help="of KID's subsets, 0 or more")
+    add("--kid_subsets", type=at_least(1), default=KID_SUBSETS, help="subsets of KID")
+    add("--kid_size", type=at_least(2), default=KID_SIZE, help="rows of each subset")
+    add("--seed", type=at_least(0), default=0, help="of KID's subsets, 0 or more")
     return parser
 
 

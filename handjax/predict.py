@@ -22,14 +22,16 @@ Photos that it does not name are treated as without it.
 """
 
 import argparse
+import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from handjax.errors import UserError
+from handjax.errors import UserError, suggest
 from handjax.io import command_line
-from handjax.io.command_line import Parser
+from handjax.io.command_line import Parser, at_least
 
 if TYPE_CHECKING:
     from handjax.inference.photo_predictor import PhotoPredictor
@@ -64,14 +66,14 @@ def _parser() -> Parser:
     add("--output", default="hands", help="directory for the results; default: hands")
     add(
         "--min_score",
-        type=float,
+        type=at_least(0, float, most=1),
         default=0.9,
         help="presence below which a detected hand is not sure; default: 0.9",
     )
     add("--stage", help="training stage; default: the last one")
-    add("--step", type=int, help="checkpoint; default: the newest one")
+    add("--step", type=at_least(0), help="checkpoint; default: the newest one")
     add("--box", help="box of the hand: x0,y0,x1,y1 in pixels")
-    add("--left", action="store_true", help="the hand is a left one")
+    add("--left", action="store_true", help="all hands are left ones")
     add(
         "--intrinsics",
         help="camera of the photo: fx,fy,cx,cy in pixels; default: EXIF's focal "
@@ -85,7 +87,7 @@ def _parser() -> Parser:
         "mediapipe, or none (the middle square of the photo)",
     )
     add("--detector_model", default="", help="MediaPipe's hand_landmarker.task")
-    add("--batch_size", type=int, help="hands at a time")
+    add("--batch_size", type=at_least(1), help="hands at a time")
     add(
         "--tta",
         choices=("released", "mean"),
@@ -94,7 +96,7 @@ def _parser() -> Parser:
     )
     add(
         "--hypotheses",
-        type=int,
+        type=at_least(0),
         default=0,
         metavar="N",
         help="N hands drawn for each box besides the answer, with confidences, and how "
@@ -106,13 +108,12 @@ def _parser() -> Parser:
         help="explanation sheets: heat maps of the clusters of image tokens, attention "
         "of the mesh to the joints; for families that have them, such as tore",
     )
-    add("--seed", type=int, default=0, help="of the hypotheses; default: 0")
+    add("--seed", type=at_least(0), default=0, help="of the hypotheses; default: 0")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Reconstruct the hands of photos; return the exit code."""
-    # A negative first number looks like an option to argparse; `--box=-5,...` does not.
     return command_line.run(lambda: _predict(_parser().parse_args(argv)))
 
 
@@ -121,7 +122,10 @@ def _predict(arguments: argparse.Namespace) -> int:
     from handjax.io import compile_cache
 
     paths = photos.listed(arguments.photo)
+    _check_flags(arguments)
+    _check_output(Path(arguments.output), Path(arguments.photo))
     options, word = _options(arguments)
+    _check_names(arguments.boxes, options.boxes, paths)
     if not arguments.workdir:
         word = "" if options.box else "; boxes by handjax's detector"
     single = not Path(arguments.photo).is_dir()
@@ -142,6 +146,49 @@ def _predict(arguments: argparse.Namespace) -> int:
     if failed:
         print(f"{failed} of {len(paths)} photos were skipped.", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _check_flags(arguments: argparse.Namespace) -> None:
+    """Refuse flags that another one makes meaningless."""
+    for name in ("stage", "step", "tta", "batch_size"):
+        if not arguments.workdir and getattr(arguments, name) is not None:
+            raise UserError(f"--{name} is of a model of your own; give --workdir.")
+    if not arguments.workdir and arguments.detector != "auto":
+        raise UserError("--detector is of a model of your own; give --workdir.")
+    for name in ("box", "left"):
+        if arguments.boxes and getattr(arguments, name):
+            raise UserError(
+                f"--{name} and --boxes say the same of a photo; leave one of them out."
+            )
+
+
+def _check_output(output: Path, photo: Path) -> None:
+    """Refuse folders that cannot be written, and that of the photos itself."""
+    if photo.is_dir() and output.resolve() == photo.resolve():
+        raise UserError(
+            f"--output {output} is the folder of the photos, where results would be "
+            "taken for photos; give another one."
+        )
+    nearest = next(p for p in (output, *output.absolute().parents) if p.exists())
+    if not nearest.is_dir():
+        raise UserError(f"--output {output}: {nearest} is not a directory.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"--output {output}: no permission to write in {nearest}.")
+
+
+def _check_names(
+    file: str | None, boxes: "dict[str, Annotation]", paths: list[Path]
+) -> None:
+    """Refuse entries of --boxes that name no photo: a typo would mean another box."""
+    names = {path.name for path in paths}
+    unused = [name for name in boxes if name not in names]
+    # A file of many photos may be used for one of them.
+    if unused and (len(paths) > 1 or not names & set(boxes)):
+        others = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
+        raise UserError(
+            f"--boxes {file}: {unused[0]!r}{others} names no photo"
+            f"{suggest(unused[0], names)}"
+        )
 
 
 def _options(arguments: argparse.Namespace) -> tuple[Options, str]:
@@ -184,9 +231,6 @@ def _load(
     if not arguments.workdir:
         from handjax.inference.load import load
 
-        for name in ("stage", "step", "tta"):
-            if getattr(arguments, name) is not None:
-                raise UserError(f"--{name} is of a model of your own; give --workdir.")
         predictor = load(min_score=arguments.min_score)
         predictor.compile()
         return predictor
@@ -271,6 +315,8 @@ def _boxes(
         return [box._replace(side_given=True) for box in noted.hands]
     if options.detector:
         found = options.detector(opened.image)
+        if found and not options.is_right:
+            return [b._replace(is_right=False, side_given=True) for b in found]
         if found:
             return found
         if options.finds_hands:
@@ -324,12 +370,21 @@ def _spread(hand) -> str:
 
 
 def _stems(paths: list[Path]) -> dict[Path, str]:
-    """Name the results; photos that differ only in suffix keep it."""
-    stems = [path.stem for path in paths]
-    return {
-        path: path.stem if stems.count(path.stem) == 1 else path.name.replace(".", "_")
-        for path in paths
-    }
+    """Name the results; no two photos share a name, whatever the case of letters.
+
+    Photos that differ in suffix alone keep it: `a_jpg`, `a_png`.
+    """
+    counts = Counter(path.stem.casefold() for path in paths)
+    stems: dict[Path, str] = {}
+    taken: set[str] = set()
+    # Names that are theirs alone come first: they stay as they are.
+    for path in sorted(paths, key=lambda path: counts[path.stem.casefold()] > 1):
+        alone = counts[path.stem.casefold()] == 1
+        wanted = path.stem if alone else path.name.replace(".", "_")
+        tries = (wanted, *(f"{wanted}-{number}" for number in range(2, len(paths) + 2)))
+        stems[path] = next(name for name in tries if name.casefold() not in taken)
+        taken.add(stems[path].casefold())
+    return stems
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from handjax.errors import UserError
 from handjax.io import command_line
-from handjax.io.command_line import Parser
+from handjax.io.command_line import Parser, at_least
 
 if TYPE_CHECKING:
     import numpy as np
@@ -258,9 +258,9 @@ def _parser() -> Parser:
     add("--workdir", required=True, help="directory of a trained model")
     add("--output", required=True, help="directory that gets the results")
     add("--stage", help="training stage; default: the last one")
-    add("--step", type=int, help="checkpoint; default: the newest one")
+    add("--step", type=at_least(0), help="checkpoint; default: the newest one")
     add("--num", type=int, default=4, help="hands of each text; default: 4")
-    add("--seed", type=int, default=0, help="of the draws; default: 0")
+    add("--seed", type=at_least(0), default=0, help="of the draws; default: 0")
     add("--vocabulary", default="", help="CLIP's, if it moved since training")
     return parser
 

@@ -69,8 +69,12 @@ def parser() -> Parser:
         default="",
         help="HOST:PORT of process 0 where nothing else tells it (plain hosts)",
     )
-    many("--num_processes", type=int, help="with --coordinator: how many there are")
-    many("--process_id", type=int, help="with --coordinator: which one this is")
+    many(
+        "--num_processes",
+        type=at_least(1),
+        help="with --coordinator: how many there are",
+    )
+    many("--process_id", type=at_least(0), help="with --coordinator: which one this is")
     many(
         "--heartbeat_s",
         type=at_least(2),

@@ -152,16 +152,51 @@ def test_values_of_arguments():
     parser.add_argument("--n", type=at_least(2))
     parser.add_argument("--s", type=at_least(0, float))
     parser.add_argument("--names", type=comma_separated)
+    parser.add_argument("--share", type=at_least(0, float, most=1))
     found = parser.parse_args(["--n=2", "--s", "0.5", "--names=a, b,"])
     assert (found.n, found.s, found.names) == (2, 0.5, ["a", "b"])
     for wrong, words in [
         ("--n=1", "argument --n: '1' is not a whole number >= 2. See --help."),
         ("--s=nan", "'nan' is not a number >= 0"),
+        ("--s=inf", "'inf' is not a number >= 0"),
+        ("--share=1.5", "'1.5' is not a number >= 0 and <= 1"),
         ("--nams=a", "'--nams=a' is not an argument. Did you mean '--names'?"),
         ("--na=a", "is not an argument"),
     ]:
         with pytest.raises(UserError, match=re.escape(words)):
             parser.parse_args([wrong])
+
+
+def test_values_may_begin_with_a_minus():
+    parser = Parser("x", "Do x.")
+    parser.add_argument("--box")
+    parser.add_argument("--flag", action="store_true")
+    for arguments in (["--box", "-5,1,2,3"], ["--flag", "--box", "-.5,1,2,3"]):
+        assert parser.parse_args(arguments).box == arguments[-1]
+    for arguments in (["--flag", "-5,1"], ["--box", "--flag"]):
+        with pytest.raises(UserError):
+            parser.parse_args(arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "evaluate --workdir=W --step=-1",
+        "text-to-mesh a --workdir=W --output=O --seed=-1",
+        "fid --real=a.npy --made=b.npy --kid_size=1",
+        "chaos --workdir=W --train=x --seed=-1",
+        "train --num_processes=0",
+        "data check D --num=-5",
+        "data benchmark --data=D --batch_size=0",
+        "data synthetic --out=O --num=5 --left_fraction=2",
+        "data synthetic --out=O --num=5 --max_turn=-20",
+    ],
+)
+def test_numbers_out_of_range_are_named(arguments, capsys):
+    assert program.main(arguments.split()) == 2
+    flag, _, value = arguments.split()[-1].partition("=")
+    said = capsys.readouterr().err
+    assert f"argument {flag}: {value!r} is not a" in said and said.count("\n") == 1
 
 
 def test_equations_are_found_where_they_are(capsys):

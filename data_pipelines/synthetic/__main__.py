@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from data_pipelines.synthetic.recipes import RECIPES
 from handjax.errors import UserError
 from handjax.io import command_line
-from handjax.io.command_line import Parser
+from handjax.io.command_line import Parser, at_least
 
 _PRESETS = ("smoke", "demo", "small", "paper")
 
@@ -21,23 +21,30 @@ _PRESETS = ("smoke", "demo", "small", "paper")
 def _parser() -> Parser:
     parser = Parser("data synthetic", __doc__)
     parser.add_argument("--out", required=True, help="directory of the data set")
-    parser.add_argument("--num", type=int, help="training examples")
-    parser.add_argument("--num_test", type=int, help="test examples (default 0)")
+    parser.add_argument("--num", type=at_least(0), help="training examples")
+    parser.add_argument(
+        "--num_test", type=at_least(0), help="test examples (default 0)"
+    )
     parser.add_argument(
         "--preset",
         choices=_PRESETS,
         help="sizes: smoke 64 + 16, demo 2,000 + 200, small 20,000 + 1,000, paper "
         "100,000 + 4,000",
     )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=0, help="0: one per core")
-    parser.add_argument("--image_size", type=int, default=224, help="pixels")
+    parser.add_argument("--seed", type=at_least(0), default=0)
     parser.add_argument(
-        "--left_fraction", type=float, default=0.0, help="share of left hands, 0 to 1"
+        "--workers", type=at_least(0), default=0, help="0: one per core"
+    )
+    parser.add_argument("--image_size", type=at_least(1), default=224, help="pixels")
+    parser.add_argument(
+        "--left_fraction",
+        type=at_least(0, float, most=1),
+        default=0.0,
+        help="share of left hands, 0 to 1",
     )
     parser.add_argument(
         "--max_turn",
-        type=float,
+        type=at_least(0, float, most=180),
         default=180.0,
         help="degrees from fingers up, palm to the camera; 180: any view",
     )

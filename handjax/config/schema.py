@@ -367,7 +367,12 @@ def check(config: ml_collections.ConfigDict) -> None:
     _at_least("mesh.fsdp", mesh.fsdp, 1)
     if mesh.data != -1:
         _at_least("mesh.data", mesh.data, 1)
+    _at_least("seed", config.seed, 0)
     _at_least("eval.batch_size", config.eval.batch_size, 1)
+    _at_least("eval.num", config.eval.num, 0)
+    for key in ("seed", "num_train", "num_test", "max_turn", "max_corrupt"):
+        _at_least(f"data.{key}", config.data[key], 0)
+    _positive("data.box_scale", config.data.box_scale)
     _at_least("data.crop_size", config.data.crop_size, 16)
     _at_least("data.threads", config.data.threads, 0)
     if not config.stages:

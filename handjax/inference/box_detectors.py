@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from handjax.inference import photos
 from handjax.inference.detector import SURE, HandDetector
 from handjax.inference.photos import HandBox, PhotoError
 from handjax.io import pixels
@@ -63,7 +64,7 @@ def find_boxes(
     for hand in detector.find(image):
         x0, y0, x1, y1 = (float(v) for v in hand.box_px)
         boxes.append(HandBox((x0, y0, x1, y1), hand.is_right > 0.5, "detector", hand))
-    return boxes
+    return photos.in_photo(boxes, image)
 
 
 def _model_path(model: str) -> str:
@@ -99,9 +100,8 @@ def _mediapipe(model: str) -> Detector:
     atexit.register(landmarker.close)
 
     def detect(image):
-        picture = mp.Image(
-            image_format=mp.ImageFormat.SRGB, data=pixels.from_array(image)
-        )
+        image = pixels.from_array(image)
+        picture = mp.Image(image_format=mp.ImageFormat.SRGB, data=image)
         result = landmarker.detect(picture)
         height, width = image.shape[:2]
         hands = []
@@ -111,6 +111,6 @@ def _mediapipe(model: str) -> Detector:
             box = (float(x.min()), float(y.min()), float(x.max()), float(y.max()))
             is_right = side[0].category_name == "Right"
             hands.append(HandBox(box, is_right, "detector"))
-        return hands
+        return photos.in_photo(hands, image)
 
     return detect

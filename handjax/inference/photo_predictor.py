@@ -42,7 +42,12 @@ class PhotoPredictor:
             name: Identifies the model in reports.
             batch_size: Hands that callers hand over at a time; each is fitted alone.
             min_score: Presence below which a hand is `not_sure`.
+
+        Raises:
+            UserError: `min_score` or `batch_size` is out of range.
         """
+        if batch_size < 1:
+            raise UserError(f"batch_size={batch_size} must be 1 or more.")
         self.config, self.name, self.batch_size = loaded.config, name, batch_size
         self.skeleton, self.licence = HAND, loaded.about["licence"]
         self.detector = HandDetector(min_score=min_score)

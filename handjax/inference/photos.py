@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from handjax.errors import UserError
+from handjax.errors import UserError, suggest
 from handjax.geometry.crop import assumed_intrinsics
 from handjax.io import pixels
 
@@ -281,10 +281,32 @@ def checked_box(
     return clipped
 
 
+def in_photo(
+    boxes: Sequence[HandBox], image: UInt8[np.ndarray, "height width 3"]
+) -> list[HandBox]:
+    """Return the boxes that `checked_box` accepts: detectors look past the border."""
+    photo, kept = Photo(Path(), image, None), []
+    for box in boxes:
+        try:
+            checked_box(box.box_px, photo)
+        except PhotoError:
+            continue
+        kept.append(box)
+    return kept
+
+
 def whole_image_box(photo: Photo) -> tuple[float, float, float, float]:
-    """Return the largest centred square, for photos of one hand and little else."""
+    """Return the largest centred square, for photos of one hand and little else.
+
+    Raises:
+        PhotoError: The photo is only a few pixels wide or high.
+    """
     height, width = photo.image.shape[:2]
     side = min(height, width) - 1.0
+    if side < _MIN_BOX_PX:
+        raise PhotoError(
+            f"{photo.path}: a photo of {width} x {height} pixels is too small."
+        )
     x0, y0 = (width - 1 - side) / 2, (height - 1 - side) / 2
     return (x0, y0, x0 + side, y0 + side)
 
@@ -326,10 +348,20 @@ def _annotation(where: str, value: Any) -> Annotation:
     if isinstance(value, Mapping):
         if value.get("intrinsics") is not None:
             intrinsics = four_numbers(where, "intrinsics", value["intrinsics"])
+        value = {key: v for key, v in value.items() if key != "intrinsics"}
+        if "hands" in value:
+            _check_keys(where, value, ("hands",))
         value = value.get("hands", [value])
     if not isinstance(value, list) or not value:
         raise PhotoError(f"{where}: give a hand or a list of hands.")
     return Annotation(tuple(_hand(where, hand) for hand in value), intrinsics)
+
+
+def _check_keys(where: str, value: Mapping[Any, Any], known: tuple[str, ...]) -> None:
+    """Refuse other keys, such as a mistyped "side", which would mean its default."""
+    for key in value:
+        if key not in known:
+            raise PhotoError(f"{where}: unknown key {key!r}{suggest(str(key), known)}")
 
 
 def _hand(where: str, hand: Any) -> HandBox:
@@ -337,6 +369,7 @@ def _hand(where: str, hand: Any) -> HandBox:
         raise PhotoError(
             f'{where}: a hand is {{"box": [x0, y0, x1, y1], "side": ...}}.'
         )
+    _check_keys(where, hand, ("box", "side"))
     side = hand.get("side", "right")
     if side not in ("right", "left"):
         raise PhotoError(f"{where}: side={side!r} is not 'right' or 'left'.")

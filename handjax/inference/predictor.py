@@ -71,13 +71,16 @@ class HandPredictor:
             name: Identifies the model in reports.
 
         Raises:
-            UserError: The test-time augmentation gives no single hand.
+            UserError: The test-time augmentation gives no single hand, or `batch_size`
+                is below 1.
         """
         if tta and augmentation.answers_per_hand(tta) > 1:
             raise UserError(
                 f"tta={tta!r} averages errors, which takes the truth; predict "
                 "with 'released' or 'mean'."
             )
+        if batch_size < 1:
+            raise UserError(f"batch_size={batch_size} must be 1 or more.")
         self.config, self.batch_size, self.name = config, batch_size, name
         self.licence = None  # of weights of one's own; only released ones state it
         if tta:

@@ -5,10 +5,12 @@ Only the standard library is imported here, so that `--help` is instant.
 
 import argparse
 import inspect
+import math
 import os
+import re
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from handjax.errors import HandjaxError, UserError, suggest
@@ -51,6 +53,7 @@ class Parser(argparse.ArgumentParser):
         Raises:
             UserError: An argument is unknown or missing, or its value is not allowed.
         """
+        args = self._joined(sys.argv[1:] if args is None else args)
         values, rest = self.parse_known_args(args, namespace)
         if rest:
             flag = rest[0].partition("=")[0]
@@ -58,6 +61,21 @@ class Parser(argparse.ArgumentParser):
             near = near if "Did you mean" in near else "."
             raise UserError(f"{rest[0]!r} is not an argument{near} See --help.")
         return values
+
+    def _joined(self, args: Sequence[str]) -> list[str]:
+        """Write `--box -5,1,20,30` as `--box=-5,1,20,30`.
+
+        argparse takes a value that begins with a minus for an option, unless it is one
+        plain number.
+        """
+        joined: list[str] = []
+        for arg in args:
+            action = self._option_string_actions.get(joined[-1]) if joined else None
+            if action and action.nargs is None and re.match(r"-\.?\d", arg):
+                joined[-1] += f"={arg}"
+            else:
+                joined.append(arg)
+        return joined
 
     def error(self, message: str):
         """Raise what argparse would print with the usage before it."""
@@ -83,17 +101,20 @@ class CallableEntry(types.ModuleType):
         return getattr(self, self.__name__.rpartition(".")[2])
 
 
-def at_least(least: int | float, kind: type = int) -> Callable[[str], Any]:
-    """Return an argparse type: numbers of `kind` from `least` on."""
+def at_least(
+    least: int | float, kind: type = int, *, most: int | float = math.inf
+) -> Callable[[str], Any]:
+    """Return an argparse type: finite numbers of `kind` from `least` on, to `most`."""
 
     def parse(text: str) -> Any:
         try:
             value = kind(text)
         except ValueError:
             value = None
-        if value is None or not value >= least:
+        if value is None or not (least <= value <= most and abs(value) < math.inf):
             what = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"{text!r} is not {what} >= {least}")
+            end = "" if most == math.inf else f" and <= {most}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what} >= {least}{end}")
         return value
 
     return parse

@@ -9,6 +9,7 @@ from places import CONFIGS
 from handjax import models
 from handjax.checkpoints import workdir
 from handjax.config import schema as configs
+from handjax.config.files import load_config
 from handjax.config.variants import VARIANTS
 from handjax.errors import UserError
 
@@ -90,6 +91,24 @@ def test_a_missing_or_misspelt_key_of_the_model_is_named():
     config.model.codedim = 64
     with pytest.raises(UserError, match=r"no key 'codedim'\. Did you mean 'code_dim'"):
         workdir.build_model(family, config)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"eval.num": -5},
+        {"seed": -1},
+        {"data.seed": -1},
+        {"data.num_train": -3},
+        {"data.max_turn": -20.0},
+        {"data.box_scale": 0.0},
+        {"data.max_corrupt": -1},
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(change):
+    (key,) = change
+    with pytest.raises(UserError, match=rf"config\.{key}=\S+ must be a number"):
+        configs.check(load_config("simplehand:smoke", change))
 
 
 @pytest.mark.parametrize("family", configs.LATER_MODEL_KEYS)

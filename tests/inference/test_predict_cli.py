@@ -17,7 +17,7 @@ from data_pipelines.synthetic.records import Generator
 from handjax import predict
 from handjax.family import hypotheses
 from handjax.geometry.skeleton import Skeleton
-from handjax.inference import output_files
+from handjax.inference import output_files, photos
 from handjax.inference.predictor import HandPredictor
 from handjax.mano import model_files
 from handjax.types import HandOutput
@@ -265,7 +265,15 @@ def test_boxes_file_gives_hands_sides_and_cameras(command, photo, tmp_path):
         (["--box=50,10,50,80"], 1, "0 x 70 pixels"),
         (["--intrinsics=1,2,three,4"], 2, "fx,fy,cx,cy"),
         (["--intrinsics=0,2,3,4"], 2, "above 0"),
+        (["--intrinsics=1.2,1.6,.5,.5"], 1, "in pixels of this photo"),
         (["--boxes=absent.json"], 2, "no such file"),
+        (["--batch_size", "-3"], 2, "'-3' is not a whole number >= 1"),
+        (["--batch_size=0"], 2, "'0' is not a whole number >= 1"),
+        (["--hypotheses=-1"], 2, "'-1' is not a whole number >= 0"),
+        (["--step=-1"], 2, "'-1' is not a whole number >= 0"),
+        (["--seed=x"], 2, "'x' is not a whole number >= 0"),
+        (["--min_score=nan"], 2, "'nan' is not a number >= 0 and <= 1"),
+        (["--box=1,2,30,40", "--boxes=x.json"], 2, "leave one of them out"),
         (["--detector=mediapipe"], 2, "--detector=mediapipe"),
     ],
 )
@@ -276,6 +284,80 @@ def test_wrong_flags_give_one_line_and_no_file(
     errors = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error")]
     assert len(errors) == 1 and match in errors[0]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_box_may_begin_with_a_minus(command, photo, tmp_path):
+    assert command(photo, "--box", "-5,-0.5,100,80") == 0
+    said = json.loads((tmp_path / "out" / "hand.json").read_text())
+    assert said["hands"][0]["box_px"] == [0, 0, 100, 80]
+
+
+def test_entries_of_the_boxes_file_name_photos(command, photo, tmp_path, capsys):
+    boxes = tmp_path / "boxes.json"
+    hand = {"box": [5, 5, 60, 60]}
+    boxes.write_text(json.dumps({"hnad.jpg": hand}))
+    for path in (photo, photo.parent):
+        assert command(path, f"--boxes={boxes}") == 2
+        said = capsys.readouterr().err
+        assert "'hnad.jpg' names no photo. Did you mean 'hand.jpg'?" in said
+    # The boxes of a folder serve for one of its photos.
+    boxes.write_text(json.dumps({"hand.jpg": hand, "other.jpg": hand}))
+    assert command(photo, f"--boxes={boxes}") == 0
+    (photo.parent / "b.jpg").write_bytes(photo.read_bytes())
+    assert command(photo.parent, f"--boxes={boxes}") == 2
+    assert "'other.jpg' names no photo" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("entry", "match"),
+    [
+        ({"box": [1, 2, 30, 40], "sdie": "left"}, "'sdie'. Did you mean 'side'"),
+        ({"boxes": [[1, 2, 30, 40]]}, "give a hand|a hand is"),
+        ({"hands": [{"box": [1, 2, 3, 4]}], "side": "left"}, "unknown key 'side'"),
+        ([{"box": [1, 2, 3, 4], "intrinsics": [9, 9, 1, 1]}], "key 'intrinsics'"),
+    ],
+)
+def test_keys_that_mean_nothing_are_refused(command, photo, tmp_path, entry, match):
+    path = tmp_path / "boxes.json"
+    path.write_text(json.dumps({"hand.jpg": entry}))
+    with pytest.raises(photos.PhotoError, match=match):
+        photos.read_boxes(path)
+
+
+def test_a_photo_of_a_few_pixels_is_named_so(command, tmp_path, capsys):
+    path = tmp_path / "dot.png"
+    Image.new("RGB", (1, 3)).save(path)
+    assert command(path) == 1
+    assert "dot.png: a photo of 1 x 3 pixels is too small" in capsys.readouterr().err
+
+
+def test_no_two_photos_share_the_names_of_their_results():
+    names_ = ["col.jpg", "col.png", "col_jpg.png", "COL_PNG.jpg", "a.jpg", "A.webp"]
+    stems = predict._stems([Path(name) for name in names_])
+    assert list(map(stems.get, map(Path, names_))) == [
+        "col_jpg-2",
+        "col_png-2",
+        "col_jpg",
+        "COL_PNG",
+        "a_jpg",
+        "A_webp",
+    ]
+
+
+def test_results_do_not_go_among_the_photos_or_below_a_file(
+    command, photo, tmp_path, capsys
+):
+    again = predict.main([str(photo.parent), "--workdir=w", f"--output={photo.parent}"])
+    assert again == 2 and "is the folder of the photos" in capsys.readouterr().err
+    below = predict.main([str(photo), "--workdir=w", f"--output={photo}/out"])
+    assert below == 2 and "hand.jpg is not a directory" in capsys.readouterr().err
+    assert names(photo.parent) == ["hand.jpg"]
+
+
+def test_flags_of_another_model_are_refused(photo, tmp_path, capsys):
+    for flag in ("--batch_size=2", "--detector=none", "--step=3", "--tta=mean"):
+        assert predict.main([str(photo), flag, f"--output={tmp_path}/o"]) == 2
+        assert "is of a model of your own" in capsys.readouterr().err
 
 
 def test_missing_photo_and_workdir_are_named(photo, tmp_path, capsys):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from handjax.io import command_line
-from handjax.io.command_line import Parser
+from handjax.io.command_line import Parser, at_least
 
 
 def _parser() -> Parser:
@@ -24,11 +24,16 @@ def _parser() -> Parser:
     )
     add = parser.add_argument
     add("--out", required=True, help="directory to write to")
-    add("--num", type=int, default=0, help="training pictures; 0: the model alone")
-    add("--num_test", type=int, default=0, help="test pictures")
+    add(
+        "--num",
+        type=at_least(0),
+        default=0,
+        help="training pictures; 0: the model alone",
+    )
+    add("--num_test", type=at_least(0), default=0, help="test pictures")
     add("--source", default="", help="body model in SMPL's format; default: built in")
-    add("--seed", type=int, default=0)
-    add("--image_size", type=int, default=128, help="pixels")
+    add("--seed", type=at_least(0), default=0)
+    add("--image_size", type=at_least(1), default=128, help="pixels")
     return parser
 
 
