@@ -66,6 +66,12 @@ def _parser() -> Parser:
     add("--predictions", help="file to score, in the benchmark's format: any system's")
     add("--truth", help="folder of the benchmark's ground truth, as published")
     add("--setup", help="of dexycb: s0 (default), s1, s2 or s3")
+    add(
+        "--skip_nonfinite",
+        action="store_true",
+        help="leave out hands with nan or infinite values and count them; without it "
+        "the first one is named and ends the evaluation",
+    )
     add("--check", action="store_true", help="only look whether --predictions is sound")
     add(
         "--output",
@@ -96,6 +102,7 @@ def evaluate(
     split: str = "test",
     procrustes: str = "freihand",
     tta: str | None = None,
+    skip_nonfinite: bool = False,
     changes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Measure a trained model on a split of its data.
@@ -114,6 +121,8 @@ def evaluate(
         split: Split of the data set.
         procrustes: Alignment of the PA metrics; see `handjax evaluate --help`.
         tta: Test-time augmentation; see `handjax evaluate --help`.
+        skip_nonfinite: Whether hands with nan or infinite values are left out and
+            counted under "nonfinite".
         changes: Other values of keys of the config, such as {"eval.num": 100}.
 
     Returns:
@@ -122,11 +131,18 @@ def evaluate(
 
     Raises:
         UserError: There is no such checkpoint, or no such data; says what there is.
+        HandjaxError: Names a hand with nan or infinite values.
     """
     from handjax.evaluation import report, trained_model
 
     found = trained_model.load(workdir, stage, step, list((changes or {}).items()))
-    made, _ = report.make(found, split=split, procrustes=procrustes, tta_mode=tta)
+    made, _ = report.make(
+        found,
+        split=split,
+        procrustes=procrustes,
+        tta_mode=tta,
+        skip_nonfinite=skip_nonfinite,
+    )
     assert made is not None  # only one of several shares has none yet
     return made
 
@@ -177,6 +193,8 @@ def _check_scoring(arguments: argparse.Namespace) -> None:
     for flag in ("workdir", "stage", "step", "tta", "share"):
         if getattr(arguments, flag) is not None:
             raise UserError(f"--{flag} is of models; leave it out with --predictions.")
+    if arguments.skip_nonfinite:
+        raise UserError("--skip_nonfinite is of models; leave it out.")
     for key, _ in arguments.overrides:
         raise UserError(
             f"--config.{key} is of models; leave it out with --predictions."
@@ -209,6 +227,7 @@ def _report(arguments: argparse.Namespace) -> int:
         procrustes=arguments.procrustes or "freihand",
         tta_mode=arguments.tta,
         share=share,
+        skip_nonfinite=arguments.skip_nonfinite,
     )
     if report is None:
         print(_WAITING.format(*share))
@@ -221,6 +240,11 @@ def _report(arguments: argparse.Namespace) -> int:
 def _submit(arguments: argparse.Namespace) -> int:
     """Write a model's predictions on `--benchmark`; score them with `--truth`."""
     _check_workdir(arguments)
+    if arguments.skip_nonfinite:
+        raise UserError(
+            "--skip_nonfinite: a file of predictions needs every hand; leave one of "
+            "it and --benchmark out."
+        )
     from handjax.distributed import split_shares
     from handjax.evaluation import score_files, submission, trained_model
     from handjax.evaluation.report import Progress

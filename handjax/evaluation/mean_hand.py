@@ -50,7 +50,8 @@ def fit(
         valid = batch.example_valid & batch.joints3d_valid & batch.vertices_valid
         num_joints = batch.joints3d.shape[1]
         points = np.concatenate([batch.joints3d, batch.vertices], axis=1)
-        hands.append(np.asarray(points, np.float64)[np.asarray(valid)])
+        valid = np.asarray(valid) & np.isfinite(points).all(axis=(1, 2))
+        hands.append(np.asarray(points, np.float64)[valid])
         count += len(hands[-1])
         if count >= num_hands:
             break

@@ -15,6 +15,7 @@ import numpy as np
 
 from data_pipelines.loading import annotations as record_hands
 from data_pipelines.storage.shards import Split
+from handjax.errors import HandjaxError
 from handjax.evaluation.protocols import PhotoHands
 from handjax.inference import placement
 from handjax.types import Batch, HandOutput
@@ -44,6 +45,10 @@ def collect(
 
     Returns:
         The hands, and their positions in the split.
+
+    Raises:
+        HandjaxError: Names a hand whose prediction is nan or infinite, which no file
+            of predictions can hold.
     """
     parts, indices, count = [], [], 0
     for batch in eval_batches:
@@ -53,7 +58,9 @@ def collect(
         records = [split.read(int(i), _READ) for i in index]
         if records:
             labels = _rows(batch._replace(image=None), valid)
-            parts.append(_in_photo(labels, _rows(output, valid), records, root))
+            part = _in_photo(labels, _rows(output, valid), records, root)
+            _check_finite(part, index)
+            parts.append(part)
             indices.append(index)
         count += len(index)
         if on_batch:
@@ -61,6 +68,21 @@ def collect(
     if not parts:
         return from_arrays(_nothing(split)), np.zeros(0, np.int64)
     return joined(parts), np.concatenate(indices)
+
+
+def _check_finite(hands: PhotoHands, index: np.ndarray) -> None:
+    for name in ("joints3d", "vertices", "joints2d"):
+        values = getattr(hands, name)
+        if values is None:
+            continue
+        bad = ~np.isfinite(values).all(axis=(1, 2))
+        if bad.any():
+            row = int(np.argmax(bad))
+            raise HandjaxError(
+                f"hand {int(index[row])} of the split ({hands.keys[row]}): its "
+                f"predicted {name} holds nan or infinite values, which no file of "
+                "predictions can hold."
+            )
 
 
 def _nothing(split: Split) -> dict[str, np.ndarray]:

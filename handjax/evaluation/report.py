@@ -26,6 +26,7 @@ def make(
     procrustes: str = "freihand",
     tta_mode: str | None = None,
     share: ProcessShare = WHOLE,
+    skip_nonfinite: bool = False,
 ) -> tuple[dict[str, Any] | None, Path]:
     """Evaluate a trained model and write `eval/<step>/<benchmark>.json`.
 
@@ -35,6 +36,8 @@ def make(
         procrustes: A key of `mesh_errors.PROTOCOLS`.
         tta_mode: A key of `tta.MODES`; None predicts once.
         share: Share that this process evaluates.
+        skip_nonfinite: Whether hands with nan or infinite values are left out and
+            counted.
 
     Returns:
         The report and its path; no report while shares of other processes are missing.
@@ -42,6 +45,7 @@ def make(
     Raises:
         UserError: Test-time augmentation was asked of a stage without pictures, or
             examples are missing or counted twice.
+        HandjaxError: Names a hand with nan or infinite values.
     """
     config, stage = found.config, found.stage
     if tta_mode and not stage.needs_image:
@@ -57,7 +61,9 @@ def make(
             flush=True,
         )
     mean = mean_hand.fit(found.data.train_split(stage))
-    where: dict[str, Any] = dict(split=split, share=share, procrustes=procrustes)
+    where: dict[str, Any] = dict(
+        split=split, share=share, procrustes=procrustes, skip_nonfinite=skip_nonfinite
+    )
     sums = {
         stage.name: _measured(
             found,
@@ -101,7 +107,13 @@ def _measured(
 ) -> StageSums:
     batches = found.data.evaluation(stage, split=split, share=share)
     return measure(
-        found.model, found.variables, stage, batches, root=found.root, **options
+        found.model,
+        found.variables,
+        stage,
+        batches,
+        root=found.root,
+        split=split,
+        **options,
     )
 
 
@@ -195,6 +207,8 @@ def table(report: dict[str, Any]) -> str:
         for key, value in report.get("generation", {}).items()
         if value
     ]
+    if report.get("nonfinite"):
+        lines.append(f"left out with nan or infinite values: {report['nonfinite']}")
     return "\n".join(lines)
 
 

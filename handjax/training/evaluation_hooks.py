@@ -49,6 +49,7 @@ class Reports:
             root=run.skeleton.roots[run.config.data.root],
             mean_hand=self._mean_hands[where],
             predict=self._compiled(run, stage),
+            skip_nonfinite=True,  # a bad hand must not end a training
         ).report()
         name = benchmark_name(run, stage)
         report = {
@@ -65,6 +66,11 @@ class Reports:
             f"evaluation of {stage.name} at step {step} on {result['count']} hands: "
             + ", ".join(f"{k} {metrics[k]:.2f}" for k in SHOWN[:4] if metrics[k])
         )
+        if result["nonfinite"]:
+            run.say(
+                f"{result['nonfinite']} hands are left out: their predictions or "
+                "annotations hold nan or infinite values."
+            )
         scores = {f"eval_{k}": v for k, v in metrics.items()}
         if any(k.startswith("codebook/") for k in trained(variables, stage)):
             scores["nearest_pair"] = codebook_curves.nearest_pair(variables)

@@ -7,6 +7,7 @@ import pytest
 
 from handjax import evaluate, models
 from handjax.distributed import split_shares
+from handjax.errors import HandjaxError
 from handjax.evaluation import mean_hand, split_errors, trained_model
 from handjax.family.stage import Stage
 from handjax.inference import tta
@@ -59,6 +60,62 @@ def test_measuring_counts_hands_and_measures_both():
     assert report["metrics"]["mpjpe_mm"] == pytest.approx(0, abs=1e-4)
     assert report["metrics"]["f5"] == 1 and report["confidence"] is None
     assert report["baseline"]["mean_hand"]["pa_mpvpe_mm"] > 10
+
+
+def nan_at(index, field):
+    """A "model" that is off by 10 mm, but for one value of one hand."""
+
+    def predict(model, variables, batch):
+        output = off_by(model, np.float32(0.01), batch)
+        values = jax.numpy.asarray(getattr(output, field))
+        hit = (batch.index == index)[:, None, None] & (values == values[:, 5:6])
+        return output._replace(**{field: jax.numpy.where(hit, np.nan, values)})
+
+    return STAGE._replace(predict_fn=predict)
+
+
+@pytest.mark.parametrize("field", ["vertices", "joints3d"])
+def test_a_hand_that_is_not_finite_is_named_or_left_out_and_counted(field):
+    def measured(stage, hands, **options):
+        options = dict(root=9, mean_hand=mean_hand.fit(batches()), **options)
+        return split_errors.measure(None, None, stage, hands, **options)
+
+    stage = nan_at(6, field)
+    match = rf"split 'val', hand 6: its predicted {field} holds nan"
+    with pytest.raises(HandjaxError, match=match):
+        measured(stage, batches(), split="val")
+    sums = measured(stage, batches(), skip_nonfinite=True)
+    report = sums.report()
+    assert (report["count"], report["nonfinite"]) == (8, 1)
+    assert report["metrics"]["mpvpe_mm"] == pytest.approx(10, rel=1e-5)
+    assert np.isfinite(report["baseline"]["mean_hand"]["pa_mpvpe_mm"])
+    # The hand was looked at, and shares of an evaluation add up.
+    assert np.concatenate(sums.indices).tolist() == list(range(9))
+    sums.merge(sums.state())
+    assert sums.report()["nonfinite"] == 2 and sums.report()["count"] == 16
+    # The baseline is of the same hands.
+    others = [
+        b._replace(example_valid=b.example_valid & (b.index != 6)) for b in batches()
+    ]
+    plain = measured(STAGE._replace(predict_fn=nan_at(-1, field).predict_fn), others)
+    assert plain.report()["baseline"] == report["baseline"]
+
+
+def test_annotations_that_are_not_finite_are_named_where_they_count():
+    hands = list(batches())
+    hands[0].vertices[2, 7, 1] = np.nan
+    off = np.float32(0.01)
+    with pytest.raises(HandjaxError, match="hand 2: its annotated vertices"):
+        split_errors.measure(None, off, STAGE, hands, root=9)
+    known = hands[0].vertices_valid & (hands[0].index != 2)
+    right = STAGE._replace(
+        predict_fn=lambda m, v, batch: HandOutput(
+            jax.numpy.nan_to_num(batch.vertices), batch.joints3d
+        )
+    )
+    hands[0] = hands[0]._replace(vertices_valid=known)
+    measured = split_errors.measure(None, off, right, hands, root=9).report()
+    assert measured["count"] == 9 and measured["nonfinite"] == 0
 
 
 ALONG = np.linspace(-0.05, 0.05, 778, dtype=np.float32)
@@ -225,6 +282,22 @@ def family(predict_fn):
         needs_image=True,
     )
     return types.SimpleNamespace(stages=lambda config: (stage,))
+
+
+def test_the_command_names_a_hand_that_is_not_finite(workdir, monkeypatch, capsys):
+    path, _ = workdir
+    predict = nan_at(6, "vertices").predict_fn
+    monkeypatch.setattr(models, "load", lambda name: family(predict))
+    assert evaluate.main([f"--workdir={path}"]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "split 'test', hand 6: its predicted vert" in said
+    assert evaluate.main([f"--workdir={path}", "--skip_nonfinite"]) == 0
+    report = json.loads((path / "eval" / "7" / "synthetic_test.json").read_text())
+    assert report["nonfinite"] == 1 and report["count"] == 8
+    assert "nan or infinite values: 1" in capsys.readouterr().out
+    for flag in ("--benchmark=freihand", "--benchmark=freihand --predictions=p.json"):
+        arguments = [*flag.split(), "--skip_nonfinite", f"--workdir={path}"]
+        assert evaluate.main(arguments) == 2
 
 
 def test_stages_splits_and_protocols_have_files_of_their_own(workdir):

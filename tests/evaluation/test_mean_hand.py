@@ -51,6 +51,15 @@ def test_only_valid_hands_up_to_the_limit_are_used():
     assert mean_hand.fit([batch_of(copies, np.zeros(10, bool))]) is None
 
 
+def test_hands_that_are_not_finite_are_left_out():
+    _, copies = turned_copies(6)
+    expected = mean_hand.fit([batch_of(copies[1:])])
+    copies[0, 100, 1] = np.nan
+    found = mean_hand.fit([batch_of(copies)])
+    assert found.count == 5
+    np.testing.assert_allclose(found.aligned_vertices, expected.aligned_vertices)
+
+
 def test_each_mean_is_the_better_constant_for_its_metric():
     _, copies = turned_copies(40, noise=0.004)
     mean = mean_hand.fit([batch_of(copies[:30])])

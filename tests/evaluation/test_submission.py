@@ -12,6 +12,7 @@ from data_pipelines.storage import schema, shards
 from handjax import evaluate, models
 from handjax.config.schema import base
 from handjax.data import run_data
+from handjax.errors import HandjaxError
 from handjax.evaluation import photo_frame, trained_model
 from handjax.family.stage import Stage
 from handjax.geometry import camera, crop
@@ -110,6 +111,18 @@ def test_hands_come_back_to_their_photos(prepared):
     np.testing.assert_allclose(done.truth3d, joints3d, rtol=0, atol=1e-6)
     source = np.stack([crop.project(joints, K) / 0.5 + [10, 20] for joints in joints3d])
     np.testing.assert_allclose(done.joints2d, source, rtol=0, atol=2e-3)
+
+
+def test_a_hand_that_is_not_finite_is_named_before_a_file_is_written(prepared):
+    def broken(model, variables, batch):
+        hit = (np.asarray(batch.index) == 3)[:, None, None]
+        output = knows(model, variables, batch)
+        return output._replace(vertices=np.where(hit, np.nan, output.vertices))
+
+    with pytest.raises(
+        HandjaxError, match=r"hand 3 of the split \(evaluation/rgb/0000"
+    ):
+        collected(prepared[0], broken)
 
 
 def test_a_predicted_depth_of_the_root_places_the_hand(prepared):
