@@ -35,6 +35,12 @@ def _parser() -> Parser:
     add("--from", dest="origin", default="", help="where it comes from, such as timm")
     add("--to", required=True, help="directory that gets the result")
     add("--name", default="", help="backbone; default: found from the weights")
+    add(
+        "--key",
+        default="",
+        help="key of the weights in a checkpoint that holds several, such as "
+        "state_dict; default: their moving average, if there is one",
+    )
     add("--hand", default="", help="MANO_RIGHT.pkl, or open; whole models need it")
     add(
         "--hierarchy",
@@ -73,10 +79,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise MissingFileError(f"{str(source)!r}: there is no such file of weights.")
     directory.check_free(target, arguments.overwrite)
     if hasattr(module, "read"):  # a source with a file format of its own
-        saved = state_dict = module.read(source)
+        if arguments.key:
+            raise UserError(f"--key: files of {arguments.origin} hold one network.")
+        saved = module.read(source)
+        weights = torch_files.StateDict(saved, "", ())
     else:
         saved = torch_files.read(source)
-        state_dict = torch_files.state_dict(saved, source)
+        weights = torch_files.state_dict(saved, source, key=arguments.key)
+    state_dict = weights.entries
     epoch = saved.get("epoch") if isinstance(saved, dict) else None
     options = conversion.Options(
         name=arguments.name,
@@ -95,6 +105,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             "file": source.name,
             "sha256": _sha256(source),
             "entries": len(state_dict),
+            "key": weights.key,
+            "averaged": weights.averaged,
+            "other_keys": list(weights.others),
             "url": module.SOURCE,
         },
     }
@@ -129,6 +142,7 @@ def summary(record: dict[str, Any], target: str) -> str:
         f"{source['file']}: {what}, {record['parameters']:,} parameters",
         f"{source['entries'] - left_out} of {source['entries']} entries used, "
         f"{left_out} skipped",
+        *_which(source),
         *(f"  {len(names)} skipped: {rule}" for rule, names in skipped.items()),
         f"licence: {record['licence']}",
         *(f"warning: {note}" for note in record["notes"]),
@@ -136,6 +150,15 @@ def summary(record: dict[str, Any], target: str) -> str:
         f"  {_next(record, target)}",
     ]
     return "\n".join(lines)
+
+
+def _which(source: dict[str, Any]) -> list[str]:
+    """Say which of several weights were taken."""
+    if not source["other_keys"]:
+        return []
+    kind = "averaged weights" if source["averaged"] else "weights"
+    others = " or ".join(f"--key={key}" for key in source["other_keys"])
+    return [f"{kind}, those under {source['key']!r}; others: {others}"]
 
 
 def _next(record: dict[str, Any], target: str) -> str:

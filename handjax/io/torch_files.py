@@ -9,7 +9,7 @@ import struct
 import sys
 import zipfile
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,7 +18,11 @@ from handjax.io import safe_pickle, torch_pickle
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
-_STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict", "state_dict_ema")
+_AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
+"""Where trainers keep the moving average of the weights, which timm evaluates."""
+_STATE_DICT_KEYS = (*_AVERAGES, "state_dict", "model", "model_state_dict", "module")
+_COMPILED = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+"""What torch.compile and its kin put into names, wherever a part is wrapped."""
 
 
 def read(path: str | os.PathLike) -> Any:
@@ -53,25 +57,50 @@ def read(path: str | os.PathLike) -> Any:
     )
 
 
-def state_dict(saved: Any, path: str | os.PathLike = "file") -> dict[str, np.ndarray]:
+class StateDict(NamedTuple):
+    """Entries of a network, and where in the file they were."""
+
+    entries: dict[str, np.ndarray]
+    key: str
+    """Key of the saved dict; "" where the entries are the dict itself."""
+    others: tuple[str, ...]
+    """Further keys that hold entries of a network."""
+
+    @property
+    def averaged(self) -> bool:
+        """Whether they are a moving average of the weights."""
+        return self.key in _AVERAGES
+
+
+def state_dict(
+    saved: Any, path: str | os.PathLike = "file", *, key: str = ""
+) -> StateDict:
     """Find the entries of a network in what `read` returned.
 
-    They are the dict itself or its value under "state_dict", "model",
-    "model_state_dict" or "state_dict_ema". A prefix "module." of all names, which
-    parallel training leaves, is taken off.
+    They are the dict itself or its value under a key such as "state_dict" or "model".
+    Where a file holds averaged weights as well (`_AVERAGES`), those are taken. What
+    wrappers put into names ("module." of parallel training, "_orig_mod." of
+    torch.compile) is taken off.
+
+    Args:
+        saved: Result of `read`.
+        path: File, for messages.
+        key: Take the entries under this key.
 
     Raises:
-        UserError: There are none; lists the keys that exist.
+        UserError: There are none, or not under `key`; lists the keys that exist.
     """
-    candidates = [saved]
-    if isinstance(saved, Mapping):
-        candidates += [saved[key] for key in _STATE_DICT_KEYS if key in saved]
-    for found in candidates:
-        if _is_flat(found):
-            prefix = "module."
-            if all(key.startswith(prefix) for key in found):
-                return {key.removeprefix(prefix): v for key, v in found.items()}
-            return dict(found)
+    found = {"": saved} if _is_flat(saved) else _networks(saved)
+    if key and key not in found:
+        held = ", ".join(filter(None, found)) or "none but the file itself"
+        raise UserError(
+            f"{os.fspath(path)}: no weights under {key!r}; the keys with weights are: "
+            f"{held}."
+        )
+    if found:
+        chosen = key or next(iter(found))
+        others = tuple(name for name in found if name != chosen)
+        return StateDict(_unwrapped(found[chosen]), chosen, others)
     keys = sorted(map(str, saved)) if isinstance(saved, Mapping) else []
     shown = ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if keys[8:] else "")
     raise UserError(
@@ -79,6 +108,34 @@ def state_dict(saved: Any, path: str | os.PathLike = "file") -> dict[str, np.nda
         f"{type(saved).__name__}{f' of {shown}' if keys else ''}; names with tensors "
         f"are looked for in it and under {', '.join(_STATE_DICT_KEYS)}."
     )
+
+
+def _networks(saved: Any) -> dict[str, Mapping[str, np.ndarray]]:
+    """Return the flat dicts of arrays in a saved dict, averages first."""
+    found = {}
+    for key in _STATE_DICT_KEYS if isinstance(saved, Mapping) else ():
+        value = saved.get(key)
+        if isinstance(value, Mapping) and not _is_flat(value):
+            # Averages are often saved with their decay beside them.
+            value = next((v for k, v in value.items() if k in _STATE_DICT_KEYS), None)
+        if _is_flat(value):
+            found[key] = value
+    return found
+
+
+def _unwrapped(entries: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Take the marks of wrappers off all names."""
+    names = {key: key for key in entries}
+    for mark in _COMPILED:
+        names = {key: name.replace(mark, "") for key, name in names.items()}
+    prefix, count = "module.", "n_averaged"  # the count of torch's AveragedModel
+    inside = {key: name for key, name in names.items() if name != count}
+    while inside and all(name.startswith(prefix) for name in inside.values()):
+        inside = {key: name.removeprefix(prefix) for key, name in inside.items()}
+        names = inside
+    if len(set(names.values())) < len(names):
+        return dict(entries)  # two names would become one
+    return {name: entries[key] for key, name in names.items()}
 
 
 def _is_flat(value: Any) -> bool:

@@ -104,6 +104,26 @@ def test_any_file_of_one_network_is_taken(tmp_path, command, resnet18, kind):
     np.testing.assert_allclose(kernel, expected, atol=1e-3 * (kind == "half"))
 
 
+def test_averaged_weights_are_taken_and_said(tmp_path, command, resnet18):
+    average = {k: v + 1 if v.dtype == np.float32 else v for k, v in resnet18.items()}
+    saved = {"state_dict": resnet18, "state_dict_ema": average}
+    path = save_zip(tmp_path / "both.pth", saved)
+    for flags, key, shift in (
+        ((), "state_dict_ema", 1),
+        (("--key=state_dict", "--overwrite"), "state_dict", 0),
+    ):
+        code, out, _ = command(path, "timm", *flags)
+        (other,) = saved.keys() - {key}
+        assert code == 0 and f"under {key!r}; others: --key={other}" in out
+        record = json.loads((tmp_path / "out" / "conversion.json").read_text())
+        assert record["source"]["key"] == key
+        kernel = directory.read_backbone(tmp_path / "out")["params"]["conv1"]["kernel"]
+        expected = resnet18["conv1.weight"].transpose(2, 3, 1, 0) + shift
+        np.testing.assert_array_equal(kernel, expected)
+    code, _, error = command(path, "timm", "--key=model", "--overwrite")
+    assert code == 2 and "no weights under 'model'" in error
+
+
 def _golden_names():
     folder = GOLDEN
     names = {path.stem for path in folder.glob("*.npz")} & set(backbones.names())

@@ -56,7 +56,7 @@ def test_what_torch_wrote_comes_back(name):
     saved = torch_files.read(GOLDEN / name)
     assert saved["epoch"] == 3 and saved["size"] == (4, 6)
     assert saved["optimizer"]["param_groups"][0] == {"lr": 0.25, "betas": (0.9, 0.999)}
-    _same(torch_files.state_dict(saved), EXPECTED)
+    _same(torch_files.state_dict(saved).entries, EXPECTED)
     weights = saved["state_dict"]
     assert np.shares_memory(weights["plain"], weights["part"])
 
@@ -70,7 +70,7 @@ def test_every_type_view_and_shared_storage(tmp_path, save):
         "repeated": Tensor(BASE, 2, (2, 3), (0, 1)),
     }
     saved = save(tmp_path / "epoch_1", {"model": {**dtypes, **views}})
-    found = torch_files.state_dict(torch_files.read(saved))
+    found = torch_files.state_dict(torch_files.read(saved)).entries
     expected = {key: EXPECTED[key] for key in ("transposed", "part")}
     expected["repeated"] = np.tile(BASE[2:5], (2, 1))
     _same(found, {**dtypes, **expected})
@@ -90,7 +90,7 @@ def test_live_torch_agrees(tmp_path, new):
 
     torch.save(saved(), tmp_path / "a.pt", _use_new_zipfile_serialization=new)
     read = torch_files.read(tmp_path / "a.pt")
-    _same(torch_files.state_dict(read), EXPECTED)
+    _same(torch_files.state_dict(read).entries, EXPECTED)
 
 
 @pytest.mark.parity
@@ -141,7 +141,7 @@ def _lightning(settings):
 @pytest.mark.parametrize("settings", [_yacs, _omegaconf])
 def test_lightnings_settings_are_read_past(tmp_path, save, settings):
     saved = torch_files.read(save(tmp_path / "a.ckpt", _lightning(settings())))
-    np.testing.assert_array_equal(torch_files.state_dict(saved)["a"], BASE)
+    np.testing.assert_array_equal(torch_files.state_dict(saved).entries["a"], BASE)
     assert saved["epoch"] == 3
     assert saved["hyper_parameters"] is None and saved["callbacks"] is None
     assert saved["loops"] == {}
@@ -316,9 +316,47 @@ def test_other_files_say_what_is_allowed(tmp_path):
 def test_the_entries_are_found_and_lose_the_common_prefix(key):
     entries = {"module.a": BASE, "module.module.b": BASE}
     saved = entries if key is None else {"epoch": 1, key: entries}
-    assert list(torch_files.state_dict(saved)) == ["a", "module.b"]
+    assert list(torch_files.state_dict(saved).entries) == ["a", "module.b"]
     entries["c"] = BASE
-    assert list(torch_files.state_dict(saved)) == list(entries)
+    assert list(torch_files.state_dict(saved).entries) == list(entries)
+
+
+@pytest.mark.parametrize("average", ["state_dict_ema", "model_ema", "ema"])
+@pytest.mark.parametrize("plain", ["state_dict", "model"])
+def test_averaged_weights_are_taken_and_the_others_are_there_to_choose(average, plain):
+    saved = {plain: {"a": BASE}, average: {"module.a": BASE + 1}, "epoch": 3}
+    found = torch_files.state_dict(saved)
+    np.testing.assert_array_equal(found.entries["a"], BASE + 1)
+    assert (found.key, found.averaged, found.others) == (average, True, (plain,))
+    other = torch_files.state_dict(saved, key=plain)
+    np.testing.assert_array_equal(other.entries["a"], BASE)
+    assert not other.averaged and other.others == (average,)
+    with pytest.raises(ValueError, match=rf"x\.pt: no weights under 'net'.*{plain}"):
+        torch_files.state_dict(saved, "x.pt", key="net")
+    # Some trainers keep the decay beside the average.
+    nested = {plain: {"a": BASE}, average: {"decay": 0.9, "module": {"a": BASE + 1}}}
+    np.testing.assert_array_equal(torch_files.state_dict(nested).entries["a"], BASE + 1)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["module.a.w", "module.b"],
+        ["_orig_mod.a.w", "_orig_mod.b"],
+        ["module._orig_mod.a.w", "module._orig_mod.b"],
+        ["a._orig_mod.w", "b"],  # a compiled part
+        ["_fsdp_wrapped_module.a._fsdp_wrapped_module.w", "_fsdp_wrapped_module.b"],
+        ["module.a.w", "module.b", "n_averaged"],
+    ],
+)
+def test_the_marks_of_wrappers_are_taken_off(names):
+    found = torch_files.state_dict({"state_dict": dict.fromkeys(names, BASE)})
+    assert list(found.entries) == ["a.w", "b"]
+
+
+def test_no_entry_is_lost_where_two_names_would_become_one():
+    entries = {"a._orig_mod.w": BASE, "a.w": BASE + 1}
+    assert torch_files.state_dict(entries).entries == entries
 
 
 def test_where_there_are_none_the_keys_are_listed():
