@@ -49,7 +49,7 @@ def commands(group: str = "") -> dict[str, Command]:
 
 
 def _entries(folder: Path, package: str) -> Iterator[Command]:
-    for path in (*folder.glob("[!_]*.py"), *folder.glob("*/__main__.py")):
+    for path in (*folder.glob("[!_.]*.py"), *folder.glob("*/__main__.py")):
         text = path.read_text(encoding="utf-8")
         if "\ndef main(" not in text:  # parsing takes longer than this
             continue

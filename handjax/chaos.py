@@ -28,6 +28,7 @@ from typing import Any
 from handjax.errors import HandjaxError, UserError
 from handjax.io import command_line, console
 from handjax.io.command_line import Parser, at_least
+from handjax.io.folders import visible
 
 MOMENTS = ("start", "update", "checkpoint", "stage")
 MACHINE = ("images_per_s", "share_")
@@ -225,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _interrupt(values: argparse.Namespace) -> None:
     root = Path(values.workdir)
-    if root.exists() and any(root.iterdir()):
+    if root.exists() and visible(root):
         raise UserError(f"--workdir={str(root)!r} is not empty; name a new directory.")
     command = [sys.executable, "-m", "handjax.train", *shlex.split(values.train)]
     chaos = Chaos(command, root, values.seed, values.grace)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from handjax.errors import UserError, suggest
 from handjax.io import command_line
 from handjax.io.command_line import Parser
+from handjax.io.folders import visible
 
 if TYPE_CHECKING:
     from handjax.types import Paper
@@ -47,7 +48,7 @@ def equations(paper: "Paper") -> Iterator[Equation]:
 
 def _tags(start: str) -> Iterator[tuple[str, str]]:
     package = Path(__file__).resolve().parent
-    for path in sorted(package.rglob("*.py")):
+    for path in visible(package, "**/*.py"):
         for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
             for part in line.split(start)[1:]:
                 place = f"{path.relative_to(package.parent)}:{number}"

@@ -25,6 +25,7 @@ from handjax.evaluation import protocols
 from handjax.evaluation.protocols import Column
 from handjax.io import command_line
 from handjax.io.command_line import Parser
+from handjax.io.folders import visible
 
 OWN_COLUMNS = (
     Column("PA-MPJPE", "pa_mpjpe_mm", digits=2),
@@ -103,7 +104,7 @@ def _of_workdir(workdir: Path) -> list[Path]:
     """List the reports of the newest step that has some."""
     steps = [p for p in (workdir / "eval").glob("*") if p.name.isdecimal()]
     for step in sorted(steps, key=lambda p: -int(p.name)):
-        files = sorted(step.glob("*.json"))
+        files = visible(step, "*.json")
         if files:
             return files
     raise MissingFileError(

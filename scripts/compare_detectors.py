@@ -24,6 +24,8 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+from handjax.io.folders import visible
+
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
@@ -46,7 +48,7 @@ def main() -> int:
     parser.add_argument("--variant", default="mediapipe_hand_full")
     parser.add_argument("--inside-mediapipe", action="store_true", help="internal")
     arguments = parser.parse_args()
-    paths = sorted(p for p in arguments.photos.iterdir() if p.suffix in SUFFIXES)
+    paths = [p for p in visible(arguments.photos) if p.suffix in SUFFIXES]
     if not paths:
         print(f"error: {arguments.photos} has no photo.", file=sys.stderr)
         return 2

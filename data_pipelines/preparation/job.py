@@ -28,6 +28,7 @@ from data_pipelines.storage.directories import check_same, locked
 from data_pipelines.storage.progress import Report
 from handjax.errors import UserError
 from handjax.io import atomic_files
+from handjax.io.folders import visible
 from handjax.mano import numpy_skinning
 
 VERSION = 1
@@ -190,7 +191,7 @@ def _recall(job: Job, split: str) -> None:
 
 def _remove_strangers(out: Path, split: str, total: int) -> None:
     """Remove shards of an index of another length, and what was left half-written."""
-    for path in out.glob(f"*-{split}.array_record-*"):
+    for path in visible(out, f"*-{split}.array_record-*"):
         if not path.name.endswith(f"-of-{total:05d}"):
             path.unlink()
     for path in out.glob(f".*-{split}.array_record-*.partial-*"):

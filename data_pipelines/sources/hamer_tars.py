@@ -24,6 +24,7 @@ from data_pipelines.sources.conventions import HandModels
 from data_pipelines.sources.description import Archive, Builder, Index, text
 from data_pipelines.sources.reading import DownloadedFiles, SourceError
 from handjax.io import safe_pickle
+from handjax.io.folders import visible
 
 
 class Tars(NamedTuple):
@@ -95,7 +96,7 @@ def index(source: DownloadedFiles, split: str) -> Index:
 
 def _count(source: DownloadedFiles) -> int:
     """Count the tars, which have to be numbered without a gap."""
-    there = {path.name for path in source.root.glob("*.tar")}
+    there = {path.name for path in visible(source.root, "*.tar")}
     for number in range(len(there)):
         if f"{number:06d}.tar" not in there:
             raise source.missing(f"{number:06d}.tar", "one of a row of tars")
@@ -114,6 +115,8 @@ def _samples(source: DownloadedFiles, name: str) -> Iterator[tuple[str, Place, P
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
+                if Path(member.name).name.startswith("."):
+                    continue  # of macOS, which packs "._x.jpg" beside "x.jpg"
                 stem, _, kind = Path(member.name).name.partition(".")
                 place = member.offset_data, member.size
                 found.setdefault(stem, {})[kind] = place

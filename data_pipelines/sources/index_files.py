@@ -12,6 +12,7 @@ import numpy as np
 
 from data_pipelines.sources.description import Index
 from handjax.io import atomic_files
+from handjax.io.folders import visible
 
 _ABOUT = "about.json"
 
@@ -41,7 +42,7 @@ def read(directory: Path) -> tuple[Index, str]:
     about = json.loads((directory / _ABOUT).read_text())
     columns = {
         path.stem: np.load(path, mmap_mode="r", allow_pickle=False)
-        for path in sorted(directory.glob("*.npy"))
+        for path in visible(directory, "*.npy")
     }
     index = Index(about["split"], about["count"], columns, about["dropped"])
     return index, about["sha256"]

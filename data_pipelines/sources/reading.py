@@ -18,6 +18,7 @@ from data_pipelines.sources.description import Archive, Builder
 from handjax.errors import UserError
 from handjax.geometry.skeleton import NUM_VERTICES
 from handjax.io import safe_pickle
+from handjax.io.folders import visible
 
 
 class SourceError(UserError):
@@ -85,7 +86,7 @@ class DownloadedFiles:
         Raises:
             SourceError: There is none.
         """
-        found = sorted(p.name for p in self.path(relative, what).glob(pattern))
+        found = [p.name for p in visible(self.path(relative, what), pattern)]
         if not found:
             raise self.missing(f"{relative}/{pattern}", what)
         return found
@@ -282,7 +283,7 @@ class DownloadedFiles:
                 return _packed(folder / archive.name, self.root)
         first = relative.split("/")[0]
         if not any(mark in first for mark in "*?["):
-            for inner in sorted(self.root.iterdir()):
+            for inner in visible(self.root):
                 if inner.is_dir() and (inner / first).exists():
                     return f"It is in {str(inner)!r}: give that as --source."
         return (

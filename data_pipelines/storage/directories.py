@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from handjax.errors import UserError
+from handjax.io.folders import visible
 
 
 @contextlib.contextmanager
@@ -44,7 +45,7 @@ def check_same(
     """
     path = directory / "settings.json"
     if not path.is_file():
-        strangers = {p.name for p in directory.iterdir()} - {".lock", *beside}
+        strangers = {p.name for p in visible(directory)} - {*beside}
         if strangers:
             raise UserError(
                 f"{str(directory)!r} holds {sorted(strangers)[0]!r} and no "

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from handjax.checkpoints.store import item_handlers
 from handjax.config import schema as configs
 from handjax.errors import MissingFileError, UserError, suggest
+from handjax.io.folders import visible
 
 
 def stage_steps(workdir: Path) -> dict[str, list[int]]:
@@ -19,7 +20,7 @@ def stage_steps(workdir: Path) -> dict[str, list[int]]:
     root = Path(workdir) / "checkpoints"
     return {
         stage.name: sorted(int(p.name) for p in stage.iterdir() if p.name.isdigit())
-        for stage in sorted(root.iterdir() if root.is_dir() else [])
+        for stage in visible(root)
         if stage.is_dir() and stage.name != "unreadable"
     }
 

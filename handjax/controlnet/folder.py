@@ -27,6 +27,7 @@ from PIL import Image
 from handjax.controlnet.images import KINDS
 from handjax.errors import UserError
 from handjax.io.atomic_files import write_bytes, write_json
+from handjax.io.folders import visible
 
 SCHEMA_VERSION = 1
 PART = 16
@@ -137,7 +138,7 @@ class Folder:
                     "Choose another --out, or delete that folder."
                 )
             return
-        if self.path.is_dir() and any(self.path.iterdir()):
+        if self.path.is_dir() and visible(self.path):
             raise UserError(
                 f"{str(self.path)!r} is not empty, and nothing in it says that it "
                 "holds control images. Choose another --out."

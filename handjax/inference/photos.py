@@ -18,6 +18,7 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from handjax.errors import UserError, suggest
 from handjax.geometry.crop import assumed_intrinsics
 from handjax.io import pixels
+from handjax.io.folders import visible
 
 if TYPE_CHECKING:
     from handjax.inference.detector import DetectedHand
@@ -163,7 +164,7 @@ def listed(path: str | Path) -> list[Path]:
     """List the photo itself, or all photos directly inside a folder, by name."""
     path = Path(path)
     if path.is_dir():
-        found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+        found = [p for p in visible(path) if p.suffix.lower() in SUFFIXES]
         if not found:
             raise PhotoError(
                 f"{path}: no photo ({', '.join(SUFFIXES)}) in this folder."

@@ -30,6 +30,7 @@ from handjax.evaluation.protocols import (
 )
 from handjax.evaluation.protocols.point_errors import PointErrors, aligned
 from handjax.geometry.skeleton import NUM_JOINTS, WRIST
+from handjax.io.folders import visible
 from handjax.metrics.mesh_errors import PROTOCOLS
 
 SERIALS = (
@@ -241,7 +242,7 @@ def label_files(source: Path, setup: str, split: str) -> list[Path]:
     subjects, cameras, sequences = SPLITS[setup, split]
     found = []
     for subject in (_subject(source, i + 1) for i in subjects):
-        folders = sorted(p for p in subject.iterdir() if p.is_dir())
+        folders = [p for p in visible(subject) if p.is_dir()]
         if len(folders) != SEQUENCES:
             raise UserError(
                 f"{subject}: {len(folders)} sequences; a subject of DexYCB has "
@@ -261,7 +262,7 @@ def label_files(source: Path, setup: str, split: str) -> list[Path]:
 def _subject(source: Path, number: int) -> Path:
     """Return the folder of a subject, counted from 1; its name begins with a date."""
     name = f"*-subject-{number:02d}"
-    found = [path for path in sorted(source.glob(name)) if path.is_dir()]
+    found = [path for path in visible(source, name) if path.is_dir()]
     if len(found) != 1:
         raise MissingFileError(
             f"{str(source)!r} has {len(found)} folders {name}, not one. {DexYcb.truth}"

@@ -34,6 +34,7 @@ from handjax.evaluation.protocols import (
 )
 from handjax.geometry.skeleton import NUM_JOINTS
 from handjax.io import safe_pickle
+from handjax.io.folders import visible
 
 THRESHOLDS = (0.05, 0.1, 0.15)
 SOURCES = {
@@ -251,7 +252,7 @@ def _folders(source: Path, split: str) -> Truth:
     found: Truth = {}
     for end, source_name in SOURCES.items():
         folder = source / f"{split}_{end}"
-        paths = sorted(folder.glob("*.json"))
+        paths = visible(folder, "*.json")
         if not paths:
             continue
         labels = [_label(path) for path in paths]

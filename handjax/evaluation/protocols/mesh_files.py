@@ -167,7 +167,8 @@ def member_text(path: Path, member: str, suffix: str) -> str:
         return path.read_bytes().decode("utf-8", "replace")
     with zipfile.ZipFile(path) as archive:
         inside = archive.namelist()
-        found = [n for n in inside if n.endswith(suffix) and "/" not in n]
+        at_root = [n for n in inside if "/" not in n and not n.startswith(".")]
+        found = [n for n in at_root if n.endswith(suffix)]
         if member in found:
             found = [member]
         if len(found) != 1:
