@@ -13,6 +13,9 @@ spread over each split, it reports by side:
                 left-hand model of the data set (`conventions.ROWS`); hands without a
                 translation are laid wrist on wrist
     vertices    the same between stored and re-posed mesh
+
+Records whose joints are more than --max_repose_mm from those of their own pose (mean,
+wrist on wrist) contradict themselves, and count as damaged.
 """
 
 import argparse
@@ -64,6 +67,13 @@ def _parser() -> Parser:
         help="folder with MANO_RIGHT.pkl and MANO_LEFT.pkl; without it poses are not "
         "checked",
     )
+    add(
+        "--max_repose_mm",
+        type=at_least(0, float),
+        default=20.0,
+        help="millimetres between a record's joints and those of its pose from which "
+        "it is damaged; default: 20",
+    )
     add("--split", action="append", default=[], help="default: all")
     add("--num", type=at_least(0), default=200, help="records of each split; 0: all")
     return parser
@@ -98,6 +108,7 @@ def _report(arguments: argparse.Namespace) -> list[str]:
         damaged += unreadable
         for finding in findings(name, records, models):
             print(finding.line())
+        damaged += contradictions(name, records, models, arguments.max_repose_mm)
     if not damaged:
         print(f"{directory}: nothing is damaged.")
     return damaged
@@ -165,6 +176,29 @@ def findings(
         )
 
 
+def contradictions(
+    split: str, records: Sequence[dict[str, Any]], models: Any, max_mm: float
+) -> list[str]:
+    """Return a line about records whose pose is more than `max_mm` off their joints.
+
+    Without hand models, what preparation measured is looked at.
+    """
+    from data_pipelines.sources import reposing
+
+    off = {}
+    for record in records:
+        apart = max(reposing.apart_mm(record, models), float(record["repose_mm"]))
+        if apart > max_mm:
+            off[record["key"]] = apart
+    if not off:
+        return []
+    worst = max(off, key=lambda key: off[key])
+    return [
+        f"{split}: the poses of {len(off):,} of {len(records):,} records are more than "
+        f"{max_mm:g} mm off their own joints, the most in {worst} ({off[worst]:.0f} mm)"
+    ]
+
+
 def _of(record: dict[str, Any], models: Any) -> dict[tuple[str, str], np.ndarray]:
     from handjax.geometry import crop
 
@@ -184,19 +218,15 @@ def _of(record: dict[str, Any], models: Any) -> dict[tuple[str, str], np.ndarray
 
 
 def _reposed(record: dict[str, Any], models: Any) -> dict[tuple[str, str], np.ndarray]:
-    from handjax.mano import model_files, numpy_skinning
+    from data_pipelines.sources import reposing
 
-    model = models.of(record["is_right"])
-    if model is None or not record["has_pose"]:
+    hand = reposing.reposed(record, models)
+    if hand is None:
         return {}
-    pose, betas = record["mano_pose"].reshape(16, 3), record["mano_betas"]
-    mesh = numpy_skinning.posed(model, pose.astype(float), betas.astype(float))
     found: dict[tuple[str, str], np.ndarray] = {}
-    joints = model_files.joint_regressor(model) @ mesh
     # Without a translation hands are compared wrist on wrist.
-    wrist = record["joints3d"][0, :3] - joints[0]
-    shift = record["mano_transl"] if record["has_transl"] else wrist
-    joints, mesh = joints + shift, mesh + shift
+    shift = record["mano_transl"] - hand.wrist if record["has_transl"] else np.zeros(3)
+    joints, mesh = hand.joints3d + shift, hand.vertices + shift
     for name, group in _JOINT_GROUPS.items():
         rows = [j for j in group if record["joints3d"][j, 3] > 0]
         if rows and record["has_joints3d"]:

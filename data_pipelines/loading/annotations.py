@@ -38,10 +38,12 @@ FIELDS = (
     "mano_betas",
     "mano_pose",
     "mano_transl",
+    "repose_mm",
     "vertices",
 )
-"""Fields of a record that `ExampleMaker` needs; `readers.Reader` adds `index`, its
-position, and `posable`, whether the `Poser` is its annotators' hand model."""
+"""Fields of a record that `ExampleMaker` and filters need. `readers.Reader` adds
+`index`, its position, and `posable`, whether the `Poser` is its annotators' hand
+model."""
 
 
 class BadRecordError(HandjaxError, ValueError):

@@ -5,7 +5,9 @@ order:
 
 1. 2-D joints less sure than `min_confidence` are not annotated.
 2. A pose without betas, or betas without a pose, are not used. Neither are both if a
-   beta is beyond `max_beta`, since no hand looks like that.
+   beta is beyond `max_beta`, since no hand looks like that. Nor is the mesh, if the
+   joints of the pose are more than `max_repose_mm` from the annotated ones (mean, wrist
+   on wrist; as `data_pipelines.prepare --hand` measured it).
 3. Records with fewer than `min_joints` 2-D joints are left out.
 4. So are those whose fit to the picture has a loss of `max_fit_loss` or more.
 
@@ -31,6 +33,7 @@ FIELDS = (
     "joints2d",
     "joints3d",
     "mano_betas",
+    "repose_mm",
 )
 """Fields of a record that `judge` needs."""
 
@@ -65,8 +68,15 @@ def counted(record: dict[str, Any], filters: Filters) -> dict[str, Any]:
             known = known and bool(
                 (np.abs(record["mano_betas"]) <= filters.max_beta).all()
             )
+        if _contradicts(record, filters):
+            # The mesh is mostly made of the pose.
+            known = changes["has_vertices"] = False
         changes["has_pose"] = changes["has_betas"] = known
     return record | changes
+
+
+def _contradicts(record: dict[str, Any], filters: Filters) -> bool:
+    return bool(filters.max_repose_mm and record["repose_mm"] > filters.max_repose_mm)
 
 
 class Judged(NamedTuple):
@@ -89,6 +99,7 @@ def judge(records: Sequence[dict[str, Any]], filters: Filters) -> Judged:
     stays = ~(few | bad_fit)
     pose, betas = flags(records, "has_pose"), flags(records, "has_betas")
     kept = flags(after, "has_pose")
+    contradicts = np.array([_contradicts(record, filters) for record in records], bool)
     unsure = np.array(
         [
             a["joints2d"] is not r["joints2d"]
@@ -103,6 +114,12 @@ def judge(records: Sequence[dict[str, Any]], filters: Filters) -> Judged:
         changed={
             f"joints under confidence {filters.min_confidence:g}": stays & unsure,
             "a pose or betas alone": stays & (pose ^ betas),
-            f"a beta beyond {filters.max_beta:g}": stays & pose & betas & ~kept,
+            f"a pose {filters.max_repose_mm:g} mm or more off its joints": stays
+            & contradicts,
+            f"a beta beyond {filters.max_beta:g}": stays
+            & pose
+            & betas
+            & ~kept
+            & ~contradicts,
         },
     )

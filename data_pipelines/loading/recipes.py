@@ -7,7 +7,10 @@ from typing import NamedTuple
 
 
 class Filters(NamedTuple):
-    """`config.data.filters` (see `filters.py`); the defaults let everything pass."""
+    """`config.data.filters` (see `filters.py`).
+
+    The defaults let everything pass but poses that contradict their joints.
+    """
 
     min_confidence: float = 0.0
     max_beta: float = 0.0
@@ -15,6 +18,9 @@ class Filters(NamedTuple):
     min_joints: int = 0
     max_fit_loss: float = 0.0
     """0: any."""
+    max_repose_mm: float = 20.0
+    """0: any. Published fits are within a few millimetres of their joints; a wrist
+    that is half a radian off is 20."""
     neutral_betas: bool = False
     """Whether unknown betas are supervised as zero, the mean shape. It keeps the shapes
     of hands with 2-D annotations alone from running away."""
@@ -29,6 +35,7 @@ class Filters(NamedTuple):
             (self.max_beta, f"no pose where a beta is beyond {self.max_beta:g}"),
             (self.min_joints, f"{self.min_joints} known joints or more"),
             (self.max_fit_loss, f"fit loss under {self.max_fit_loss:,g}"),
+            (self.max_repose_mm, f"no pose {self.max_repose_mm:g} mm off its joints"),
             (self.neutral_betas, "unknown betas are zero"),
         )
         return ", ".join(words for value, words in said if value) or "none"

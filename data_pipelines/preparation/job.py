@@ -232,6 +232,7 @@ def _write_entry(job: Job, index: Index, parts: Sequence[Part]) -> None:
                 "kept": kept,
                 "right": right,
                 "left": kept - right,
+                "contradicting_poses": sum(part.contradicting for part in parts),
                 "dropped": dict(sorted(dropped.items())),
                 "bytes": sum(part.bytes for part in parts),
                 "shards": [part._asdict() for part in parts],

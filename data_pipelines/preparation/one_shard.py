@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_pipelines import datasets
-from data_pipelines.sources import conventions, index_files
+from data_pipelines.sources import conventions, index_files, reposing
 from data_pipelines.sources.description import DroppedError, Index
 from data_pipelines.sources.reading import DownloadedFiles
 from data_pipelines.storage import schema, shards
@@ -65,6 +65,9 @@ class Part(NamedTuple):
     bytes: int
     sha256: str
     index_sha256: str
+    contradicting: int = 0
+    """Records whose pose is more than `reposing.CONTRADICTS_MM` off its joints, of
+    those that a hand model could re-pose."""
 
 
 def index_directory(job: Job, split: str) -> Path:
@@ -97,10 +100,10 @@ def write(job: Job, task: Task) -> Part:
     opened = _open(job, task.split, task.index_sha256)
     first, last = shards.shard_ranges(opened.index.count, task.total)[task.number]
     dropped: collections.Counter[str] = collections.Counter()
-    right = 0
+    right = contradicting = 0
 
     def records() -> Iterator[bytes]:
-        nonlocal right
+        nonlocal right, contradicting
         for row in range(first, last):
             try:
                 example = opened.example(row)
@@ -108,6 +111,7 @@ def write(job: Job, task: Task) -> Part:
                 dropped[str(reason)] += 1
                 continue
             right += bool(example["is_right"])
+            contradicting += example["repose_mm"] > reposing.CONTRADICTS_MM
             yield schema.encode(example)
 
     path = task.path(job)
@@ -125,6 +129,7 @@ def write(job: Job, task: Task) -> Part:
         bytes=len(content),
         sha256=hashlib.sha256(content).hexdigest(),
         index_sha256=task.index_sha256,
+        contradicting=contradicting,
     )
     atomic_files.write_json(note_path(job, task), part._asdict())
     return part
@@ -138,7 +143,8 @@ class _Opened(NamedTuple):
 
     def example(self, row: int) -> dict[str, Any]:
         made = self.module.example(self.source, self.index, row, self.models)
-        return {"dataset": self.source.builder.name, **made}
+        apart = reposing.apart_mm(made, self.models)
+        return {"dataset": self.source.builder.name, "repose_mm": apart, **made}
 
 
 @functools.lru_cache(maxsize=2)

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import tensorflow_datasets as tfds
 
 from data_pipelines import datasets
-from data_pipelines.sources import conventions
+from data_pipelines.sources import conventions, reposing
 from data_pipelines.sources.description import DroppedError
 from data_pipelines.storage import schema
 
@@ -59,7 +59,8 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 example = module.example(source, index, row, models)
             except DroppedError:
                 continue
-            example = {"dataset": self.dataset, **example}
+            apart = reposing.apart_mm(example, models)
+            example = {"dataset": self.dataset, "repose_mm": apart, **example}
             yield example["key"], schema.complete(example)
 
 

@@ -63,8 +63,11 @@ _SCALARS: dict[str, tuple[Any, Any]] = {
     "visible": (np.float32, -1.0),
     "weight": (np.float32, 1.0),
     "fit_loss": (np.float32, 0.0),
+    "repose_mm": (np.float32, -1.0),
     "schema_version": (np.int32, SCHEMA_VERSION),
 }
+_LATER = frozenset({"repose_mm"})
+"""Scalars that records of earlier preparations lack; they come back as the default."""
 _FLAGS = {
     "has_joints3d": "joints3d",
     "has_vertices": "vertices",
@@ -233,6 +236,9 @@ def _example_type():
 
 def _field(stored: Any, name: str, shapes: dict[str, tuple[int, ...]]) -> Any:
     if name not in stored:  # reading would make an empty one
+        if name in _LATER:
+            dtype, default = _SCALARS[name]
+            return dtype(default)
         raise UserError(f"it has no field {name!r}")
     value = stored[name]
     if name in _FLOATS:

@@ -74,8 +74,8 @@ def test_a_run_says_what_it_trains_on(prepared):
     assert f"evaluated on freihand in {prepared / 'own'} (1 test, 4 train)" in said
     assert opened.describe_filters([STAGE]) == [
         "filters: joints under confidence 0.3 are unknown, no pose where a beta is "
-        "beyond 3, 5 known joints or more, fit loss under 31,000, unknown betas are "
-        "zero",
+        "beyond 3, 5 known joints or more, fit loss under 31,000, no pose 20 mm "
+        "off its joints, unknown betas are zero",
         *(
             f"  {name}: 3 of 4 records; left out: 1 fit loss of 31,000 or more; kept "
             "with: 3 joints under confidence 0.3"

@@ -31,7 +31,24 @@ def test_without_filters_everything_counts():
     given = decoded(record(1, joints2d=points(0.1, 0.2)))
     assert counted(given, Filters())["joints2d"] is given["joints2d"]
     assert reason(record(fit_loss=1e9, **FLAT), Filters()) == ""
-    assert Filters().describe() == "none"
+    assert Filters().describe() == "no pose 20 mm off its joints"
+    assert Filters(max_repose_mm=0).describe() == "none"
+
+
+@pytest.mark.parametrize(
+    ("apart_mm", "limit_mm", "stays"),
+    [(19.9, 20, True), (20.1, 20, False), (49, 0, True), (-1, 20, True)],
+)
+def test_a_pose_that_contradicts_its_joints_is_not_used(apart_mm, limit_mm, stays):
+    given = decoded(record(repose_mm=apart_mm))
+    chosen = Filters(max_repose_mm=limit_mm)
+    found = counted(given, chosen)
+    for flag in ("has_pose", "has_betas", "has_vertices"):
+        assert bool(found[flag]) == stays
+    assert found["has_joints3d"]
+    changed = judge([given], chosen).changed
+    assert changed[f"a pose {limit_mm} mm or more off its joints"][0] != stays
+    assert not changed["a beta beyond 0"][0]
 
 
 def test_joints_under_the_confidence_are_unknown():
@@ -92,6 +109,7 @@ def test_what_is_changed_is_told_of_records_that_stay():
     assert {what: which.tolist() for what, which in found.changed.items()} == {
         "joints under confidence 0.3": [False, False, False, True],
         "a pose or betas alone": [False, False, True, False],
+        "a pose 20 mm or more off its joints": [False] * 4,
         "a beta beyond 3": [True, False, False, False],
     }
 

@@ -8,15 +8,18 @@ import subprocess
 import sys
 import time
 
+import fake_records
 import numpy as np
 import prepared
 import pytest
 from miniatures import freihand
+from scipy.spatial.transform import Rotation
 
 from data_pipelines import check, datasets, prepare
+from data_pipelines.loading import recipes
 from data_pipelines.preparation import job as preparation
 from data_pipelines.preparation import one_shard
-from data_pipelines.sources import conventions
+from data_pipelines.sources import conventions, reposing
 from data_pipelines.storage import dataset_names, schema, shards
 
 
@@ -303,6 +306,45 @@ def test_check_reports_and_finds_damage(made, tmp_path, capsys):
     error = capsys.readouterr().err
     assert f"{path} has another checksum" in error
     assert check.main([str(tmp_path / "nothing")]) == 2
+
+
+def test_a_pose_that_contradicts_its_joints_is_counted_and_found(
+    source, tmp_path, monkeypatch, capsys
+):
+    whole = datasets.load("freihand").example
+
+    def example(source, index, row, models):
+        made = whole(source, index, row, models)
+        if index.split == "train" and row == 2:
+            wrist = Rotation.from_rotvec(made["mano_pose"][:3])
+            turned = Rotation.from_rotvec([0, 0.7, 0]) * wrist
+            made["mano_pose"] = [*turned.as_rotvec(), *made["mano_pose"][3:]]
+        return made
+
+    monkeypatch.setattr(datasets.load("freihand"), "example", example)
+    out = prepared.prepare("freihand", source, tmp_path / "out")
+    train = preparation.read_manifest(out)["splits"]["train"]
+    assert train["contradicting_poses"] == 1
+    apart = [float(record["repose_mm"]) for record in prepared.records(out)]
+    assert apart[2] > reposing.CONTRADICTS_MM and max(apart[:2] + apart[3:]) < 1e-2
+    for flags in ([], ["--hand=open"]):  # as measured before, or again
+        assert check.main([str(out), *flags]) == 1
+        said = capsys.readouterr()
+        assert "train: the poses of 1 of 8 records are more than 20 mm off" in said.err
+        assert "nothing is damaged" not in said.out
+    assert check.main([str(out), "--max_repose_mm=200"]) == 0
+    assert reposing.CONTRADICTS_MM == recipes.Filters().max_repose_mm
+
+
+def test_records_of_earlier_preparations_have_no_distance():
+    old = schema.encode(fake_records.record())
+    proto = schema._example_type().FromString(old)
+    del proto.features.feature["repose_mm"]
+    found = schema.decode(proto.SerializeToString())
+    assert found["repose_mm"] == reposing.NOT_KNOWN_MM
+    del proto.features.feature["fit_loss"]
+    with pytest.raises(ValueError, match="no field 'fit_loss'"):
+        schema.decode(proto.SerializeToString())
 
 
 def test_records_are_of_the_source_alone(made):
