@@ -35,8 +35,7 @@ class View(NamedTuple):
     """A square crop as a camera; all fields may have leading batch axes."""
 
     intrinsics: Float[np.ndarray, "*batch 3 3"]
-    """Camera matrix in pixels of the crop. With an in-plane angle and fx != fy it
-    projects only nearly where the picture shows things (see `view`)."""
+    """Camera matrix in pixels of the crop."""
     R_crop_camera: Float[np.ndarray, "*batch 3 3"]
     """Turns points from the photo's camera into the crop's."""
     H_crop_image: Float[np.ndarray, "*batch 3 3"]
@@ -58,10 +57,10 @@ def view(
 
         K' = [[fx f, 0, c], [0, fy f, c], [0, 0, 1]]
         R_crop_camera = Rz(angle) R
-        H_crop_image = T(c) Rz(angle) T(-c) K' R K^-1
+        H_crop_image = K' R_crop_camera K^-1
 
-    The in-plane rotation acts on pixels, so for fx != fy and an angle the picture is
-    not exactly that of a camera K' R_crop_camera (10 pixels off at fx / fy = 1.16).
+    So the picture is what a camera K' at R_crop_camera sees, also where fx != fy: the
+    camera turns, not its pixels.
 
     Args:
         box_px: box in the photo; it need not lie inside.
@@ -86,8 +85,8 @@ def view(
     zoom = size / np.maximum(side, _EPS)
     crop_K[..., 0, 0], crop_K[..., 1, 1] = focal[..., 0] * zoom, focal[..., 1] * zoom
     crop_K[..., :2, 2], crop_K[..., 2, 2] = size / 2, 1
-    Rz = rotation_z(np.broadcast_to(angle, side.shape))
-    return View(crop_K, Rz @ R, _about_middle(Rz, crop_K) @ crop_K @ R @ K_inverse)
+    R = rotation_z(np.broadcast_to(angle, side.shape)) @ R
+    return View(crop_K, R, crop_K @ R @ K_inverse)
 
 
 def homography(
@@ -102,22 +101,7 @@ def homography(
         crop_intrinsics: `View.intrinsics`.
         intrinsics: camera matrix of the photo.
     """
-    # The last row of Rz(angle) R is that of R: the ray through the middle of the box.
-    R = _turn_to_axis(R_crop_camera[..., 2, :])
-    Rz = R_crop_camera @ np.swapaxes(R, -1, -2)
-    H = _about_middle(Rz, crop_intrinsics) @ crop_intrinsics
-    return H @ R @ np.linalg.inv(intrinsics)
-
-
-def _about_middle(
-    Rz: Float[np.ndarray, "*batch 3 3"],
-    crop_intrinsics: Float[np.ndarray, "*batch 3 3"],
-) -> Float[np.ndarray, "*batch 3 3"]:
-    """Rotation of the crop's pixels about its middle."""
-    middle = crop_intrinsics[..., :2, 2:]
-    out = Rz.copy()
-    out[..., :2, 2:] = middle - Rz[..., :2, :2] @ middle
-    return out
+    return crop_intrinsics @ R_crop_camera @ np.linalg.inv(intrinsics)
 
 
 def _rays(

@@ -2,8 +2,9 @@
 
 A crop is turned by 19 angles (-90 to 90 degrees in tens) and zoomed by 5 scales (0.7 to
 1.1) about its middle, where the optical axis of its camera is. So an angle turns the
-hand about that axis, which is undone exactly, and a zoom changes the focal length and
-nothing 3-D. Hamba's paper (appendix A.2) and its released code differ:
+hand about that axis, which is undone exactly (where fx = fy: pixels are turned), and a
+zoom changes the focal length and nothing 3-D. Hamba's paper (appendix A.2) and its
+released code differ:
 
 * "mean": predictions, turned back, averaged (the paper: "averaged over the results").
 * "paper": the errors of the single predictions, averaged ("averaged the error"); a way

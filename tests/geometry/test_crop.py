@@ -59,38 +59,34 @@ def test_warping_back_is_the_identity():
     np.testing.assert_allclose(back, POINTS, atol=1e-9)
 
 
-@pytest.mark.parametrize("angle", [0.0, 1.1, -3.0])
-def test_turned_points_project_where_the_picture_shows_them(angle, rng):
+@pytest.mark.parametrize("angle", [0.0, 1.1, np.pi / 2, -3.0])
+@pytest.mark.parametrize("aspect", [1.0, 1.16])
+def test_turned_points_project_where_the_picture_shows_them(angle, aspect, rng):
+    lens = K * np.array([[1.0], [aspect], [1.0]])
     points = rng.normal(0, 0.05, (21, 3)) + (0.03, 0.02, 0.5)
-    photo = crop.project(points, K)
-    view = crop.view(BOX, K, 224, angle=angle)
+    photo = crop.project(points, lens)
+    view = crop.view(BOX, lens, 224, angle=angle)
     turned = crop.rotate(view.R_crop_camera, points)
     np.testing.assert_allclose(
         crop.project(turned, view.intrinsics),
         crop.warp_points(view.H_crop_image, photo),
         atol=1e-7,
     )
+    H = crop.homography(view.R_crop_camera, view.intrinsics, lens)
+    np.testing.assert_array_equal(H, view.H_crop_image)
 
 
-def test_unequal_focal_lengths_agree_without_in_plane_rotation(rng):
+def test_a_turned_camera_turns_directions_about_its_axis():
+    """By a quarter, what is right of the axis is below it, at the same angle."""
     wide = K * np.array([[1.0], [1.16], [1.0]])
-    points = rng.normal(0, 0.05, (21, 3)) + (0, 0, 0.5)
-    view = crop.view(BOX, wide, 224)
-    np.testing.assert_allclose(
-        crop.project(crop.rotate(view.R_crop_camera, points), view.intrinsics),
-        crop.warp_points(view.H_crop_image, crop.project(points, wide)),
-        atol=1e-7,
-    )
-
-
-def test_rotation_acts_on_pixels():
-    """Turning by a quarter takes the crop's right to its bottom, whatever fx / fy."""
-    wide = K * np.array([[1.0], [1.16], [1.0]])
-    straight = crop.warp_points(crop.view(BOX, wide, 224).H_crop_image, POINTS)
-    turned = crop.view(BOX, wide, 224, angle=np.pi / 2)
-    got = crop.warp_points(turned.H_crop_image, POINTS)
-    np.testing.assert_allclose(got[:, 0], 224 - straight[:, 1], atol=1e-9)
-    np.testing.assert_allclose(got[:, 1], straight[:, 0], atol=1e-9)
+    rays = []
+    for angle in (0.0, np.pi / 2):
+        view = crop.view(BOX, wide, 224, angle=angle)
+        pixels = crop.warp_points(view.H_crop_image, POINTS)
+        focal = np.diag(view.intrinsics)[:2]
+        rays.append((pixels - view.intrinsics[:2, 2]) / focal)
+    np.testing.assert_allclose(rays[1][:, 0], -rays[0][:, 1], atol=1e-9)
+    np.testing.assert_allclose(rays[1][:, 1], rays[0][:, 0], atol=1e-9)
 
 
 def test_a_batch_is_its_examples(rng):

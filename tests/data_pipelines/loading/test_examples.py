@@ -53,8 +53,10 @@ def test_evaluation_is_the_published_crop():
 
 @pytest.mark.parametrize("augmentation", RECIPES)
 @pytest.mark.parametrize("left", [False, True])
-def test_joints_project_to_their_pixels(augmentation, left):
-    records = [record(i) for i in range(6)]
+@pytest.mark.parametrize("aspect", [1.0, 1.16])
+def test_joints_project_to_their_pixels(augmentation, left, aspect):
+    K = record()["K"] * np.array([[1.0], [aspect], [1.0]])
+    records = [record(i, K=K) for i in range(6)]
     if left:
         records = [mirrored(r) for r in records]
     batch = _make(*map(decoded, records), augmentation=augmentation)
