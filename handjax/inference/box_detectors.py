@@ -9,7 +9,7 @@ import atexit
 import functools
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +85,12 @@ def _missing(model: str) -> str:
     return ""
 
 
+def _covered(a: Sequence[float], b: Sequence[float]) -> bool:
+    from handjax.inference.detector import COVERED, covered_share
+
+    return covered_share(np.asarray(a), np.asarray(b)) > COVERED
+
+
 def _mediapipe(model: str) -> Detector:
     import mediapipe as mp
     from mediapipe.tasks.python import BaseOptions, vision
@@ -104,13 +110,17 @@ def _mediapipe(model: str) -> Detector:
         picture = mp.Image(image_format=mp.ImageFormat.SRGB, data=image)
         result = landmarker.detect(picture)
         height, width = image.shape[:2]
-        hands = []
-        for points, side in zip(result.hand_landmarks, result.handedness, strict=True):
+        hands: list[HandBox] = []
+        found = zip(result.hand_landmarks, result.handedness, strict=True)
+        # MediaPipe may find a hand again inside of itself, with a lower score.
+        for points, side in sorted(found, key=lambda hand: -hand[1][0].score):
             x = np.array([p.x for p in points]) * width - 0.5
             y = np.array([p.y for p in points]) * height - 0.5
             box = (float(x.min()), float(y.min()), float(x.max()), float(y.max()))
             is_right = side[0].category_name == "Right"
-            hands.append(HandBox(box, is_right, "detector"))
+            same_side = [h.box_px for h in hands if h.is_right == is_right]
+            if not any(_covered(box, other) for other in same_side):
+                hands.append(HandBox(box, is_right, "detector"))
         return photos.in_photo(hands, image)
 
     return detect

@@ -50,7 +50,8 @@ _BOX_GROWTH = 1.25
 _TILE_PX = 192
 _REFINED_FROM = 0.1
 """Presence from which a region's points say where the hand is."""
-_COVERED = 0.7
+COVERED = 0.7
+"""Share of a box from which it is a part of the hand that covers it."""
 _NEAR = 0.15
 
 
@@ -498,8 +499,9 @@ def merge_palms(palms: Sequence[Palm]) -> list[Palm]:
 def without_duplicates(hands: Sequence[DetectedHand]) -> list[DetectedHand]:
     """Sort hands by presence and drop those that a better one already tells of.
 
-    The same hand is found again as a part of itself (its box is covered to 70 % by one
-    of the same side), or with nearly the same points (15 % of the box apart).
+    The same hand is found again as a part of itself (70 % of the smaller box is covered
+    by the other; the side has to be the same, unless the hand is not sure), or with
+    nearly the same points (15 % of the box apart).
     """
     kept: list[DetectedHand] = []
     for hand in sorted(hands, key=lambda hand: -hand.presence):
@@ -511,11 +513,16 @@ def without_duplicates(hands: Sequence[DetectedHand]) -> list[DetectedHand]:
 def _same_hand(a: DetectedHand, b: DetectedHand) -> bool:
     side = max(_sides(a.box_px).max(), _sides(b.box_px).max())
     apart = np.linalg.norm(a.landmarks2d_px - b.landmarks2d_px, axis=-1).mean()
+    # Another hand in front of this one is sure; what is read in a part of it is not.
     same_side = (a.is_right > 0.5) == (b.is_right > 0.5)
-    covered = intersection(a.box_px, b.box_px) / min(
-        _sides(a.box_px).prod(), _sides(b.box_px).prod()
-    )
-    return bool(apart < _NEAR * side or (same_side and covered > _COVERED))
+    part = covered_share(a.box_px, b.box_px) > COVERED
+    return bool(apart < _NEAR * side or (part and (same_side or not a.sure)))
+
+
+def covered_share(a: Float[np.ndarray, "4"], b: Float[np.ndarray, "4"]) -> float:
+    """Return the share of the smaller of two boxes that the other covers."""
+    smaller = min(_sides(a).prod(), _sides(b).prod())
+    return float(intersection(a, b) / smaller)
 
 
 def iou(a: Float[np.ndarray, "4"], b: Float[np.ndarray, "4"]) -> float:

@@ -37,17 +37,38 @@ def mediapipe(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "mediapipe.tasks.python", python)
     model = tmp_path / "hand_landmarker.task"
     model.write_bytes(b"model")
-    return model, asked
+    return model, asked, result
 
 
 def test_landmarks_become_boxes_in_pixels(mediapipe):
-    model, asked = mediapipe
+    model, asked, _ = mediapipe
     detector, word = make("mediapipe", str(model))
     assert detector is not None and "MediaPipe" in word
     (hand,) = detector(np.zeros((100, 200, 3), np.uint8))
     assert hand.box_px == pytest.approx((49.5, 49.5, 149.5, 89.5))
     assert not hand.is_right and hand.source == "detector"
     assert asked[0][0].base_options.model_asset_path == str(model)
+
+
+def test_a_hand_inside_of_a_better_one_is_left_out(mediapipe):
+    model, _, result = mediapipe
+    point = SimpleNamespace
+
+    def hand(side, score, *corners):
+        result.hand_landmarks.append([point(x=x, y=y) for x, y in corners])
+        result.handedness.append([point(category_name=side, score=score)])
+
+    result.hand_landmarks.clear(), result.handedness.clear()
+    hand("Left", 0.6, (0.3, 0.55), (0.6, 0.85))  # inside of the second
+    hand("Left", 0.9, (0.25, 0.5), (0.75, 0.9))
+    hand("Right", 0.8, (0.3, 0.55), (0.6, 0.85))  # another hand in front of it
+    hand("Left", 0.7, (0.0, 0.0), (0.2, 0.3))  # beside it
+    found = make("mediapipe", str(model))[0](np.zeros((100, 200, 3), np.uint8))
+    assert [(h.is_right, h.box_px[0]) for h in found] == [
+        (False, 49.5),
+        (True, 59.5),
+        (False, -0.5),
+    ]
 
 
 def test_missing_parts_are_named(mediapipe, monkeypatch, tmp_path):

@@ -175,8 +175,18 @@ def test_a_part_of_a_hand_is_not_another_hand():
     # A hand of the other side in front of it is another hand, and so is one beside it.
     other, beside = _hand(part, 0.95, 0.0), _hand(whole + [90, 0], 0.95)
     assert len(without_duplicates([best, other, beside])) == 3
+    # What is read in a part of a hand, and is not sure, is not a hand of either side.
+    for is_right in (0.0, 1.0):
+        assert without_duplicates([_hand(part, 0.85, is_right), best]) == [best]
     # The same points are the same hand, whatever the side.
     assert len(without_duplicates([best, _hand(whole + 3, 0.95, 0.0)])) == 1
+
+
+def test_the_covered_share_is_of_the_smaller_box():
+    outer, inner = np.array([0.0, 0, 10, 10]), np.array([2.0, 2, 6, 12])
+    assert detector.covered_share(outer, inner) == 32 / 40
+    assert detector.covered_share(inner, outer) == 32 / 40
+    assert detector.covered_share(outer, outer + 20) == 0
 
 
 def test_two_boxes_share_what_they_share():
