@@ -129,6 +129,13 @@ def _predict(arguments: argparse.Namespace) -> int:
     if not arguments.workdir:
         word = "" if options.box else "; boxes by handjax's detector"
     single = not Path(arguments.photo).is_dir()
+    other = [] if single else photos.passed_over(arguments.photo)
+    if other:
+        print(
+            f"{len(other)} pictures are left out for their format, first {other[0]}; "
+            f"convert them to one of {', '.join(photos.SUFFIXES)}.",
+            file=sys.stderr,
+        )
     if single:
         photos.read(paths[0])  # before the model is loaded: mistakes show at once
     if compile_cache.use():

@@ -48,7 +48,7 @@ def main() -> int:
     parser.add_argument("--variant", default="mediapipe_hand_full")
     parser.add_argument("--inside-mediapipe", action="store_true", help="internal")
     arguments = parser.parse_args()
-    paths = [p for p in visible(arguments.photos) if p.suffix in SUFFIXES]
+    paths = [p for p in visible(arguments.photos) if p.suffix.lower() in SUFFIXES]
     if not paths:
         print(f"error: {arguments.photos} has no photo.", file=sys.stderr)
         return 2

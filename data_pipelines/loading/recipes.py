@@ -18,12 +18,12 @@ class Filters(NamedTuple):
     min_joints: int = 0
     max_fit_loss: float = 0.0
     """0: any."""
-    max_repose_mm: float = 20.0
-    """0: any. Published fits are within a few millimetres of their joints; a wrist
-    that is half a radian off is 20."""
     neutral_betas: bool = False
     """Whether unknown betas are supervised as zero, the mean shape. It keeps the shapes
     of hands with 2-D annotations alone from running away."""
+    max_repose_mm: float = 20.0
+    """0: any. Published fits are within a few millimetres of their joints; a wrist
+    that is half a radian off is 20."""
 
     def describe(self) -> str:
         """Return one line; "none" where everything passes."""

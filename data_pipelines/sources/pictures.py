@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from data_pipelines.sources.description import DroppedError
 from handjax.errors import UserError
 from handjax.geometry import crop
 from handjax.io import pixels
@@ -24,6 +25,11 @@ LONGEST = 512
 QUALITY = 95
 _SMALLEST = 32
 """Least pixels along the side of a box, so that even a dot gets a picture."""
+
+FOCAL_DIAGONALS = (0.2, 20.0)
+"""Believed focal lengths, in diagonals of the published picture; others are in another
+unit than pixels."""
+_FURTHEST = 1e6
 
 Box = tuple[Float[np.ndarray, "2"], Float[np.ndarray, "2"]]
 """Centre and size (width, height), pixels."""
@@ -62,7 +68,10 @@ def store(data: bytes, box: Box | None = None, lens: Lens | None = None) -> Pict
 
     Raises:
         UserError: The picture is truncated or cannot be decoded.
+        DroppedError: The box is none.
     """
+    if box is not None:
+        _check_box(box)
     image = _decoded(data)
     width, height = image.size
     low, high = np.zeros(2, np.int64), np.array([width, height])
@@ -169,7 +178,15 @@ def fields(
         joints2d: Source pixels, and confidence.
         box: Box of the hand, source pixels.
         K: Camera matrix of the source picture.
+
+    Raises:
+        DroppedError: A number cannot be what it is said to be; see `FOCAL_DIAGONALS`.
     """
+    _check_box(box)
+    if not np.isfinite(joints2d).all():
+        raise DroppedError("2-D joints that are not finite")
+    if K is not None:
+        _check_camera(picture, np.asarray(K, np.float64))
     origin, scale = picture.origin, picture.scale
     points = np.array(joints2d, np.float64)
     points[:, :2] = np.where(points[:, 2:] > 0, (points[:, :2] - origin) * scale, 0)
@@ -188,6 +205,25 @@ def fields(
         K[:2] *= scale
         made["K"] = K
     return made
+
+
+def _check_box(box: Box) -> None:
+    """Refuse boxes that are none: annotations may hold any number."""
+    numbers = np.concatenate(box).astype(np.float64)
+    if not np.isfinite(numbers).all() or np.abs(numbers).max() > _FURTHEST:
+        raise DroppedError("a box that is not finite or not near the picture")
+    if np.min(box[1]) < 0:
+        raise DroppedError("a box whose corners are in the wrong order")
+
+
+def _check_camera(picture: Picture, K: np.ndarray) -> None:
+    low, high = FOCAL_DIAGONALS
+    focal = K[[0, 1], [0, 1]]
+    diagonal = np.hypot(picture.source_height, picture.source_width)
+    if not (np.isfinite(K).all() and np.linalg.det(K) != 0):
+        raise DroppedError("a camera matrix that cannot be inverted")
+    if not (low * diagonal <= focal.min() and focal.max() <= high * diagonal):
+        raise DroppedError(f"a focal length outside of {low:g} to {high:g} diagonals")
 
 
 def projected(

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from handjax.inference.detector import DetectedHand
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+_OTHER_SUFFIXES = (".heic", ".heif", ".avif", ".gif", ".jfif", ".jp2", ".jxl", ".tga")
+_OTHER_SUFFIXES += (".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2")
 
 FULL_FRAME_DIAGONAL_MM = 43.2666
 """Diagonal of the 36 x 24 mm frame that EXIF's 35 mm equivalent focal length means."""
@@ -160,14 +162,21 @@ def _cut(exif: Mapping[int, Any], picture: Image.Image) -> bool:
     )
 
 
+def passed_over(folder: str | Path) -> list[str]:
+    """Name the pictures of a folder that `listed` leaves out for their format."""
+    return [p.name for p in visible(folder) if p.suffix.lower() in _OTHER_SUFFIXES]
+
+
 def listed(path: str | Path) -> list[Path]:
     """List the photo itself, or all photos directly inside a folder, by name."""
     path = Path(path)
     if path.is_dir():
         found = [p for p in visible(path) if p.suffix.lower() in SUFFIXES]
         if not found:
+            other = passed_over(path)
+            held = f"; {other[0]} has to be converted" if other else ""
             raise PhotoError(
-                f"{path}: no photo ({', '.join(SUFFIXES)}) in this folder."
+                f"{path}: no photo ({', '.join(SUFFIXES)}) in this folder{held}."
             )
         return found
     if not path.exists():

@@ -2,6 +2,7 @@
 
 import functools
 import re
+from collections import Counter
 from typing import Any
 
 import jax
@@ -30,12 +31,12 @@ def schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
             lr, max(steps - warmup, 1), alpha=options.end_factor
         )
     elif options.name == "step":
+        # Several drops may fall on one step: all of them count.
+        drops = Counter(
+            max(round(fraction * steps) - warmup, 0) for fraction in options.boundaries
+        )
         rest = optax.piecewise_constant_schedule(
-            lr,
-            {
-                max(round(fraction * steps) - warmup, 0): options.decay_factor
-                for fraction in options.boundaries
-            },
+            lr, {at: options.decay_factor**count for at, count in drops.items()}
         )
     elif options.name == "constant":
         rest = optax.constant_schedule(lr)

@@ -331,6 +331,18 @@ def test_a_photo_of_a_few_pixels_is_named_so(command, tmp_path, capsys):
     assert "dot.png: a photo of 1 x 3 pixels is too small" in capsys.readouterr().err
 
 
+def test_pictures_of_other_formats_are_named(command, photo, capsys):
+    (photo.parent / "a.HEIC").write_bytes(b"")
+    (photo.parent / "notes.txt").write_bytes(b"")
+    assert command(photo.parent) == 0
+    assert "1 pictures are left out for their format, first a.HEIC" in (
+        capsys.readouterr().err
+    )
+    photo.unlink()
+    assert command(photo.parent) == 2
+    assert "a.HEIC has to be converted" in capsys.readouterr().err
+
+
 def test_no_two_photos_share_the_names_of_their_results():
     names_ = ["col.jpg", "col.png", "col_jpg.png", "COL_PNG.jpg", "a.jpg", "A.webp"]
     stems = predict._stems([Path(name) for name in names_])

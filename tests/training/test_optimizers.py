@@ -130,6 +130,16 @@ def test_a_group_moves_as_if_its_parameters_were_alone():
             np.testing.assert_array_equal(moved[path], value, err_msg=path)
 
 
+def test_drops_that_fall_on_one_step_all_count():
+    options = dict(name="step", boundaries=(0.5, 0.501, 0.9), decay_factor=0.1)
+    lr = optimizers.schedule(_stage(optimizer=dict(lr=1.0), schedule=options))
+    found = [float(lr(step)) for step in (49, 51, 89, 91)]
+    np.testing.assert_allclose(found, [1, 1e-2, 1e-2, 1e-3], rtol=1e-5)
+    options |= dict(warmup_steps=60, boundaries=(0.1, 0.5))  # both inside the warm-up
+    lr = optimizers.schedule(_stage(optimizer=dict(lr=1.0), schedule=options))
+    assert float(lr(99)) == pytest.approx(1e-2)
+
+
 def test_a_group_follows_the_schedule_unless_it_has_its_own():
     groups = {
         "judge": dict(pattern="^judge/", lr=0.1),

@@ -289,6 +289,13 @@ def _label(path: Path) -> dict[str, np.ndarray]:
             f"{path}: no list of one hand with keypoints (21 x 2), occlusion (21) and "
             f"bbox (1 x 4): {error!r}. Download it again."
         ) from error
+    low, high = arrays["bbox"].reshape(2, 2)
+    finite = all(np.isfinite(values).all() for values in arrays.values())
+    if not (finite and (high > low).all()):
+        raise UserError(
+            f"{path}: bbox {arrays['bbox'].tolist()} is not x1, y1, x2, y2 of a box, "
+            "or a value is not finite. Download it again."
+        )
     return arrays
 
 
@@ -311,6 +318,11 @@ def _evaluation_file(path: Path, folder: str) -> Annotated:
     names = tuple(f"{folder}/{stem}" for stem in stems)
     if len(set(names)) != len(names):
         raise UserError(f"{path}: a picture occurs more than once.")
+    if not (np.isfinite(joints).all() and np.isfinite(scale).all() and scale.min() > 0):
+        raise UserError(
+            f"{path}: scale has to be above 0, and all values finite. Download it "
+            "again."
+        )
     return Annotated(
         names=names,
         joints2d=joints[..., :2],

@@ -9,6 +9,7 @@ from miniatures.hands import encoded
 from PIL import Image
 
 from data_pipelines.sources import pictures
+from data_pipelines.sources.description import DroppedError
 
 
 def dots(width, height, points):
@@ -119,6 +120,44 @@ def test_fields_move_points_boxes_and_camera_alike():
     center, size = pictures.tight_box(made["joints2d"])
     np.testing.assert_allclose(made["bbox_center"], center)
     np.testing.assert_allclose(made["bbox_size"], size)
+
+
+NO_BOXES = {
+    "not finite": (np.array([np.nan, 1.0]), np.array([5.0, 5])),
+    "not near": (np.array([1e30, 1.0]), np.array([5.0, 5])),
+    "wrong order": (np.array([9.0, 9]), np.array([-5.0, 5])),
+}
+
+
+@pytest.mark.parametrize("why", NO_BOXES)
+def test_boxes_that_are_none_drop_the_example(why):
+    data, good = encoded(dots(40, 30, []), "PNG"), (np.zeros(2), np.ones(2))
+    picture = pictures.store(data, good)
+    with pytest.raises(DroppedError, match=why):
+        pictures.store(data, NO_BOXES[why])
+    with pytest.raises(DroppedError, match=why):
+        pictures.fields(picture, joints2d=np.ones((21, 3)), box=NO_BOXES[why])
+
+
+@pytest.mark.parametrize(
+    ("K", "why"),
+    [
+        (np.diag([1.2, 1.6, 1]), "a focal length outside of 0.2 to 20 diagonals"),
+        (np.diag([50.0, 9000, 1]), "a focal length outside"),
+        (np.diag([-50.0, 50, 1]), "a focal length outside"),
+        (np.diag([0.0, 50, 1]), "cannot be inverted"),
+        (np.diag([np.inf, 50, 1]), "cannot be inverted"),
+        (np.diag([50.0, 50, 1]), None),
+    ],
+)
+def test_cameras_that_cannot_have_taken_the_picture_drop_the_example(K, why):
+    picture = pictures.store(encoded(dots(40, 30, []), "PNG"))  # a diagonal of 50
+    given = dict(joints2d=np.ones((21, 3)), box=(np.zeros(2), np.ones(2)), K=K)
+    if why is None:
+        assert pictures.fields(picture, **given)["K"][0, 0] == 50
+        return
+    with pytest.raises(DroppedError, match=why):
+        pictures.fields(picture, **given)
 
 
 def test_pictures_of_16_bits_are_stored_with_all_their_levels():

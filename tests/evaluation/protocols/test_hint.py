@@ -206,6 +206,11 @@ def test_damaged_labels_are_named(tmp_path):
     (folder / "ND_1_l.json").write_text(json.dumps([{"keypoints": [[0, 1]] * 20}]))
     with pytest.raises(ValueError, match=r"ND_1_l\.json: no list of one hand"):
         BENCHMARK.read_truth(tmp_path, split="val")
+    for bbox in ([9, 9, 2, 2], [1, 2, 1, 9], [1, 2, 3, float("nan")]):
+        label = {"keypoints": [[0, 1]] * 21, "occlusion": [0] * 21, "bbox": [bbox]}
+        (folder / "ND_1_l.json").write_text(json.dumps([label]))
+        with pytest.raises(ValueError, match=r"ND_1_l\.json: bbox .* is not x1"):
+            BENCHMARK.read_truth(tmp_path, split="val")
 
 
 def test_records_are_named_by_their_pictures():
