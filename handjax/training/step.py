@@ -132,8 +132,8 @@ def make_step(
     What is not annotated is cleared first, so that no loss sees it.
 
     An update that is not finite is not made. If it may be skipped, the state is at the
-    next step all the same; if not, it stays for good what it was before that update,
-    however often the function is called after it.
+    next step all the same, and so are the learning rates; if not, it stays for good
+    what it was before that update, however often the function is called after it.
 
     Args:
         model: Of the family.
@@ -235,8 +235,31 @@ def _guarded(old: TrainState, new: TrainState, finite: Any, limit: int) -> Train
     skipped = jnp.where(given_up | finite, old.skipped, old.skipped + 1)
     make = finite & ~given_up
     kept = jax.tree.map(lambda x, y: jnp.where(make, y, x), old, new)
-    step = jnp.where(skipped > limit, old.step, new.step)
-    return kept._replace(step=step, skipped=skipped)
+    moves = skipped <= limit
+    step = jnp.where(moves, new.step, old.step)
+    opt_state = _schedules_at(old.opt_state, new.opt_state, kept.opt_state, moves)
+    return kept._replace(step=step, skipped=skipped, opt_state=opt_state)
+
+
+def _schedules_at(old: Any, new: Any, kept: Any, moves: Any) -> Any:
+    """Return `kept` with the counts of learning rates moved on, as the step is.
+
+    A skipped update leaves the moments alone; the rate follows the step, or it would
+    lag behind the one that is logged, and a schedule would not reach its end.
+    """
+
+    def chosen(x: Any, y: Any, z: Any) -> Any:
+        if not isinstance(z, optax.ScaleByScheduleState):
+            return z
+        return z._replace(count=jnp.where(moves, y.count, x.count))
+
+    return jax.tree.map(
+        chosen,
+        old,
+        new,
+        kept,
+        is_leaf=lambda x: isinstance(x, optax.ScaleByScheduleState),
+    )
 
 
 def loss_weights(config: ml_collections.ConfigDict, step: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import chex
 import fake_family
 import jax
 import numpy as np
+import optax
 import pytest
 from poisoned import BAD, Poisoned, poisoned_run
 
@@ -134,3 +135,41 @@ def test_a_state_that_may_skip_no_more_never_moves_again(limit):
     for batch in (good, bad, good):
         state, _ = step(state, batch)
     _same(before._replace(skipped=state.skipped), state)
+
+
+def test_the_rate_that_is_logged_is_used_after_skipped_updates_and_ends():
+    config = fake_family.get_config()
+    stage, options = fake_family.stages(config)[1], config.stages.mesh
+    with options.unlocked():
+        options.steps, options.grad_clip, options.optimizer.weight_decay = 10, 0.0, 0.0
+        options.optimizer.update(name="adam", lr=0.5)
+        options.schedule.update(name="cosine", warmup_steps=0, end_factor=0.0)
+    model, example = fake_family.Model(width=8), fake_family.batch(2, (0,))
+    init = model.init(jax.random.key(0), example, fake_family.HAND, method="init_all")
+    state = create(init, stage, options, jax.random.key(1))
+    step = jax.jit(make_step(model, stage, options, max_skipped=4))
+    good = fake_family.batch(8, (1,))
+    bad = good._replace(vertices=good.vertices * np.inf)
+    for number in range(10):
+        before = [
+            int(node.count)
+            for node in jax.tree.leaves(
+                state.opt_state,
+                is_leaf=lambda x: isinstance(x, optax.ScaleByScheduleState),
+            )
+            if isinstance(node, optax.ScaleByScheduleState)
+        ]
+        state, metrics = step(state, bad if number in (1, 2, 5, 6) else good)
+        # What optax uses is the schedule at its own count.
+        assert before and set(before) == {number}
+        used = 0.25 * (1 + np.cos(np.pi * number / 10))
+        assert float(metrics["lr"]) == pytest.approx(used, abs=1e-6)
+    assert int(state.skipped) == 4 and int(state.step) == 10
+    moments = [
+        node
+        for node in jax.tree.leaves(
+            state.opt_state, is_leaf=lambda x: isinstance(x, optax.ScaleByAdamState)
+        )
+        if isinstance(node, optax.ScaleByAdamState)
+    ]
+    assert moments and all(int(node.count) == 6 for node in moments)
