@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from handjax.inference import photos
-from handjax.inference.detector import SURE, HandDetector
+from handjax.inference.detector import COVERED, SURE, HandDetector, covered_share
 from handjax.inference.photos import HandBox, PhotoError
 from handjax.io import pixels
 
@@ -86,8 +86,6 @@ def _missing(model: str) -> str:
 
 
 def _covered(a: Sequence[float], b: Sequence[float]) -> bool:
-    from handjax.inference.detector import COVERED, covered_share
-
     return covered_share(np.asarray(a), np.asarray(b)) > COVERED
 
 
