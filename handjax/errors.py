@@ -34,6 +34,24 @@ class MissingFileError(UserError, FileNotFoundError):
     """A file or directory that the user named is missing, or something inside it is."""
 
 
+def shown(value: object) -> str:
+    """Return a short text for a value from a file: `repr` of some values never ends."""
+    if isinstance(value, (str, bytes)):
+        return repr(value[:60]) + ("..." if len(value) > 60 else "")
+    if isinstance(value, int) and value.bit_length() > 200:
+        return f"a whole number of {value.bit_length()} bits"
+    if value is None or isinstance(value, (bool, int, float)):
+        return repr(value)
+    kind = type(value).__name__
+    if isinstance(value, (list, tuple)) and len(value) <= 4:
+        if all(type(part) is int and part.bit_length() < 64 for part in value):
+            return repr(value)
+    if isinstance(value, (list, tuple, dict, set, frozenset, bytearray)):
+        return f"a {kind} of {len(value)}"
+    shape = getattr(value, "shape", None)
+    return f"a value of type {kind}" + (f", shape {shape}" if shape else "")
+
+
 def suggest(word: str, known: Iterable[object]) -> str:
     """Return the end of a sentence about an unknown `word`: a near one, or the list."""
     names = sorted(str(name) for name in known)

@@ -17,7 +17,7 @@ from data_pipelines.sources import json_stream, pictures
 from data_pipelines.sources.description import Archive, Builder
 from handjax.errors import UserError
 from handjax.geometry.skeleton import NUM_VERTICES
-from handjax.io import safe_pickle
+from handjax.io import array_files, safe_pickle
 from handjax.io.folders import visible
 
 
@@ -204,7 +204,7 @@ class DownloadedFiles:
         """
         path = self.path(relative, what)
         try:
-            return safe_pickle.load_npz(path, safe_pickle.plain_globals())
+            return array_files.load_npz(path, safe_pickle.plain_globals())
         except (OSError, ValueError) as error:
             reason = str(error).removeprefix(f"{path}: ")
             raise self.damaged(relative, what, reason) from None

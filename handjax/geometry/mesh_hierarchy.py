@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 
 from handjax.errors import UserError
 from handjax.geometry import closest_points, edge_collapse
-from handjax.io import safe_pickle
+from handjax.io import array_files, safe_pickle
 
 
 class Level(NamedTuple):
@@ -176,7 +176,7 @@ def from_files(path: str | os.PathLike) -> MeshHierarchy:
         OSError: It cannot be read.
     """
     name = os.fspath(path)
-    data = safe_pickle.load_npz(path, _allowed())
+    data = array_files.load_npz(path, _allowed())
     if missing := sorted({"F", "D", "U"} - set(data)):
         raise UserError(
             f"{name}: no arrays {', '.join(missing)} among {', '.join(sorted(data))}; "
@@ -217,22 +217,17 @@ def _allowed() -> safe_pickle.Allowed:
         (f"scipy.sparse.{kind}", f"{kind}_matrix"): safe_pickle.holder(f"{kind}_matrix")
         for kind in ("csc", "csr", "coo")
     }
-    scalar = ("numpy.core.multiarray", "scalar")
-    return {**safe_pickle.numpy_globals(), **sparse, scalar: _scalar}
-
-
-def _scalar(dtype: np.dtype, content: bytes | str):
-    raw = content.encode("latin1") if isinstance(content, str) else content
-    return np.frombuffer(raw, dtype)[0]
+    return {**safe_pickle.plain_globals(), **sparse}
 
 
 def _matrix(value: Any, name: str) -> np.ndarray:
     """Convert a sparse (or plain) matrix of a file to a dense one."""
     import scipy.sparse
 
-    kind, state = type(value).__name__, getattr(value, "state", None)
+    held = isinstance(value, safe_pickle.Holder)
+    kind, state = (value.kind, value.state) if held else (type(value).__name__, {})
     try:
-        if state is None:
+        if not held:
             dense = np.asarray(value, np.float64)
         elif kind == "coo_matrix":
             where = state.get("coords") or (state["row"], state["col"])

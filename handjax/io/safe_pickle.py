@@ -1,25 +1,38 @@
-"""Unpickle only what the caller allows.
+"""Read pickles of arrays and plain values, and nothing else.
 
-A pickle is a program: it names importable objects ("globals") and calls them. Here the
-caller gives a table of the globals that a format needs, with a stand-in for each; any
-other global is refused by name before it is imported. Stand-ins are made anew for every
-file, because a pickle may also set attributes on them.
+A pickle is a program: it names importable objects ("globals") and calls them. Here
+`pickle_machine` interprets it, and the caller gives a table of the globals that a
+format needs, with a stand-in for each; any other global is refused by name, and none
+is ever imported. Types and arrays of numpy are stand-ins, too, until their content is
+there and has been checked: numpy itself never sees a state from a file.
 """
 
 import io
+import math
 import os
-import pickle
 import re
-import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from handjax.errors import UserError
+from handjax.errors import UserError, shown
+from handjax.io import limits
+from handjax.io.pickle_machine import (
+    Function,
+    Marker,
+    RefusedPickleError,
+    StandIn,
+    Unfinished,
+    key,
+    run,
+)
 
 Allowed = Mapping[tuple[str, str], Any]
-"""(module, name) of a global -> the object that the pickle gets instead."""
+"""(module, name) of a global -> the stand-in that the pickle gets instead."""
+
+PACKED_STEPS = 5_000_000
+"""Opcodes of a pickle inside of a packed file, which may be small for its content."""
 
 _MOVED = (
     (re.compile(r"^__builtin__$"), "builtins"),
@@ -29,60 +42,212 @@ _MOVED = (
 """Modules that Python 3, numpy 2 and scipy 1.8 renamed: both spellings find one entry
 of the table, and none is imported (which would warn)."""
 
+_PLAIN_TYPE = re.compile(r"[<>=|]?([biuf][1248]|\?|[SU]\d{1,6}|O[48]?)")
+"""What may be said of a type: numbers, truth values, text, lists of objects. Not the
+rest of numpy's language: no structures, dates, or pointers."""
 
-class RefusedPickleError(UserError):
-    """A pickle names a global that its format does not need."""
+_MAX_DIMENSIONS = 32
 
 
-class _Marker:
-    """Stands for a class that a pickle passes around but must not call."""
+class Holder(StandIn):
+    """An inert object that keeps the state a pickle gives it; see `holder`."""
+
+    __slots__ = ("kind", "state")
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        self.state: Mapping[str, Any] = {}
+
+    def __str__(self):
+        return self.kind
+
+    @property
+    def parts(self) -> list[Any]:
+        """Return what it holds, for `pickle_machine`'s check of extent."""
+        return list(self.state.values())
+
+    def with_state(self, state):
+        """Keep a state, once."""
+        if not isinstance(state, dict):
+            raise UserError(f"{self.kind} has {shown(state)} as state; expected a dict")
+        if self.state:
+            self.refuse("set twice the state of")
+        self.state = state
+        return self
+
+
+class HolderClass(StandIn):
+    """A class of which a pickle may make holders."""
+
+    __slots__ = ("_name",)
 
     def __init__(self, name: str):
         self._name = name
 
-    def __call__(self, *args, **kwargs):
-        raise RefusedPickleError(f"a pickle tried to call {self._name} itself")
+    def __str__(self):
+        return self._name
+
+    def new(self, args, kwargs):
+        """Return a new holder."""
+        if args or kwargs:
+            self.refuse("give arguments to")
+        return Holder(self._name)
 
 
-class Holder:
-    """An inert object that keeps the state a pickle gives it; see `holder`."""
+def holder(name: str) -> HolderClass:
+    """Return an inert class to stand in for the class called `name`."""
+    return HolderClass(name)
 
-    state: Mapping[str, Any] = {}
 
-    def __setstate__(self, state):
-        if not isinstance(state, dict):
-            raise UserError(
-                f"{type(self).__name__} has a state of type "
-                f"{type(state).__name__}; expected a dict"
+# --- numpy --------------------------------------------------------------------------
+
+
+class _Type(Unfinished):
+    """A numpy.dtype whose byte order is still to come."""
+
+    __slots__ = ("_spec",)
+
+    def __init__(self, spec: Any, align: Any = False, copy: Any = True):
+        super().__init__()
+        del align, copy
+        match = _PLAIN_TYPE.fullmatch(spec) if isinstance(spec, str) else None
+        if match is None:
+            raise RefusedPickleError(
+                f"a pickle makes a dtype of {shown(spec)}; plain numbers are allowed"
             )
-        self.state = state
+        self._spec = match[1]
+
+    def __str__(self):
+        return "numpy.dtype"
+
+    def with_state(self, state):
+        """Return the plain type that a state is of."""
+        match state:
+            case (int(), "<" | ">" | "=" | "|" as order, None, None, None, *sizes):
+                pass
+            case _:
+                self.refuse("set an unusual state of")
+        if len(sizes) not in (2, 3) or not all(type(size) is int for size in sizes):
+            self.refuse("set an unusual state of")
+        # Sizes and flags follow from the type: what the file says of them is not used.
+        plain = object if self._spec[0] == "O" else order + self._spec
+        return _FinishedType(np.dtype(plain))
 
 
-def holder(name: str) -> type[Holder]:
-    """Return a new inert class to stand in for the class called `name`."""
-    return type(name, (Holder,), {})
+class _FinishedType(StandIn):
+    """A plain numpy.dtype that a pickle can pass on and nothing else."""
+
+    __slots__ = ("plain",)
+
+    def __init__(self, plain: np.dtype):
+        self.plain = plain
+
+    def __str__(self):
+        return f"numpy.dtype {self.plain}"
+
+
+class _Array(Unfinished):
+    """A numpy.ndarray whose content is still to come."""
+
+    __slots__ = ()
+
+    def __str__(self):
+        return "numpy.ndarray"
+
+    def with_state(self, state):
+        """Return an array of our own with this content."""
+        match state:
+            case (int(), tuple(shape), dtype, fortran, content):
+                pass
+            case (tuple(shape), dtype, fortran, content):  # before numpy 1.0
+                pass
+            case _:
+                self.refuse("set an unusual state of")
+        order = "F" if fortran else "C"
+        if isinstance(dtype, _FinishedType) and dtype.plain.hasobject:
+            return _objects(content, shape, order)
+        return numbers(dtype, content, shape, order)
+
+
+def _count(shape: Any) -> int:
+    sizes = isinstance(shape, tuple) and len(shape) <= _MAX_DIMENSIONS
+    if not sizes or not all(type(n) is int and 0 <= n < 2**48 for n in shape):
+        raise UserError(f"an array of shape {shown(shape)}")
+    return math.prod(shape)
+
+
+def numbers(dtype: Any, data: Any, shape: tuple, order: str = "C") -> np.ndarray:
+    """Return an array of numbers or texts, of the machine's byte order.
+
+    Args:
+        dtype: Stand-in of its type, as `numpy_globals` make it.
+        data: Bytes, or text of Python 2.
+        shape: Its size has to be that of the data.
+        order: "C" or "F".
+
+    Raises:
+        RefusedPickleError: It would hold objects, or dtype is not a type.
+        UserError: Sizes do not fit.
+    """
+    if not isinstance(dtype, _FinishedType) or dtype.plain.hasobject:
+        raise RefusedPickleError(f"a pickle makes numbers of type {shown(dtype)}")
+    # Strings of Python 2 hold bytes, which `latin1` keeps as they are.
+    raw = data.encode("latin1") if isinstance(data, str) else data
+    if not isinstance(raw, (bytes, bytearray)):
+        raise UserError(f"the content of an array is {shown(data)}")
+    count = _count(shape)
+    if len(raw) != count * dtype.plain.itemsize:
+        raise UserError(
+            f"an array of shape {shape} and type {dtype.plain} has {len(raw)} bytes, "
+            f"not {count * dtype.plain.itemsize}"
+        )
+    native = dtype.plain.newbyteorder("=")
+    if not raw:
+        return np.zeros(shape, native, order)
+    if dtype.plain.kind == "b":
+        flags = np.frombuffer(raw, np.uint8) != 0  # other bytes are neither
+        return flags.reshape(shape, order=order)
+    made = np.frombuffer(raw, dtype.plain).astype(native)  # always a copy
+    return made.reshape(shape, order=order)
+
+
+def _objects(content: Any, shape: tuple, order: str) -> np.ndarray:
+    if not isinstance(content, list) or len(content) != _count(shape):
+        raise UserError(f"an array of shape {shown(shape)} has {shown(content)}")
+    made = np.empty(len(content), object)
+    for position, value in enumerate(content):
+        made[position] = value
+    return made.reshape(shape).copy(order)
 
 
 def numpy_globals() -> dict[tuple[str, str], Any]:
     """Return stand-ins for the three globals that plain numpy arrays need."""
-    ndarray = _Marker("numpy.ndarray")
+    ndarray = Marker("numpy.ndarray")
 
     def reconstruct(subtype, shape, typecode):
+        del shape, typecode  # of an empty array, which the state replaces
         if subtype is not ndarray:
             raise RefusedPickleError("a pickle makes an array of a foreign class")
-        return np.empty((0,), np.int8)  # the state that follows holds the content
+        return _Array()
 
-    def dtype(spec, align=False, copy=True):
-        if not isinstance(spec, str):
-            raise RefusedPickleError(f"a pickle makes a dtype of {spec!r}")
-        # Always a copy: the state that follows is set on it.
-        return np.dtype(spec, align=bool(align), copy=True)
-
+    array = Function("_reconstruct", reconstruct)
     return {
-        ("numpy.core.multiarray", "_reconstruct"): reconstruct,
+        ("numpy.core.multiarray", "_reconstruct"): array,
         ("numpy", "ndarray"): ndarray,
-        ("numpy", "dtype"): dtype,
+        ("numpy", "dtype"): Function("numpy.dtype", _Type),
     }
+
+
+def scalar(dtype: Any, data: Any) -> Any:
+    """Return one number of numpy; see `numbers`."""
+    return numbers(dtype, data, ())[()]
+
+
+def encode(text: Any, encoding: Any = "latin1") -> bytes:
+    """Return bytes as protocols before 3 write them: text, and always latin1."""
+    if encoding not in ("latin1", "latin-1") or not isinstance(text, str):
+        raise RefusedPickleError(f"a pickle encodes text as {shown(encoding)}")
+    return text.encode("latin1")
 
 
 def plain_globals() -> dict[tuple[str, str], Any]:
@@ -92,64 +257,35 @@ def plain_globals() -> dict[tuple[str, str], Any]:
     older protocols write them.
     """
 
-    def numbers(dtype, data):
-        if not isinstance(dtype, np.dtype) or dtype.hasobject:
-            raise RefusedPickleError(f"a pickle makes numbers of type {dtype!r}")
-        # Strings of Python 2 hold bytes, which `latin1` keeps as they are.
-        raw = data.encode("latin1") if isinstance(data, str) else bytes(data)
-        return np.frombuffer(raw, dtype)
-
-    def scalar(dtype, data):
-        (value,) = numbers(dtype, data)
-        return value
-
     def frombuffer(data, dtype, shape, order, axis_order=None):
         if axis_order is not None or order not in ("C", "F"):
             raise RefusedPickleError("a pickle makes an array of unusual layout")
-        return numbers(dtype, data).reshape(shape, order=order).copy(order)
+        return numbers(dtype, data, shape, order)
 
-    def encode(text, encoding="latin1"):
-        if encoding not in ("latin1", "latin-1") or not isinstance(text, str):
-            raise RefusedPickleError(f"a pickle encodes text as {encoding!r}")
-        return text.encode("latin1")
+    def byte_array(data=b"", encoding="latin1"):
+        if isinstance(data, str):
+            data = encode(data, encoding)
+        if not isinstance(data, (bytes, bytearray)):
+            raise UserError(f"a bytearray of {shown(data)}; expected bytes")
+        return bytearray(data)
 
     return numpy_globals() | {
-        ("numpy.core.multiarray", "scalar"): scalar,
-        ("numpy.core.numeric", "_frombuffer"): frombuffer,
-        ("_codecs", "encode"): encode,
-        ("builtins", "set"): set,
-        ("builtins", "bytearray"): bytearray,
+        ("numpy.core.multiarray", "scalar"): Function("scalar", scalar),
+        ("numpy.core.numeric", "_frombuffer"): Function("_frombuffer", frombuffer),
+        ("_codecs", "encode"): Function("encode", encode),
+        ("builtins", "set"): Function("set", plain_set),
+        ("builtins", "bytearray"): Function("bytearray", byte_array),
     }
 
 
-class _Unpickler(pickle.Unpickler):
-    def __init__(
-        self,
-        file,
-        allowed: Allowed,
-        path: str,
-        resolve: Callable[[Any], Any] | None,
-        stand_in: Callable[[str, str], Any] | None,
-    ):
-        super().__init__(file, encoding="latin1")  # strings of Python 2
-        self._path, self._resolve, self._stand_in = path, resolve, stand_in
-        self._allowed = {(_current(m), n): value for (m, n), value in allowed.items()}
+def plain_set(items: Any = ()) -> set[Any]:
+    """Return a set of plain values."""
+    if not isinstance(items, (list, tuple)):
+        raise UserError(f"a set of {shown(items)}; expected a list")
+    return set(map(key, items))
 
-    def find_class(self, module, name):
-        key = (_current(module), name)
-        if key in self._allowed:
-            return self._allowed[key]
-        stand_in = self._stand_in(*key) if self._stand_in is not None else None
-        if stand_in is None:
-            raise refusal(self._path, f"{module}.{name}", self._allowed)
-        return stand_in
 
-    def persistent_load(self, pid):
-        if self._resolve is None:
-            raise RefusedPickleError(
-                f"{self._path}: refused to load persistent id {pid!r}"
-            )
-        return self._resolve(pid)
+# --- reading ------------------------------------------------------------------------
 
 
 def refusal(path: str, name: str, allowed: Allowed) -> RefusedPickleError:
@@ -189,56 +325,13 @@ def loads(data: bytes, allowed: Allowed, path: str) -> Any:
     return load_from(io.BytesIO(data), allowed, path)
 
 
-def load_npz(path: str | os.PathLike, allowed: Allowed) -> dict[str, Any]:
-    """Read an npz; object arrays in it (pickles) get only `allowed`.
-
-    Zero-dimensional object arrays come back as the object they hold.
-
-    Raises:
-        RefusedPickleError: An object array names a global that is not in `allowed`.
-        UserError: It is truncated or not an npz.
-        OSError: The file cannot be read.
-    """
-    name = os.fspath(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return {
-                member.removesuffix(".npy"): _read_member(
-                    archive, member, allowed, name
-                )
-                for member in archive.namelist()
-                if member.endswith(".npy")
-            }
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise UserError(
-            f"{name}: not a complete npz file ({error}). Copy it again."
-        ) from error
-
-
-def _read_member(archive: zipfile.ZipFile, member: str, allowed: Allowed, path: str):
-    with archive.open(member) as file:
-        try:
-            return np.lib.format.read_array(file, allow_pickle=False)
-        except ValueError as error:
-            if "Object arrays" not in str(error):
-                raise UserError(f"{path}: array {member!r}: {error}") from error
-    with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        header(file)
-        array = load_from(file, allowed, f"{path}, array {member!r}")
-    return array.item() if isinstance(array, np.ndarray) and array.ndim == 0 else array
-
-
 def load_from(
     file: Any,
     allowed: Allowed,
     path: str,
     persistent_load: Callable[[Any], Any] | None = None,
     stand_in: Callable[[str, str], Any] | None = None,
+    is_packed: bool = False,
 ) -> Any:
     """Read the next pickle of an open file.
 
@@ -250,19 +343,39 @@ def load_from(
             them.
         stand_in: Given module and name of a global that is not in `allowed`, returns
             something inert in its place, or None to refuse it.
+        is_packed: Whether it is inside of a packed file, and may hold `PACKED_STEPS`.
 
     Raises:
         RefusedPickleError: It names another global; the message says which.
-        UserError: It is truncated or not a pickle.
+        UserError: It is truncated, not a pickle, or larger than `limits` allow.
     """
+    table = {(_current(m), name): value for (m, name), value in allowed.items()}
+
+    def find_global(module: str, name: str) -> Any:
+        place = _current(module), name
+        found = table.get(place)
+        if found is None and stand_in is not None:
+            found = stand_in(*place)
+        if found is None:
+            raise refusal(path, f"{module}.{name}", table)
+        return found
+
+    def refused(pid: Any) -> Any:
+        raise RefusedPickleError(f"{path}: refused to load persistent id {shown(pid)}")
+
+    most = limits.PICKLE_STEPS.value
+    if is_packed:
+        most = min(most, PACKED_STEPS)
     try:
-        return _Unpickler(file, allowed, path, persistent_load, stand_in).load()
-    except RefusedPickleError:
-        raise
-    except MemoryError:
-        raise
+        return run(file, find_global, persistent_load or refused, most)
+    except RefusedPickleError as error:
+        if str(error).startswith(path):
+            raise
+        raise RefusedPickleError(f"{path}: {error}. Nothing was run.") from None
+    except MemoryError as error:
+        raise UserError(f"{path}: it needs more memory than there is.") from error
     except Exception as error:
-        # A damaged pickle can fail anywhere in the unpickler.
+        # A damaged pickle can fail anywhere in the machine.
         raise UserError(
             f"{path}: not a complete pickle ({type(error).__name__}: {error}). "
             f"Download or copy it again."

@@ -4,6 +4,7 @@
 archive, before that one after the other in one stream. `torch_pickle` reads the pickle.
 """
 
+import io
 import os
 import struct
 import sys
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from handjax.errors import UserError
-from handjax.io import safe_pickle, torch_pickle
+from handjax.io import array_files, limits, safe_pickle, torch_pickle
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
@@ -172,28 +173,38 @@ def _read_zip(name: str) -> Any:
                     f"{name}: a zip archive without data.pkl is not a checkpoint of "
                     "torch.save. Was it unpacked and packed, or another file?"
                 )
+            members = archive.infolist()
+            unpacked = sum(member.file_size for member in members)
+            limits.check_unpacked(os.stat(name).st_size, unpacked, name)
             root = pickles[0].removesuffix("data.pkl")
             order = "little"
             if f"{root}byteorder" in archive.namelist():
                 order = archive.read(f"{root}byteorder").decode("ascii", "replace")
 
             def storage(key: str, dtype: np.dtype, count: int) -> np.ndarray:
-                return _stored(archive.read(f"{root}data/{key}"), dtype, count, order)
+                member = archive.getinfo(f"{root}data/{key}")
+                _check_size(member.file_size, dtype, count)
+                return _stored(archive.read(member), dtype, count, order)
 
             with archive.open(pickles[0]) as file:
-                return torch_pickle.load(file, name, storage)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+                reader = io.BufferedReader(file)
+                return torch_pickle.load(reader, name, storage, is_packed=True)
+    except array_files.ARCHIVE_ERRORS as error:
         raise UserError(
             f"{name}: not a complete checkpoint ({error}). Download or copy it again."
         ) from error
 
 
-def _stored(data: bytes, dtype: np.dtype, count: int, order: str) -> np.ndarray:
-    if len(data) != count * dtype.itemsize:
+def _check_size(size: int, dtype: np.dtype, count: int) -> None:
+    if size != count * dtype.itemsize:
         raise UserError(
-            f"a storage of {count} x {dtype} has {len(data)} bytes, not "
+            f"a storage of {count} x {dtype} has {size} bytes, not "
             f"{count * dtype.itemsize}"
         )
+
+
+def _stored(data: bytes, dtype: np.dtype, count: int, order: str) -> np.ndarray:
+    _check_size(len(data), dtype, count)
     array = np.frombuffer(data, dtype)
     return array if order == sys.byteorder else array.byteswap()
 
@@ -222,7 +233,7 @@ def _read_legacy(file: Any, name: str) -> Any:
 
     saved = torch_pickle.load(file, name, storage)
     keys = safe_pickle.load_from(file, {}, name)
-    if not isinstance(keys, list) or set(keys) != set(storages):
+    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages):
         raise UserError(f"{name}: its list of storages is damaged. Copy it again.")
     for key in keys:
         _fill(file, storages[key], name, order)

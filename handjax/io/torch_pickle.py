@@ -5,6 +5,7 @@ saves its program's settings beside the weights, as objects of configuration lib
 these are skipped, and their entries of the checkpoint come back as None.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -12,8 +13,9 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from handjax.errors import UserError
+from handjax.errors import UserError, shown
 from handjax.io import safe_pickle
+from handjax.io.pickle_machine import Function, StandIn, key
 
 _STORAGES = {
     "DoubleStorage": np.float64,
@@ -28,6 +30,9 @@ _STORAGES = {
     "BoolStorage": np.bool_,
 }
 
+
+_MOST_REPEATED = 1 << 16
+"""Elements that a tensor may have on a smaller storage."""
 
 _SETTINGS = (
     "hyper_parameters",
@@ -45,34 +50,43 @@ _LIBRARIES = re.compile(
 """Globals that settings consist of."""
 
 
-class _Setting:
+class _Setting(StandIn):
     """Stands for an object of some program's settings; keeps nothing, does nothing."""
 
-    called = ""
+    __slots__ = ("name",)
 
-    def __new__(cls, *_, **__):
-        return super().__new__(cls)
+    def __init__(self, name: str):
+        self.name = name
 
-    def __init__(self, *_, **__):
-        pass
+    def called(self, args, kwargs):
+        """Return another one of this name."""
+        del args, kwargs
+        return _Setting(self.name)
 
-    def __setstate__(self, _):
-        pass
+    new = called
 
-    def __setitem__(self, *_):
-        pass
+    def with_state(self, state):
+        """Ignore the state."""
+        del state
+        return self
 
-    def append(self, _):
-        """Ignore the item."""
+    def add(self, items):
+        """Ignore the items."""
 
-    extend = add = append
+    def set_items(self, pairs):
+        """Ignore the items."""
 
 
-class _StorageType(NamedTuple):
+class _StorageType(StandIn):
     """Stands for a class such as torch.FloatStorage; a pickle can only pass it on."""
 
-    name: str
-    dtype: np.dtype
+    __slots__ = ("dtype", "name")
+
+    def __init__(self, name: str, dtype: np.dtype):
+        self.name, self.dtype = name, dtype
+
+    def __str__(self):
+        return f"torch.{self.name}"
 
 
 class _Storage(NamedTuple):
@@ -85,6 +99,7 @@ def load(
     file: Any,
     name: str,
     storage: Callable[[str, np.dtype, int], np.ndarray],
+    is_packed: bool = False,
 ) -> Any:
     """Read one pickle of `torch.save`.
 
@@ -92,6 +107,7 @@ def load(
         file: Open, in binary; stands behind the pickle afterwards.
         name: Name of the file in messages.
         storage: Returns the storage of a key, given its type and length.
+        is_packed: Whether it is inside of a zip archive.
 
     Raises:
         RefusedPickleError: It names a global that tensors do not need, outside of
@@ -103,10 +119,10 @@ def load(
     def persistent_load(pid: Any) -> _Storage:
         match pid:
             case ("storage", _StorageType() as kind, str(key), _, int(count), *view):
-                if view not in ([], [None]):
+                if len(view) > 1 or view != [None] * len(view) or count < 0:
                     raise UserError("views of storages (torch before 0.4)")
             case _:
-                raise UserError(f"a persistent id of an unknown form, {pid!r}")
+                raise UserError(f"a persistent id of an unknown form, {shown(pid)}")
         if key not in found:
             try:
                 found[key] = _Storage(storage(key, np.dtype(kind.dtype), count))
@@ -117,7 +133,9 @@ def load(
         return found[key]
 
     allowed = _allowed()
-    saved = safe_pickle.load_from(file, allowed, name, persistent_load, _setting)
+    saved = safe_pickle.load_from(
+        file, allowed, name, persistent_load, _setting, is_packed
+    )
     if isinstance(saved, dict):
         for key in _SETTINGS:
             if key in saved and _first_setting(saved[key]):
@@ -127,11 +145,9 @@ def load(
     return saved
 
 
-def _setting(module: str, name: str) -> type[_Setting] | None:
+def _setting(module: str, name: str) -> _Setting | None:
     called = f"{module}.{name}"
-    if not _LIBRARIES.fullmatch(called):
-        return None
-    return type(name, (_Setting,), {"called": called})
+    return _Setting(called) if _LIBRARIES.fullmatch(called) else None
 
 
 def _first_setting(value: Any) -> str:
@@ -140,9 +156,7 @@ def _first_setting(value: Any) -> str:
     while stack:
         value = stack.pop()
         if isinstance(value, _Setting):
-            return value.called
-        if isinstance(value, type) and issubclass(value, _Setting):
-            return value.called
+            return value.name
         if id(value) in seen:
             continue
         seen.add(id(value))
@@ -153,18 +167,26 @@ def _first_setting(value: Any) -> str:
     return ""
 
 
-class _Dict(dict):
+class _Dict(StandIn, dict):
     """An OrderedDict without the attributes that torch sets on it (`_metadata`)."""
 
-    def __setstate__(self, state):
+    def with_state(self, state):
+        """Ignore the state."""
         del state
+        return self
+
+    def set_items(self, pairs):
+        """Set the items."""
+        self.update((key(name), value) for name, value in pairs)
 
 
 def _allowed() -> dict[tuple[str, str], Any]:
     """Return stand-ins, new for every file, for the globals of `torch.save`."""
 
     def ordered_dict(items=()):
-        return _Dict(items)
+        made = _Dict()
+        made.set_items([(name, value) for name, value in items])
+        return made
 
     def rebuild_tensor(storage, offset, size, stride, requires_grad=False, *hooks):
         del requires_grad, hooks
@@ -177,11 +199,18 @@ def _allowed() -> dict[tuple[str, str], Any]:
     def size(dims):
         return tuple(dims)
 
+    functions = {
+        ("collections", "OrderedDict"): Function("OrderedDict", ordered_dict),
+        ("torch", "Size"): Function("torch.Size", size),
+    } | {
+        ("torch._utils", name): Function(name, function, is_view=True)
+        for name, function in {
+            "_rebuild_tensor_v2": rebuild_tensor,
+            "_rebuild_parameter": rebuild_parameter,
+        }.items()
+    }
     return {
-        ("collections", "OrderedDict"): ordered_dict,
-        ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
-        ("torch._utils", "_rebuild_parameter"): rebuild_parameter,
-        ("torch", "Size"): size,
+        **functions,
         **{
             ("torch", name): _StorageType(name, np.dtype(dtype))
             for name, dtype in _STORAGES.items()
@@ -194,18 +223,11 @@ def _numpy_scalars() -> dict[tuple[str, str], Any]:
     """Read np.float64: a learning rate of a numpy schedule in an optimiser."""
 
     def scalar(dtype, data):
-        if not isinstance(dtype, np.dtype) or dtype.kind not in "fiub":
-            raise UserError(f"a numpy scalar of type {dtype!r}")
-        return np.frombuffer(data, dtype, count=1)[0].item()
-
-    def encode(text, codec):
-        if codec != "latin1":
-            raise UserError(f"bytes in the code {codec!r}")
-        return text.encode("latin1")
+        return safe_pickle.scalar(dtype, data).item()
 
     return safe_pickle.numpy_globals() | {
-        ("numpy.core.multiarray", "scalar"): scalar,
-        ("_codecs", "encode"): encode,
+        ("numpy.core.multiarray", "scalar"): Function("scalar", scalar),
+        ("_codecs", "encode"): Function("encode", safe_pickle.encode),
     }
 
 
@@ -217,10 +239,18 @@ def _view(storage: Any, offset: Any, size: Any, stride: Any) -> np.ndarray:
     """
     if not isinstance(storage, _Storage):
         raise UserError("a tensor without a storage")
-    size, stride, array = tuple(size), tuple(stride), storage.array
-    numbers = (offset, *size, *stride)
-    if len(size) != len(stride) or not all(type(n) is int and n >= 0 for n in numbers):
-        raise UserError(f"a tensor of size {size}, stride {stride}, offset {offset}")
+    if not isinstance(size, tuple) or not isinstance(stride, tuple):
+        raise UserError(f"a tensor of size {shown(size)}, stride {shown(stride)}")
+    array, numbers = storage.array, (offset, *size, *stride)
+    known = all(type(n) is int and 0 <= n < 2**48 for n in numbers)
+    if len(size) != len(stride) or len(size) > 32 or not known:
+        raise UserError(
+            f"a tensor of size {shown(size)}, stride {shown(stride)}, offset "
+            f"{shown(offset)}"
+        )
+    # Strides of 0 repeat elements: torch's `expand`, which no weights are made with.
+    if math.prod(size) > max(array.size, _MOST_REPEATED):
+        raise UserError(f"a tensor of size {size} on {array.size} elements")
     if 0 in size:
         return np.zeros(size, array.dtype)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from handjax.errors import UserError
-from handjax.io import safe_pickle
+from handjax.io import array_files, safe_pickle
 
 KEYS = (
     *("v_template", "shapedirs", "posedirs", "J_regressor"),
@@ -59,12 +59,12 @@ def read(path: Path) -> dict[str, np.ndarray]:
         OSError: It cannot be read.
     """
     allowed = safe_pickle.numpy_globals() | {
-        ("__builtin__", "set"): set,
+        ("__builtin__", "set"): safe_pickle.Function("set", safe_pickle.plain_set),
         ("chumpy.ch", "Ch"): safe_pickle.holder("Ch"),
         ("chumpy.reordering", "Select"): safe_pickle.holder("Select"),
         ("scipy.sparse.csc", "csc_matrix"): safe_pickle.holder("csc_matrix"),
     }
-    read = safe_pickle.load_npz if path.suffix == ".npz" else safe_pickle.load
+    read = array_files.load_npz if path.suffix == ".npz" else safe_pickle.load
     data = read(path, allowed)
     if not isinstance(data, Mapping):
         raise UserError(f"{path}: expected a dict of arrays, found {type(data)}.")
@@ -105,7 +105,8 @@ def _require(keys: Iterable[str], data: Mapping, path: Path) -> None:
 
 def _dense(value: Any, path: Path, key: str) -> np.ndarray:
     """Turn what the file holds for one key into a plain array."""
-    kind, state = type(value).__name__, getattr(value, "state", {})
+    held = isinstance(value, safe_pickle.Holder)
+    kind, state = (value.kind, value.state) if held else ("", {})
     try:
         if kind == "csc_matrix":
             import scipy.sparse

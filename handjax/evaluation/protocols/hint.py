@@ -33,7 +33,7 @@ from handjax.evaluation.protocols import (
     plausible,
 )
 from handjax.geometry.skeleton import NUM_JOINTS
-from handjax.io import safe_pickle
+from handjax.io import array_files, safe_pickle
 from handjax.io.folders import visible
 
 THRESHOLDS = (0.05, 0.1, 0.15)
@@ -339,16 +339,11 @@ def _text(name: Any) -> str:
 def _arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Read some arrays of an npz; pickled ones are read without running them."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in names}
-    except ValueError as error:
-        if "Object arrays" not in str(error):
-            raise UserError(f"{path}: {error}. Download it again.") from error
-    except KeyError as error:
-        raise UserError(f"{path}: {error}. Is it HaMeR's evaluation file?") from None
-    except Exception as error:  # a damaged archive raises what it likes
-        raise UserError(f"{path}: not a complete npz ({error}).") from error
-    return safe_pickle.load_npz(path, safe_pickle.numpy_globals())
+        return array_files.load_npz(path, safe_pickle.numpy_globals(), names)
+    except safe_pickle.RefusedPickleError:
+        raise
+    except UserError as error:
+        raise UserError(f"{error} Is it HaMeR's evaluation file?") from None
 
 
 BENCHMARKS = {"hint": HInt()}
