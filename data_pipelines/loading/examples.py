@@ -27,6 +27,7 @@ from data_pipelines.storage.schema import Counts
 from handjax.errors import UserError
 from handjax.geometry import crop, skeleton
 from handjax.geometry.crop import CropConfig, View
+from handjax.io import image_files
 from handjax.types import Batch
 
 HAND_ANCHORS = tuple(skeleton.HAND.roots.values())
@@ -43,6 +44,7 @@ def decode_image(jpeg: bytes) -> np.ndarray:
     # so the end marker is checked instead.
     if b"\xff\xd9" not in jpeg[-64:]:
         raise UserError("truncated JPEG")
+    image_files.check_size(bytes(jpeg), ("JPEG",))
     data = np.frombuffer(jpeg, np.uint8)
     image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None:

@@ -15,7 +15,7 @@ from PIL import Image
 from data_pipelines.sources.description import DroppedError
 from handjax.errors import UserError
 from handjax.geometry import crop
-from handjax.io import pixels
+from handjax.io import image_files, pixels
 
 AROUND = 3.0
 """Side of a stored crop, relative to the longer side of the hand's box: room for
@@ -133,11 +133,10 @@ def numbers(data: bytes) -> np.ndarray:
 
 def _decoded(data: bytes) -> Image.Image:
     try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
-    except Exception as error:  # Pillow's decoders raise many kinds
-        raise UserError(f"it cannot be decoded ({error})") from error
-    return image
+        with image_files.opened(data) as image:
+            return image
+    except image_files.ImageError as error:
+        raise UserError(f"it cannot be decoded: {error}") from error
 
 
 def _is_plain(image: Image.Image, data: bytes) -> bool:

@@ -1,6 +1,5 @@
 """Draw a page of examples, every second one with its annotations."""
 
-import io
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from PIL import Image, ImageDraw
 
 from handjax.geometry import crop
 from handjax.geometry.skeleton import BONES
+from handjax.io import image_files
 
 _COLOURS = ("#e6b800", "#e6194b", "#3cb44b", "#4363d8", "#c44fd9")
 """Thumb to little finger; every four bones of a body."""
@@ -70,7 +70,8 @@ def _write(path: Path, tiles: Sequence[Image.Image]) -> None:
 
 
 def _opened(record: Record) -> Image.Image:
-    return Image.open(io.BytesIO(record["image"])).convert("RGB")
+    with image_files.opened(bytes(record["image"]), ("JPEG",)) as picture:
+        return picture.convert("RGB")
 
 
 def _draw_bones(

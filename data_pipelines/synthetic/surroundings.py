@@ -1,16 +1,15 @@
 """Draw light and background: panoramas, plain walls, tables that catch shadows."""
 
 import functools
-import io
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 from jaxtyping import Float
-from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from data_pipelines.synthetic import hand as hands
+from handjax.io import image_files
 
 _DIRECTIONS = np.random.default_rng(0).normal(size=(64, 3))
 _DIRECTIONS /= np.linalg.norm(_DIRECTIONS, axis=1, keepdims=True)
@@ -58,7 +57,8 @@ def panorama(name: str) -> Panorama:
         jpeg = arrays[f"{name}_ldr"].tobytes()
         harmonics = arrays[f"{name}_sh"].astype(float)
         key = arrays[f"{name}_key"].astype(float)
-    image = np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"), np.float32) / 255
+    with image_files.opened(jpeg) as picture:
+        image = np.asarray(picture.convert("RGB"), np.float32) / 255
     # Repeated columns let the sampler run over the seam.
     image = np.concatenate([image[:, -8:], image, image[:, :8]], 1)
     return Panorama((image**2.2).astype(np.float32), harmonics, key[:3], key[3:])

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps
 
 from handjax.errors import UserError, suggest
 from handjax.geometry.crop import assumed_intrinsics
-from handjax.io import pixels
+from handjax.io import image_files, pixels
 from handjax.io.folders import visible
 
 if TYPE_CHECKING:
@@ -103,29 +103,23 @@ def read(path: str | Path) -> Photo:
         raise PhotoError(f"{path}: no such file.")
     if path.stat().st_size == 0:
         raise PhotoError(f"{path}: the file is empty (0 bytes).")
-    # PIL would fill a cut-off picture with gray if another library asked for that.
-    was, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
-        # By its path, Pillow would map a TIFF into memory and scramble turned ones.
-        with path.open("rb") as file, Image.open(file) as picture:
-            picture.load()
+        with image_files.opened(path) as picture:
             focal = _exif_focal_px(picture)
-            ImageOps.exif_transpose(picture, in_place=True)
+            _turn_upright(picture)
             image = pixels.from_picture(picture)
-    except UnidentifiedImageError:
-        raise PhotoError(
-            f"{path}: not a picture that Pillow can read; use one of "
-            f"{', '.join(SUFFIXES)}."
-        ) from None
-    except Image.DecompressionBombError as error:
-        raise PhotoError(f"{path}: {error}") from None
     except UserError as error:
         raise PhotoError(f"{path}: {error}") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise PhotoError(f"{path}: truncated or damaged picture ({error}).") from None
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = was
+    except MemoryError as error:
+        raise PhotoError(f"{path}: it needs more memory than there is.") from error
     return Photo(path, image, focal)
+
+
+def _turn_upright(picture: Image.Image) -> None:
+    try:
+        ImageOps.exif_transpose(picture, in_place=True)
+    except Exception:  # damaged EXIF: left as stored, as viewers do
+        return
 
 
 def _exif_focal_px(picture: Image.Image) -> float | None:
