@@ -12,7 +12,6 @@ GPUs, sums may be made in another order.
 """
 
 import argparse
-import json
 import random
 import shlex
 import signal
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from handjax.errors import HandjaxError, UserError
-from handjax.io import command_line, console
+from handjax.io import command_line, console, json_files
 from handjax.io.command_line import Parser, at_least
 from handjax.io.folders import visible
 
@@ -198,8 +197,8 @@ def _writing(workdir: Path) -> Iterator[Path]:
 
 def _lines(workdir: Path) -> Iterator[dict]:
     """Log lines without what is of the machine."""
-    for line in (workdir / "metrics.jsonl").read_text().splitlines():
-        yield {k: v for k, v in json.loads(line).items() if not k.startswith(MACHINE)}
+    for line in json_files.lines(workdir / "metrics.jsonl"):
+        yield {k: v for k, v in line.items() if not k.startswith(MACHINE)}
 
 
 def _parser() -> Parser:

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from handjax.errors import UserError
-from handjax.io import command_line
+from handjax.io import array_files, command_line
 from handjax.io.command_line import Parser, at_least
 from handjax.metrics.fid import (
     KID_SIZE,
@@ -78,14 +78,10 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
             return torch_files.read(path)
         if path.suffix not in (".npy", ".npz"):
             raise UserError("allowed are .npy, .npz and .safetensors")
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"features": loaded}
-        with loaded:
-            return {name: loaded[name] for name in loaded.files}
-    except OSError:
-        raise
-    except Exception as error:  # a damaged archive raises what it likes
+        if path.suffix == ".npy":
+            return {"features": array_files.load_npy(path)}
+        return array_files.load_npz(path)
+    except UserError as error:
         raise UserError(f"{path}: no file of features: {error}") from error
 
 

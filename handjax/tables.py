@@ -14,16 +14,15 @@ measured alike are said on standard error.
 import argparse
 import csv
 import io
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from handjax.errors import MissingFileError, UserError
+from handjax.errors import MissingFileError
 from handjax.evaluation import protocols
 from handjax.evaluation.protocols import Column
-from handjax.io import command_line
+from handjax.io import command_line, json_files
 from handjax.io.command_line import Parser
 from handjax.io.folders import visible
 
@@ -114,15 +113,9 @@ def _of_workdir(workdir: Path) -> list[Path]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        report = json.loads(path.read_text())
-        if not {"benchmark", "protocol", "count", "metrics"} <= set(report):
-            raise UserError("keys are missing")
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            f"{path}: no report of `python -m handjax.evaluate` ({error})."
-        ) from error
-    return report
+    kinds = {"benchmark": str, "protocol": str, "count": int, "metrics": dict}
+    advice = "It is not a report of `python -m handjax.evaluate`."
+    return json_files.read(path, kinds, advice)
 
 
 # --- tables -------------------------------------------------------------------------

@@ -46,6 +46,15 @@ FIELDS = (
 model."""
 
 
+_LARGEST = {
+    **dict.fromkeys(("bbox_center", "bbox_size", "joints2d", "K"), 1e6),
+    **dict.fromkeys(("joints3d", "vertices", "mano_transl"), 100.0),
+    **dict.fromkeys(("mano_pose", "mano_betas"), 1e3),
+}
+"""Field -> largest absolute value that a photo of a hand can have: pixels, metres,
+radians. What is larger is damage."""
+
+
 class BadRecordError(HandjaxError, ValueError):
     """One record cannot become an example; `row` is its place in the batch."""
 
@@ -101,6 +110,7 @@ def right_hands(
     Raises:
         BadRecordError: Names a record that makes no sense.
     """
+    _check_sizes(records)
     left = ~flags(records, "is_right")
     height, width = stacked(records, "image_size").astype(np.float64).T
     K, joints3d = _cameras(records), finite(records, "joints3d")
@@ -167,24 +177,38 @@ def has_mano(records: Sequence[dict[str, Any]]) -> np.ndarray:
 
 
 def finite(records: Sequence[dict[str, Any]], name: str) -> np.ndarray:
-    """Return a field of the batch in float64; raise if a value is not finite.
+    """Return a field of the batch in float64; raise if a value cannot be.
 
     Raises:
-        BadRecordError: Names a record with a value that is not finite.
+        BadRecordError: Names a record with a value that is not finite, or is beyond
+            what a photo of a hand can have.
     """
     values = stacked(records, name).astype(np.float64)
     finite = np.isfinite(values).reshape(len(values), -1)
     if not finite.all():
         row = int(finite.all(axis=1).argmin())
         raise BadRecordError(row, f"{name} holds values that are not finite")
+    beyond = (np.abs(values) > _LARGEST[name]).reshape(len(values), -1).any(axis=1)
+    if beyond.any():
+        row = int(beyond.argmax())
+        raise BadRecordError(row, f"{name} holds values beyond {_LARGEST[name]:g}")
     return values
+
+
+def _check_sizes(records: Sequence[dict[str, Any]]) -> None:
+    for row, record in enumerate(records):
+        if np.min(record["image_size"]) <= 0:
+            raise BadRecordError(row, "image_size is not above zero")
+        if not np.min(record["bbox_size"]) >= 0:
+            raise BadRecordError(row, "bbox_size is negative or not a number")
 
 
 def _cameras(records: Sequence[dict[str, Any]]) -> np.ndarray:
     """Return camera matrices, assumed where a record has none.
 
     Raises:
-        BadRecordError: Names a record whose focal lengths are not positive.
+        BadRecordError: Names a record whose focal lengths are not positive, or whose
+            matrix has no inverse.
     """
     K = finite(records, "K")
     for row in np.flatnonzero(~flags(records, "has_K")):
@@ -195,6 +219,10 @@ def _cameras(records: Sequence[dict[str, Any]]) -> np.ndarray:
         row = int(wrong.argmax())
         focal = np.diag(K[row])[:2]
         raise BadRecordError(row, f"focal lengths {focal} are not positive")
+    # The last row is 0, 0, 1, or a multiple of it in some data sets.
+    wrong = ~(np.abs(np.linalg.det(K)) > 1e-9)
+    if wrong.any():
+        raise BadRecordError(int(wrong.argmax()), "K has no inverse")
     return K
 
 
@@ -211,6 +239,9 @@ def _vertices(records: Sequence[dict[str, Any]], count: int) -> np.ndarray:
     if not finite.all():
         row = int(finite.argmin())
         raise BadRecordError(row, "vertices holds values that are not finite")
+    if np.abs(meshes).max(initial=0) > (most := _LARGEST["vertices"]):
+        row = int(np.abs(meshes).max(axis=(1, 2)).argmax())
+        raise BadRecordError(row, f"vertices holds values beyond {most:g}")
     return meshes
 
 

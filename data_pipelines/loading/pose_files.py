@@ -6,13 +6,12 @@ numbers for each joint of the body model.
 """
 
 import os
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
 from handjax.errors import MissingFileError, UserError
+from handjax.io import array_files
 
 
 class PoseFile:
@@ -56,27 +55,14 @@ def _read(path: Path, columns: dict[str, int]) -> dict[str, np.ndarray]:
             f"There is no file {str(path)!r}; name an npz with hand_pose "
             f"(N, {columns['hand_pose']}) and betas (N, 10)."
         )
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return {
-                name: _array(archive, name, path, wanted)
-                for name, wanted in columns.items()
-            }
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise UserError(
-            f"{path}: not a complete npz file ({error}). Copy it again."
-        ) from error
+    arrays = array_files.load_npz(path, names=columns)
+    return {
+        name: _checked(arrays[name], name, path, wanted)
+        for name, wanted in columns.items()
+    }
 
 
-def _array(archive: zipfile.ZipFile, name: str, path: Path, wanted: int) -> np.ndarray:
-    if f"{name}.npy" not in archive.namelist():
-        found = ", ".join(sorted(archive.namelist())) or "nothing"
-        raise UserError(f"{path} has no array {name!r}; it has {found}.")
-    with archive.open(f"{name}.npy") as file:
-        try:
-            array = np.lib.format.read_array(file, allow_pickle=False)
-        except ValueError as error:
-            raise UserError(f"{path}, array {name!r}: {error}.") from error
+def _checked(array: np.ndarray, name: str, path: Path, wanted: int) -> np.ndarray:
     if array.ndim != 2 or array.shape[1] != wanted or array.dtype.kind != "f":
         raise UserError(
             f"{path}, array {name!r} is {array.dtype} of shape {array.shape}; it must "

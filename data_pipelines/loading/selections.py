@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import logging
-import zipfile
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +20,7 @@ from data_pipelines.loading.recipes import Filters
 from data_pipelines.storage.progress import Report
 from data_pipelines.storage.shards import Split
 from handjax.errors import UserError
-from handjax.io import atomic_files
+from handjax.io import array_files, atomic_files, json_files
 
 VERSION = 1
 """Version of `filters.judge`, raised whenever its result changes."""
@@ -120,10 +119,14 @@ def _key(split: Split, filters: Filters) -> str:
 def _read(path: Path) -> Selection | None:
     """Read a selection; None for a file that is not one, which is then made anew."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
-            about = json.loads(str(kept["about"]))
-            bits = np.unpackbits(kept["kept"], count=about["total"])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        kept = array_files.load_npz(path, names=["about", "kept"])
+        kinds = {"total": int, "left_out": dict, "changed": dict}
+        about = json_files.parse(str(kept["about"]), path)
+        about = {k: json_files.checked(about, path, kinds)[k] for k in kinds}
+        if not 0 <= about["total"] <= 8 * kept["kept"].size:
+            raise UserError(f"{path}: its counts do not fit.")
+        bits = np.unpackbits(kept["kept"], count=about["total"])
+    except (OSError, ValueError, TypeError) as error:
         _log.warning(
             "%s cannot be read (%s); looking at all records again", path, error
         )

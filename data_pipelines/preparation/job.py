@@ -9,7 +9,6 @@ machine or Apache Beam), nor on how often the job was interrupted.
 """
 
 import collections
-import json
 import shutil
 import sys
 from collections.abc import Sequence
@@ -26,8 +25,8 @@ from data_pipelines.sources.reading import SourceError
 from data_pipelines.storage import contact_sheet, schema, shards
 from data_pipelines.storage.directories import check_same, locked
 from data_pipelines.storage.progress import Report
-from handjax.errors import UserError
-from handjax.io import atomic_files
+from handjax.errors import UserError, shown
+from handjax.io import atomic_files, json_files
 from handjax.io.folders import visible
 from handjax.mano import numpy_skinning
 
@@ -118,7 +117,18 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
 def read_manifest(directory: Path) -> dict[str, Any]:
     """Read what a directory holds; without splits if it holds nothing yet."""
     path = Path(directory) / MANIFEST
-    return json.loads(path.read_text()) if path.is_file() else {"splits": {}}
+    if not path.is_file():
+        return {"splits": {}}
+    advice = "Make the dataset again."
+    found = json_files.read(path, {"splits": dict}, advice)
+    part = {"file": str, "sha256": str, "bytes": int}
+    for name, split in found["splits"].items():
+        json_files.checked(split, f"{path}: {name}", {"shards": list}, advice)
+        for shard in split["shards"]:
+            json_files.checked(shard, f"{path}: {name}", part, advice)
+            if Path(shard["file"]).name != shard["file"]:
+                raise UserError(f"{path}: {shown(shard['file'])} is no shard. {advice}")
+    return found
 
 
 def _is_complete(out: Path, split: str) -> bool:
@@ -154,6 +164,14 @@ def _make(job: Job, split: str, runner: Runner) -> None:
     _write_entry(job, index, [part for part in parts if part])
 
 
+def _noted(note: Path) -> dict[str, Any]:
+    """Return which files an index was made of; none where that is not known."""
+    try:
+        return json_files.read(note) or {"": None}
+    except UserError:
+        return {"": None}
+
+
 def _index(job: Job, split: str) -> tuple[Index, str]:
     """Return the index of a split and its SHA-256.
 
@@ -164,7 +182,7 @@ def _index(job: Job, split: str) -> tuple[Index, str]:
     note = directory.with_name("files.json")
     module, source, _ = datasets.open_source(job.dataset, Path(job.source))
     known = directory.is_dir() and note.is_file()
-    if not (known and source.is_as_before(json.loads(note.read_text()))):
+    if not (known and source.is_as_before(_noted(note))):
         print(f"{job.dataset} {split}: reading annotations", file=sys.stderr)
         note.unlink(missing_ok=True)
         index = module.index(source, split)
@@ -258,7 +276,7 @@ def _finish(job: Job, builder: Builder, models: conventions.HandModels) -> None:
         },
         description=builder.describe(),
         hand={"name": model.name, "sha256": model.sha256} if model else {},
-        made_by=json.loads((out / "settings.json").read_text()),
+        made_by=json_files.read(out / "settings.json"),
     )
     for split in made:
         sheet = out / f"contact_sheet_{split}.png"

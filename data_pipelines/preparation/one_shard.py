@@ -7,10 +7,9 @@ writes it, how often, or in which order.
 import collections
 import functools
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 from data_pipelines import datasets
 from data_pipelines.sources import conventions, index_files, reposing
@@ -18,7 +17,7 @@ from data_pipelines.sources.description import DroppedError, Index
 from data_pipelines.sources.reading import DownloadedFiles
 from data_pipelines.storage import schema, shards
 from handjax.errors import UserError
-from handjax.io import atomic_files
+from handjax.io import atomic_files, json_files
 
 WORK = ".work"
 """Folder of a data set that is being made: indices, and what is known of shards."""
@@ -85,7 +84,11 @@ def finished(job: Job, task: Task) -> Part | None:
     note, path = note_path(job, task), task.path(job)
     if not (note.is_file() and path.is_file()):
         return None
-    part = Part(**json.loads(note.read_text()))
+    try:
+        found = json_files.read(note, get_type_hints(Part))
+    except UserError:  # half written: the shard is made again
+        return None
+    part = Part(**{name: found[name] for name in Part._fields})
     same = part.index_sha256 == task.index_sha256 and part.file == path.name
     return part if same and path.stat().st_size == part.bytes else None
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.sources.description import Index
-from handjax.io import atomic_files
+from handjax.io import atomic_files, json_files
 from handjax.io.folders import visible
 
 _ABOUT = "about.json"
@@ -39,7 +39,8 @@ def write(directory: Path, index: Index) -> None:
 
 def read(directory: Path) -> tuple[Index, str]:
     """Read an index and the SHA-256 of its content."""
-    about = json.loads((directory / _ABOUT).read_text())
+    kinds = {"split": str, "count": int, "dropped": dict, "sha256": str}
+    about = json_files.read(directory / _ABOUT, kinds, "Remove its directory.")
     columns = {
         path.stem: np.load(path, mmap_mode="r", allow_pickle=False)
         for path in visible(directory, "*.npy")

@@ -34,7 +34,9 @@ def elements(path: Path, key: str = "") -> Iterator[Any]:
         # For a list that does not exist ijson yields nothing, as for an empty one.
         if not count and not _has_list(path, key):
             raise UserError(f"there is no list {key!r} in it".replace(" ''", ""))
-    except ijson.JSONError as error:
+    except (ijson.JSONError, OverflowError, ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
         reason = console.first_line(error)
         raise UserError(f"element {count} cannot be read ({reason})") from error
 

@@ -4,7 +4,6 @@ Every error names the file, what was expected in it and which archive it comes f
 """
 
 import fnmatch
-import json
 import tarfile
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,7 @@ from data_pipelines.sources import json_stream, pictures
 from data_pipelines.sources.description import Archive, Builder
 from handjax.errors import UserError
 from handjax.geometry.skeleton import NUM_VERTICES
-from handjax.io import array_files, safe_pickle
+from handjax.io import array_files, json_files, safe_pickle
 from handjax.io.folders import visible
 
 
@@ -111,10 +110,12 @@ class DownloadedFiles:
         Raises:
             SourceError: It is missing, truncated or not JSON.
         """
+        data = self.read(relative, what)
         try:
-            return json.loads(self.read(relative, what))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise self.damaged(relative, what, f"not complete JSON ({error})") from None
+            return json_files.parse(data, "it", advice="")
+        except UserError as error:
+            reason = str(error).removeprefix("it: ").removesuffix(". ")
+            raise self.damaged(relative, what, reason) from None
 
     def yaml(self, relative: str, what: str) -> dict[str, Any]:
         """Read a YAML file of plain values.
@@ -126,7 +127,7 @@ class DownloadedFiles:
 
         try:
             values = yaml.safe_load(self.read(relative, what))
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise self.damaged(relative, what, f"not complete YAML ({error})") from None
         if not isinstance(values, dict):
             raise self.damaged(relative, what, f"it holds {values!r:.40}")
@@ -146,7 +147,7 @@ class DownloadedFiles:
                 element = next(elements)
             except StopIteration:
                 return
-            except ValueError as error:
+            except (ValueError, OverflowError) as error:
                 raise self.damaged(relative, expected, error) from None
             yield element
 
@@ -179,7 +180,7 @@ class DownloadedFiles:
                 values.append(array)
         except SourceError:
             raise
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise self.damaged(relative, expected, error) from None
         return np.stack(values) if values else np.zeros((0, *shape), dtype)
 

@@ -2,12 +2,12 @@
 
 import contextlib
 import fcntl
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from handjax.errors import UserError
+from handjax.io import atomic_files, json_files
 from handjax.io.folders import visible
 
 
@@ -52,9 +52,10 @@ def check_same(
                 "settings.json, so it is not a data set of this program. Choose an "
                 "empty directory."
             )
-        path.write_text(json.dumps(settings, indent=1) + "\n")
+        atomic_files.write_json(path, settings)
         return
-    found = json.loads(path.read_text())
+    advice = "Choose another directory or remove this one."
+    found = json_files.read(path, advice=advice)
     different = [
         f"{key}: {found.get(key)!r} there, {settings.get(key)!r} asked for"
         for key in sorted({*found, *settings})

@@ -19,6 +19,7 @@ from typing import Any
 
 from data_pipelines.storage import schema
 from handjax.errors import HandjaxError, MissingFileError, UserError
+from handjax.io import json_files
 
 RECORDS_PER_SHARD = 2_500
 """At about 20 kB each, 50 MB: little is lost when a job is interrupted."""
@@ -248,18 +249,31 @@ def read_metadata(directory: Path) -> dict[str, Any]:
             "published one with `python -m data_pipelines.prepare NAME --source DIR "
             "--out DIR`; or correct the path."
         )
-    metadata = json.loads(path.read_text())
+    advice = "Make the dataset again."
+    metadata = json_files.read(path, {"schema_version": int}, advice)
     if metadata["schema_version"] != schema.SCHEMA_VERSION:
         raise ShardError(
             f"{str(directory)!r} has schema version {metadata['schema_version']}, this "
             f"program reads version {schema.SCHEMA_VERSION}; make the dataset again."
         )
+    json_files.checked(metadata, path, {"name": str, "splits": dict}, advice)
+    kinds = dict.fromkeys(metadata["splits"], int)
+    json_files.checked(metadata["splits"], f"{path}: splits", kinds, advice)
+    for key, kind in {"hand": dict, "made_by": dict, "counts": dict}.items():
+        if key in metadata:
+            json_files.checked(metadata, path, {key: kind}, advice)
+    counts = metadata.get("counts", {})
+    kinds = dict.fromkeys(schema.Counts._fields, int) if counts else {}
+    json_files.checked(counts, f"{path}: counts", kinds, advice)
+    if "/" in metadata["name"] or min(metadata["splits"].values(), default=0) < 0:
+        raise UserError(f"{path}: a name with a slash, or a size below 0. {advice}")
     return metadata
 
 
 def counts_of(metadata: dict[str, Any]) -> schema.Counts:
     """Return the counts of a dataset; a hand's where old metadata has none."""
-    return schema.Counts(**metadata.get("counts", {}))
+    counts = metadata.get("counts", {})
+    return schema.Counts(**{k: counts[k] for k in schema.Counts._fields if k in counts})
 
 
 def _shard_files(directory: Path, split: str) -> list[Path]:

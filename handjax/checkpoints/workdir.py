@@ -37,7 +37,7 @@ def read_config(workdir: Path | str) -> ConfigDict:
             f"{str(workdir)!r} is not a workdir: it has no config.json. Pass the "
             "--workdir of a `python -m handjax.train` run."
         )
-    return configs.from_json(path.read_text())
+    return configs.read_json(path)
 
 
 def load_variables(

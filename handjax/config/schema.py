@@ -9,14 +9,16 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import ml_collections
 
 from data_pipelines.loading import recipes
 from data_pipelines.storage import dataset_names
-from handjax.errors import UserError, suggest
+from handjax.errors import UserError, shown, suggest
 from handjax.family.stage import LABELLED_POSES
+from handjax.io import json_files
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 OPTIMIZERS = ("adamw", "adam", "sgd")
@@ -285,13 +287,29 @@ def to_json(config: ml_collections.ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
-def from_json(text: str) -> ml_collections.ConfigDict:
+def read_json(path: str | Path) -> ml_collections.ConfigDict:
+    """Rebuild a config from a file with the text of `to_json`; see `from_json`."""
+    return from_json(Path(path).read_bytes(), path)
+
+
+def from_json(
+    text: str | bytes, name: object = "config.json"
+) -> ml_collections.ConfigDict:
     """Rebuild a config from the text of `to_json` (tuples come back as tuples).
 
     Keys that the config of an earlier version lacks get their defaults, and those of
     `config.model` the values of `LATER_MODEL_KEYS`. So the default of a new key has to
     be what was done before there was one.
+
+    Args:
+        text: As `to_json` returns it.
+        name: Of the file, begins messages.
+
+    Raises:
+        UserError: It is not a config.
     """
+    found = json_files.parse(text, name)
+    json_files.checked(found, name, _OF_A_CONFIG, _NO_CONFIG)
 
     def tuples(value: Any) -> Any:
         if isinstance(value, list):
@@ -300,8 +318,9 @@ def from_json(text: str) -> ml_collections.ConfigDict:
             return {k: tuples(v) for k, v in value.items()}
         return value
 
-    config = tuples(json.loads(text))
+    config = tuples(found)
     # Workdirs of earlier versions have this key under "train".
+    json_files.checked(config.get("train", {}), f"{name}: train", {}, _NO_CONFIG)
     if "init_from" in config.get("train", {}):
         config.setdefault("init_from", config["train"].pop("init_from"))
     model = config.get("model", {})
@@ -311,9 +330,31 @@ def from_json(text: str) -> ml_collections.ConfigDict:
         name: stage(steps=1, batch_size=1, losses={}) for name in config["stages"]
     }
     later = LATER_MODEL_KEYS.get(config.get("family", ""), {})
-    return ml_collections.ConfigDict(
-        _completed(config, {**base().to_dict(), "model": later, "stages": stages})
-    )
+    defaults = {**base().to_dict(), "model": later, "stages": stages}
+    _check_kinds(config, defaults, str(name))
+    return ml_collections.ConfigDict(_completed(config, defaults))
+
+
+_NO_CONFIG = "It is not a config of handjax."
+_OF_A_CONFIG = {"family": str, "model": dict, "stages": dict}
+
+
+def _check_kinds(values: Any, defaults: Any, where: str) -> None:
+    """Refuse values of another kind than their defaults: text for a number."""
+    if isinstance(defaults, dict):
+        json_files.checked(values, where, {}, _NO_CONFIG)
+        for key in defaults:
+            if key in values:
+                _check_kinds(values[key], defaults[key], f"{where}: {key}")
+        return
+    for kinds in ((int, float), (str,), (tuple,)):
+        known = isinstance(defaults, kinds) and values is not None
+        if known and isinstance(values, (int, float, str, tuple, dict)):
+            if not isinstance(values, kinds):
+                raise UserError(
+                    f"{where} is {shown(values)}, and {defaults!r} by default. "
+                    f"{_NO_CONFIG}"
+                )
 
 
 def _completed(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ Conventions: joints in `skeleton.JOINTS` order, metres, OpenCV camera axes (x ri
 down, z forward), the hand as the picture shows it (left hands not mirrored).
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from jaxtyping import Float
 
 from handjax.errors import UserError
 from handjax.geometry.skeleton import FINGERS
+from handjax.io import json_files
 
 BENDS_DEG = (("straight", 45.0), ("slightly bent", 100.0), ("bent", 160.0))
 """A finger is the first of these whose limit its bend is under, else "curled". The bend
@@ -168,8 +168,8 @@ def read(path: str | Path) -> dict[int, str]:
 
 def _entry(where: str, line: str) -> tuple[int, str]:
     try:
-        entry: Any = json.loads(line)
-    except ValueError:
+        entry: Any = json_files.parse(line, where)
+    except UserError:
         entry = None
     if isinstance(entry, dict):
         index, text = entry.get("index"), entry.get("text", entry.get("prompt"))

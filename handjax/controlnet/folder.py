@@ -26,6 +26,7 @@ from PIL import Image
 
 from handjax.controlnet.images import KINDS
 from handjax.errors import UserError
+from handjax.io import json_files
 from handjax.io.atomic_files import write_bytes, write_json
 from handjax.io.folders import visible
 
@@ -124,7 +125,8 @@ class Folder:
         # As they come back from the file: tuples as lists.
         settings = json.loads(json.dumps(settings))
         if path.exists():
-            before = json.loads(path.read_text())["settings"]
+            advice = "Choose another --out, or delete that folder."
+            before = json_files.read(path, {"settings": dict}, advice)["settings"]
             keys = sorted({*before, *settings})
             changed = [
                 f"{key} {before.get(key)!r}, not {settings.get(key)!r}"

@@ -4,7 +4,6 @@ A backbone is `weights.safetensors`, flat names such as "params/conv1/kernel"; a
 model is a workdir with config.json and one checkpoint. Both have `conversion.json`.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,12 @@ from handjax.checkpoints.store import Checkpoints
 from handjax.config import schema as configs
 from handjax.conversion import Converted
 from handjax.errors import UserError
-from handjax.io import atomic_files, torch_files
+from handjax.io import atomic_files, json_files, torch_files
 from handjax.types import Variables
 
 RECORD = "conversion.json"
 WEIGHTS = "weights.safetensors"
+_RECORD = {"kind": str, "backbone": (str, type(None)), "licence": str}
 
 
 def is_conversion(directory: str | Path) -> bool:
@@ -34,15 +34,10 @@ def read_record(directory: str | Path) -> dict[str, Any]:
         UserError: It is damaged.
     """
     path = Path(directory) / RECORD
-    try:
-        record = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path} is damaged ({error}); convert the weights again."
-        ) from error
-    if not isinstance(record, dict) or record.get("schema") != "handjax/conversion":
+    record = json_files.read(path, advice="Convert the weights again.")
+    if record.get("schema") != "handjax/conversion":
         raise UserError(f"{path} was not written by handjax.convert.")
-    return record
+    return json_files.checked(record, path, _RECORD, "Convert the weights again.")
 
 
 def read_backbone(directory: str | Path) -> Variables:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from handjax.errors import UserError
+from handjax.io import array_files
 from handjax.io.atomic_files import write_bytes
 
 Arrays = dict[str, np.ndarray]
@@ -97,10 +98,9 @@ def gather_parts(
 def _read(path: Path, digest: str) -> Arrays | None:
     # Another process may combine the parts, and remove them, meanwhile.
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
-            if found[_ABOUT].item() != digest:
-                return None
-            return {name: found[name] for name in found.files if name != _ABOUT}
+        found = array_files.load_npz(path)
+        about = found.pop(_ABOUT, None)
+        return found if about is not None and about.item() == digest else None
     except FileNotFoundError:
         return None
 

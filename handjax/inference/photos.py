@@ -5,7 +5,6 @@ are at whole numbers; boxes are x0, y0, x1, y1 in pixels of the upright photo (a
 EXIF orientation, as viewers show it).
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,9 +14,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import ExifTags, Image, ImageOps
 
-from handjax.errors import UserError, suggest
+from handjax.errors import UserError, shown, suggest
 from handjax.geometry.crop import assumed_intrinsics
-from handjax.io import image_files, pixels
+from handjax.io import image_files, json_files, pixels
 from handjax.io.folders import visible
 
 if TYPE_CHECKING:
@@ -333,11 +332,13 @@ def read_boxes(path: str | Path) -> dict[str, Annotation]:
     """
     path = Path(path)
     try:
-        data = json.loads(path.read_text())
+        data = json_files.parse(path.read_bytes(), f"--boxes {path}")
     except FileNotFoundError:
         raise PhotoError(f"--boxes {path}: no such file.") from None
-    except (OSError, ValueError) as error:
-        raise PhotoError(f"--boxes {path}: not a JSON file ({error}).") from None
+    except OSError as error:
+        raise PhotoError(f"--boxes {path}: {error.strerror}.") from None
+    except UserError as error:
+        raise PhotoError(str(error)) from None
     if not isinstance(data, dict):
         raise PhotoError(
             f"--boxes {path}: the top level must be an object, name -> hand."
@@ -376,6 +377,6 @@ def _hand(where: str, hand: Any) -> HandBox:
     _check_keys(where, hand, ("box", "side"))
     side = hand.get("side", "right")
     if side not in ("right", "left"):
-        raise PhotoError(f"{where}: side={side!r} is not 'right' or 'left'.")
+        raise PhotoError(f"{where}: side={shown(side)} is not 'right' or 'left'.")
     x0, y0, x1, y1 = four_numbers(where, "box", hand["box"])
     return HandBox((x0, y0, x1, y1), side == "right", "given")

@@ -7,7 +7,6 @@ model, networks that come with handjax) is made anew from the config on loading.
 """
 
 import functools
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +22,7 @@ from handjax.config import schema as configs
 from handjax.data import run_data
 from handjax.errors import MissingFileError, UserError
 from handjax.family import hand_constants
-from handjax.io import atomic_files
+from handjax.io import atomic_files, json_files, torch_files
 from handjax.mano import model_files
 from handjax.types import Variables
 
@@ -130,7 +129,7 @@ def load(path: str | Path) -> Released:
         return variables
 
     variables = jax.jit(constants)()
-    stored = safetensors.numpy.load_file(path)
+    stored = torch_files.read(path)
     expected = {name: value.shape for name, value in shapes.items()}
     if {name: value.shape for name, value in stored.items()} != expected:
         raise UserError(f"{path}: its arrays are not those of its own config.")
@@ -144,4 +143,5 @@ def load(path: str | Path) -> Released:
 
 def metrics(path: str | Path) -> dict[str, float]:
     """Return the numbers in a file's header."""
-    return json.loads(about(path)["metrics"])
+    text = about(path)["metrics"]
+    return json_files.checked(json_files.parse(text, path), path, {})

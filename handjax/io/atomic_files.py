@@ -18,6 +18,9 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
+            # Renaming alone leaves an empty file after a power cut.
+            file.flush()
+            os.fsync(file.fileno())
         # mkstemp makes private files; give the usual permissions.
         umask = os.umask(0)
         os.umask(umask)

@@ -4,8 +4,6 @@ The numbers are those of `metrics.jsonl`: `usage`, `perplexity`, `dead_codes` an
 `resets` of every interval, `nearest_pair` of every evaluation.
 """
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from scipy.spatial import cKDTree
 
+from handjax.io import json_files
 from handjax.training import step
 
 CURVES = {
@@ -77,19 +76,9 @@ def panel(metrics: Path, stage: str) -> UInt8[np.ndarray, "h w 3"] | None:
 
 def _curves(metrics: Path, stage: str) -> dict[str, list[tuple[int, float]]]:
     curves: dict[str, list[tuple[int, float]]] = {name: [] for name in CURVES}
-    for line in _lines(metrics):
+    for line in json_files.lines(metrics, {"step": int}):
         if line.get("stage") == stage:
             for name in CURVES:
                 if line.get(name) is not None:
                     curves[name].append((line["step"], line[name]))
     return curves
-
-
-def _lines(metrics: Path) -> Iterator[dict[str, Any]]:
-    if not metrics.is_file():
-        return
-    for text in metrics.read_text(encoding="utf-8").splitlines():
-        try:
-            yield json.loads(text)
-        except json.JSONDecodeError:  # the last one, half written by a killed run
-            continue

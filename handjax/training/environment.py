@@ -1,6 +1,5 @@
 """Versions, commit and devices of a run, for its reports."""
 
-import json
 import os
 import platform
 import shlex
@@ -11,14 +10,17 @@ from pathlib import Path
 
 import jax
 
-from handjax.io import atomic_files
+from handjax.io import atomic_files, json_files
 from handjax.training.run import Run
 
 
 def _write_environment(run: Run) -> None:
     """Add this start to environment.json."""
     path = run.workdir / "environment.json"
-    starts = json.loads(path.read_text())["starts"] if path.exists() else []
+    starts = []
+    if path.exists():
+        advice = "Move it away; a new one is begun."
+        starts = json_files.read(path, {"starts": list}, advice)["starts"]
     starts.append(
         {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -1,6 +1,5 @@
 """Evaluations and pictures that the trainer makes at intervals."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from handjax.checkpoints.workdir import stage_steps
 from handjax.config import schema as configs
 from handjax.distributed import processes, sharding
 from handjax.family.stage import Stage
-from handjax.io import atomic_files
+from handjax.io import atomic_files, json_files
 from handjax.training import codebook_curves
 from handjax.training.run import Run
 from handjax.training.step import trained
@@ -214,9 +213,12 @@ def final_table(run: Run) -> str:
         path = _path(run.workdir, last, benchmark_name(run, stage))
         if not path.exists():
             continue
-        report = json.loads(path.read_text())
+        kinds = {"metrics": dict, "baseline": (dict, type(None))}
+        report = json_files.read(path, kinds, "Evaluate the run again.")
         if not rows and report["baseline"]:
-            rows.append(("mean hand", report["baseline"]["mean_hand"]))
+            kinds = {"mean_hand": dict}
+            known = json_files.checked(report["baseline"], path, kinds)
+            rows.append(("mean hand", known["mean_hand"]))
         rows.append((stage.name, report["metrics"]))
     width = max([len(name) for name, _ in rows], default=0)
     lines = [" " * width + "".join(f"{name:>14}" for name in SHOWN)]

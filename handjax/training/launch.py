@@ -215,7 +215,7 @@ def _compare_with(workdir: Path, config: ml_collections.ConfigDict) -> None:
     path = workdir / "config.json"
     if not path.exists():
         return
-    changes = configs.difference(configs.from_json(path.read_text()), config)
+    changes = configs.difference(configs.read_json(path), config)
     if changes:
         raise UserError(
             f"{workdir} was started with another config: "

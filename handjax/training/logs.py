@@ -16,7 +16,7 @@ from typing import Any, TextIO
 import numpy as np
 from jaxtyping import UInt8
 
-from handjax.io import atomic_files
+from handjax.io import atomic_files, json_files
 from handjax.io.console import duration, say
 
 
@@ -105,14 +105,10 @@ def truncate(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
+    for line, record in json_files.raw_lines(path, {"stage": str, "step": int}):
         if keep(record):
-            kept.append(line + "\n")
-    atomic_files.write_bytes(path, "".join(kept).encode())
+            kept.append(line + b"\n")
+    atomic_files.write_bytes(path, b"".join(kept))
 
 
 class Shares:

@@ -191,6 +191,8 @@ def _forget_later(run: Run, stage: Stage, step: int) -> None:
     here = names.index(stage.name)
 
     def keep(line: dict[str, Any]) -> bool:
+        if line["stage"] not in names:
+            return False
         at = names.index(line["stage"])
         return at < here or (at == here and line["step"] <= step)
 

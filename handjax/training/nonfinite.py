@@ -6,11 +6,10 @@ checkpoint of the state before the update, the batch of each process and `update
 """
 
 import io
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +17,9 @@ import numpy as np
 
 from handjax.checkpoints.store import CheckpointError, Checkpoints
 from handjax.config import schema as configs
-from handjax.errors import HandjaxError, MissingFileError
+from handjax.errors import HandjaxError, MissingFileError, UserError
 from handjax.family.stage import Stage
-from handjax.io import atomic_files, console
+from handjax.io import array_files, atomic_files, console, json_files
 from handjax.losses import supervision
 from handjax.training import resume
 from handjax.training.run import Run
@@ -131,7 +130,9 @@ def read(directory: Path) -> tuple[Kept, Batch]:
             f"{str(directory)!r} holds no update: it has no update.json. Pass a "
             "directory WORKDIR/nonfinite/STAGE-STEP that training has named."
         )
-    kept = Kept(**json.loads((directory / "update.json").read_text()))
+    path = directory / "update.json"
+    found = json_files.read(path, get_type_hints(Kept), "Copy the directory again.")
+    kept = Kept(**{name: found[name] for name in Kept._fields})
     parts: list[dict[str, Any]] = []
     for process in range(kept.processes):
         path = directory / f"batch-{process}.npz"
@@ -140,8 +141,11 @@ def read(directory: Path) -> tuple[Kept, Batch]:
                 f"{path} is missing; copy the files of all {kept.processes} processes "
                 "here."
             )
-        with np.load(path, allow_pickle=False) as arrays:
-            parts.append(dict(arrays))
+        parts.append(array_files.load_npz(path))
+    if not parts or any(set(part) != set(parts[0]) for part in parts):
+        raise UserError(f"{directory}: its parts do not belong together.")
+    if strangers := sorted(set(parts[0]) - set(Batch._fields)):
+        raise UserError(f"{directory}: {strangers[0]!r} is not a field of a batch.")
     missing = {name: None for name in Batch._fields if name not in parts[0]}
     joined = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
     return kept, Batch(**joined, **missing)

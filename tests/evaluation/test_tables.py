@@ -174,7 +174,7 @@ def test_latex_and_csv_have_the_same_numbers(runs, capsys):
         (lambda p: ["none"], "'none' is neither a report nor a workdir"),
         (lambda p: [str(p / "a"), "--benchmark=hint"], "it has synthetic_test"),
         (lambda p: [str(p / "empty")], "has no evaluation; run"),
-        (lambda p: [str(p / "bad.json")], "bad.json: no report of"),
+        (lambda p: [str(p / "bad.json")], "not a report of"),
     ],
 )
 def test_what_is_no_run_is_one_line(runs, capsys, make, match):

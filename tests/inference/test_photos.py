@@ -135,7 +135,7 @@ def test_boxes_file_holds_hands_and_cameras(tmp_path):
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("{", "not a JSON file"),
+        ("{", "not complete JSON"),
         ("[]", "top level"),
         ('{"a.jpg": []}', "list of hands"),
         ('{"a.jpg": {"side": "left"}}', "a hand is"),

@@ -30,6 +30,7 @@ from handjax.evaluation.protocols import (
 )
 from handjax.evaluation.protocols.point_errors import PointErrors, aligned
 from handjax.geometry.skeleton import NUM_JOINTS, WRIST
+from handjax.io import array_files
 from handjax.io.folders import visible
 from handjax.metrics.mesh_errors import PROTOCOLS
 
@@ -272,11 +273,11 @@ def _subject(source: Path, number: int) -> Path:
 
 def _num_frames(path: Path) -> int:
     try:
-        meta: Any = yaml.safe_load(path.read_text())
+        meta: Any = yaml.safe_load(path.read_bytes())
         return int(meta["num_frames"])
     except FileNotFoundError:
         raise MissingFileError(f"{path} is missing. {DexYcb.truth}") from None
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path}: no num_frames in it ({error}). Unpack it again."
         ) from error
@@ -285,9 +286,8 @@ def _num_frames(path: Path) -> int:
 def _labelled(path: Path) -> np.ndarray | None:
     """Return joints in millimetres; None where there is no hand."""
     try:
-        # numpy would leave a damaged file open.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as label:
-            joints = label["joint_3d"].reshape(NUM_JOINTS, 3)
+        label = array_files.load_npz(path, names=["joint_3d"])
+        joints = label["joint_3d"].reshape(NUM_JOINTS, 3)
     except FileNotFoundError:
         raise MissingFileError(
             f"{path} is missing; unpack its subject again."

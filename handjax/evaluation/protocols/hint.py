@@ -276,7 +276,7 @@ def _has_picture(label: Path) -> bool:
 
 
 def _label(path: Path) -> dict[str, np.ndarray]:
-    value = mesh_files.parsed(path.read_text(), path)
+    value = mesh_files.parsed(path.read_bytes(), path)
     shapes = {"keypoints": (NUM_JOINTS, 2), "occlusion": (NUM_JOINTS,), "bbox": (4,)}
     try:
         (hand,) = value

@@ -38,6 +38,7 @@ from handjax.evaluation.protocols import (
     plausible,
 )
 from handjax.geometry.skeleton import NUM_JOINTS, ORDERS
+from handjax.io import array_files
 from handjax.io.atomic_files import write_bytes
 
 RIGHT, LEFT = slice(0, NUM_JOINTS), slice(NUM_JOINTS, 2 * NUM_JOINTS)
@@ -100,7 +101,7 @@ class InterHand(Benchmark):
         del settings
         folder = _folder(source, split)
         data, cameras, world = (
-            mesh_files.parsed(path.read_text(), path)
+            mesh_files.parsed(path.read_bytes(), path)
             for path in (
                 folder / _file(split, n) for n in ("data", "camera", "joint_3d")
             )
@@ -237,12 +238,9 @@ def _arrays(path: Path) -> dict[str, Any]:
             value["joints"] = _filled(value["joints"])
         return value
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except OSError:
-        raise
-    except Exception as error:  # a damaged archive raises what it likes
-        raise UserError(f"{path}: not a complete npz ({error}). {_FORMAT}") from error
+        return array_files.load_npz(path)
+    except UserError as error:
+        raise UserError(f"{error} {_FORMAT}") from error
 
 
 def _filled(samples: list) -> list:

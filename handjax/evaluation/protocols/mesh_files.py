@@ -16,6 +16,7 @@ import numpy as np
 from handjax.errors import MissingFileError, UserError
 from handjax.evaluation.protocols.mesh_scores import Meshes
 from handjax.geometry.skeleton import NUM_JOINTS, NUM_VERTICES
+from handjax.io import array_files, json_files, limits
 from handjax.io.atomic_files import write_bytes
 
 MEMBER = "pred.json"
@@ -72,7 +73,7 @@ def read_truth(folder: Path, where_from: str, split: str = "evaluation") -> Mesh
     found = []
     for name in ("xyz", "verts"):
         path = truth_file(folder, f"{split}_{name}.json", where_from)
-        value = parsed(path.read_text(), path)
+        value = parsed(path.read_bytes(), path)
         if not isinstance(value, list) or not value:
             raise UserError(f"{path}: does not hold a list of samples. {where_from}")
         found.append(_samples(value, path, name))
@@ -116,7 +117,7 @@ def _samples(values: list, path: Path, name: str) -> Any:
         if array.ndim != 3:
             raise ValueError
         samples = array
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         samples = [_points(value, path, name, i) for i, value in enumerate(values)]
         if len({len(points) for points in samples}) == 1:
             samples = np.asarray(samples)
@@ -129,7 +130,7 @@ def _samples(values: list, path: Path, name: str) -> Any:
 def _points(value: Any, path: Path, name: str, sample: int) -> np.ndarray:
     try:
         points = np.asarray(value, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UserError(
             f"{path}: the {name} of sample {sample} are not rows of three numbers."
         ) from None
@@ -165,35 +166,34 @@ def member_text(path: Path, member: str, suffix: str) -> str:
             path.stat()  # a missing file says so
             raise UserError(f"{path}: not a complete zip file. Copy it again.")
         return path.read_bytes().decode("utf-8", "replace")
-    with zipfile.ZipFile(path) as archive:
-        inside = archive.namelist()
-        at_root = [n for n in inside if "/" not in n and not n.startswith(".")]
-        found = [n for n in at_root if n.endswith(suffix)]
-        if member in found:
-            found = [member]
-        if len(found) != 1:
-            raise UserError(
-                f"{path}: holds {inside[:5]}; {member} is needed at its root, in no "
-                "folder."
-            )
-        try:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            inside = archive.namelist()
+            at_root = [n for n in inside if "/" not in n and not n.startswith(".")]
+            found = [n for n in at_root if n.endswith(suffix)]
+            if member in found:
+                found = [member]
+            if len(found) != 1:
+                raise UserError(
+                    f"{path}: holds {str(inside[:5])[:200]}; {member} is needed at its "
+                    "root, in no folder."
+                )
+            size = archive.getinfo(found[0]).file_size
+            limits.check_unpacked(path.stat().st_size, size, f"{path}: {found[0]}")
             return archive.read(found[0]).decode("utf-8", "replace")
-        except (zipfile.BadZipFile, EOFError, OSError) as error:
-            raise UserError(f"{path}: {found[0]} in it is damaged: {error}.") from error
+    except array_files.ARCHIVE_ERRORS as error:
+        raise UserError(f"{path}: {member} in it is damaged: {error}.") from error
+    except MemoryError as error:
+        raise UserError(f"{path}: it needs more memory than there is.") from error
 
 
-def parsed(text: str, path: Path) -> Any:
+def parsed(text: str | bytes, path: Path) -> Any:
     """Read the JSON of a file.
 
     Raises:
         UserError: It is not JSON.
     """
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise UserError(
-            f"{path}: not complete JSON ({error}). Write or copy it again."
-        ) from error
+    return json_files.parse(text, path)
 
 
 # --- writing ------------------------------------------------------------------------

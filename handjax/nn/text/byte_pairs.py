@@ -7,7 +7,6 @@ it. After Sennrich et al., ACL 2016, on the bytes of UTF-8.
 """
 
 import gzip
-import json
 import unicodedata
 import zlib
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ import numpy as np
 from jaxtyping import Int
 
 from handjax.errors import UserError
+from handjax.io import json_files
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
@@ -125,6 +125,9 @@ def _short(text: str) -> str:
 # --- files ---------------------------------------------------------------------------
 
 
+_MOST_VOCABULARY = 1 << 26
+"""Bytes of an unpacked vocabulary; CLIP's has 3 million."""
+
 _DAMAGED = (ValueError, KeyError, TypeError, EOFError, gzip.BadGzipFile, zlib.error)
 
 
@@ -146,14 +149,16 @@ def read(path: str | Path, length: int = 77) -> BytePairs:
         path = single if single.is_file() else path / "vocab.json"
     try:
         if path.name in ("vocab.json", "merges.txt"):
-            ids = json.loads(path.with_name("vocab.json").read_text("utf-8"))
+            vocabulary = path.with_name("vocab.json")
+            ids = json_files.read(vocabulary)
+            json_files.checked(ids, vocabulary, dict.fromkeys(ids, int))
             lines = path.with_name("merges.txt").read_text("utf-8").splitlines()
             return BytePairs(ids, _pairs(lines), length)
         if path.suffix == ".json":
-            return BytePairs(*_single(json.loads(path.read_text("utf-8"))), length)
+            return BytePairs(*_single(json_files.read(path)), length)
         data = path.read_bytes()
         if path.suffix == ".gz":
-            data = gzip.decompress(data)
+            data = _unpacked(path)
         merges = _pairs(data.decode("utf-8").splitlines())[:_MERGES]
         return BytePairs(_numbered(merges), merges, length)
     except _DAMAGED as error:
@@ -162,6 +167,16 @@ def read(path: str | Path, length: int = 77) -> BytePairs:
             "bpe_simple_vocab_16e6.txt.gz, tokenizer.json, and vocab.json with "
             "merges.txt beside it."
         ) from error
+
+
+def _unpacked(path: Path) -> bytes:
+    with gzip.open(path) as file:
+        data = file.read(_MOST_VOCABULARY + 1)
+    if len(data) > _MOST_VOCABULARY:
+        raise UserError(
+            f"it unpacks to more than {_MOST_VOCABULARY:,} bytes; no vocabulary does"
+        )
+    return data
 
 
 def _pairs(lines: Sequence[str]) -> list[tuple[str, str]]:

@@ -254,6 +254,14 @@ def test_colours_are_red_green_blue():
         ({"joints3d": np.full((21, 4), np.nan)}, "joints3d holds values that are not"),
         ({"vertices": np.zeros((700, 3))}, "700 vertices, not 778"),
         ({"K": np.zeros((3, 3))}, "focal lengths"),
+        ({"K": np.diag([500.0, 500, 0])}, "K has no inverse"),
+        ({"K": np.diag([1e30, 500, 1])}, r"K holds values beyond 1e\+06"),
+        ({"joints3d": np.full((21, 4), 1e30)}, "joints3d holds values beyond 100"),
+        ({"vertices": np.full((778, 3), -1e30)}, "vertices holds values beyond 100"),
+        ({"mano_betas": np.full(10, 1e9)}, "mano_betas holds values beyond 1000"),
+        ({"bbox_size": np.array([-5.0, 20])}, "bbox_size is negative"),
+        ({"bbox_size": np.array([np.nan, 20])}, "bbox_size is negative or not"),
+        ({"image_size": np.array([0, 64])}, "image_size is not above zero"),
     ],
 )
 def test_records_without_sense_are_refused(changes, message):
