@@ -147,7 +147,8 @@ def read(path: str | Path) -> dict[int, str]:
         OSError: The file cannot be read.
     """
     captions: dict[int, str] = {}
-    with open(path, encoding="utf-8") as file:
+    # What is not UTF-8 is not JSON either, and said so with its line.
+    with open(path, encoding="utf-8", errors="backslashreplace") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue

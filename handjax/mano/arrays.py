@@ -58,8 +58,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
         UserError: It is damaged, or an array is missing or has another shape.
         OSError: It cannot be read.
     """
-    allowed = safe_pickle.numpy_globals() | {
-        ("__builtin__", "set"): safe_pickle.Function("set", safe_pickle.plain_set),
+    allowed = safe_pickle.plain_globals() | {
         ("chumpy.ch", "Ch"): safe_pickle.holder("Ch"),
         ("chumpy.reordering", "Select"): safe_pickle.holder("Select"),
         ("scipy.sparse.csc", "csc_matrix"): safe_pickle.holder("csc_matrix"),

@@ -282,7 +282,7 @@ def test_damaged_conversions_say_so(tmp_path, command, resnet18):
     with pytest.raises(ValueError, match="not a complete safetensors file"):
         directory.read_backbone(tmp_path / "out")
     (tmp_path / "out" / "conversion.json").write_text("{")
-    with pytest.raises(ValueError, match="convert the weights again"):
+    with pytest.raises(ValueError, match="Convert the weights again"):
         directory.read_record(tmp_path / "out")
     (tmp_path / "out" / "conversion.json").write_text("{}")
     with pytest.raises(ValueError, match=r"was not written by handjax\.convert"):

@@ -50,6 +50,7 @@ class BytePairs:
         """
         single = [byte + end for byte in byte_characters() for end in ("", WORD_END)]
         wanted = [START, END, *single, *map("".join, merges)]
+        wanted += [part for pair in merges for part in pair]
         missing = [token for token in wanted if token not in ids]
         if missing:
             raise UserError(
@@ -93,9 +94,11 @@ def byte_characters() -> list[str]:
 
 def _tokenizer(ids: dict[str, int], merges: Sequence[tuple[str, str]]) -> Any:
     package = _package()
-    model = package.models.BPE(
-        ids, [tuple(pair) for pair in merges], end_of_word_suffix=WORD_END
-    )
+    pairs = [tuple(pair) for pair in merges]
+    try:
+        model = package.models.BPE(ids, pairs, end_of_word_suffix=WORD_END)
+    except Exception as error:  # the package raises nothing more exact
+        raise UserError(f"The vocabulary is damaged: {error}") from error
     tokenizer = package.Tokenizer(model)
     split = package.pre_tokenizers
     tokenizer.pre_tokenizer = split.Sequence(
