@@ -11,12 +11,16 @@ PHOTO ?=
 # Tests run side by side on this many processes.
 JOBS ?= 2
 
-.PHONY: help demo test slow-tests lint wheel clean
+# Damaged files that `make fuzz` gives to each reader.
+INPUTS ?= 300
+
+.PHONY: help demo test slow-tests fuzz lint wheel clean
 
 help:
 	@echo "make demo        reconstruct a hand, then train a small TokenHand on built-in data (about 13 minutes on 2 cores)"
 	@echo "make test        run the test suite"
 	@echo "make slow-tests  run the tests marked slow as well"
+	@echo "make fuzz        give damaged files to every reader (about 5 minutes; INPUTS=3000 for more)"
 	@echo "make lint        formatting, lint, types, import arrows"
 	@echo "make wheel       build the wheel and use it in an empty directory"
 
@@ -45,6 +49,9 @@ test: $(VENV)/dev
 
 slow-tests: $(VENV)/dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "slow or not slow"
+
+fuzz: $(VENV)/dev
+	$(BIN)/python tests/fuzz/run.py --inputs $(INPUTS)
 
 lint: $(VENV)/dev
 	$(BIN)/ruff format --check .

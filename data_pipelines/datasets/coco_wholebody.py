@@ -66,7 +66,7 @@ def index(source: DownloadedFiles, split: str) -> Index:
                     rows.append((person["id"], is_right))
     except SourceError:
         raise
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         what = "people with lefthand_kpts, lefthand_box, lefthand_valid"
         raise source.damaged(path, what, f"{error!r}") from None
     columns = {

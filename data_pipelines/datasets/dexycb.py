@@ -153,7 +153,7 @@ def _intrinsics(source: DownloadedFiles, serial: str) -> np.ndarray:
     color = _Yaml(source, path).get("color", dict)
     try:
         fx, fy, x, y = (float(color[key]) for key in ("fx", "fy", "ppx", "ppy"))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         what = "fx, fy, ppx, ppy of the color camera"
         raise source.damaged(path, what, f"{error!r}") from None
     return np.array([[fx, 0, x], [0, fy, y], [0, 0, 1]])

@@ -77,7 +77,7 @@ def index(source: DownloadedFiles, split: str) -> Index:
                     rows.append((person["id"], is_right))
     except SourceError:
         raise
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         what = "people with 136 keypoints"
         raise source.damaged(path, what, f"{error!r}") from None
     columns = {

@@ -79,7 +79,7 @@ def example(
         points = np.array(content["keypoints"], np.float64).reshape(21, 2)
         hidden = np.array(content["occlusion"], np.int64).reshape(21)
         low, high = np.array(content["bbox"], np.float64).reshape(2, 2)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise source.damaged(path, what, f"{error!r}") from None
     if stem[-2:] not in ("_l", "_r"):
         raise source.damaged(path, "a name that ends with _l or _r", "it does not")

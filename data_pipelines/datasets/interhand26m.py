@@ -77,7 +77,7 @@ def index(source: DownloadedFiles, split: str) -> Index:
             capture, frame = map(str, where)
             number = cameras.number(capture, str(camera))
             row = width, height, number, frames.number(capture, frame)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise source.damaged(
                 data, "annotations that fit the other files", f"{error!r}"
             ) from None
@@ -117,7 +117,13 @@ class _Cameras:
                     parts = (of["camrot"].reshape(9), of["campos"], K.reshape(9))
                     self._numbers[capture, camera] = len(self._values)
                     self._values.append(np.concatenate(parts).astype(np.float64))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (
+            AttributeError,
+            KeyError,
+            TypeError,
+            ValueError,
+            OverflowError,
+        ) as error:
             raise source.damaged(path, what, f"{error!r}") from None
 
     def number(self, capture: str, camera: str) -> int:
@@ -146,7 +152,13 @@ class _Frames:
                     joints = np.array(value["world_coord"], np.float64)
                     self._numbers[capture, frame] = len(self._joints)
                     self._joints.append(joints.reshape(2, 21, 3))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (
+            AttributeError,
+            KeyError,
+            TypeError,
+            ValueError,
+            OverflowError,
+        ) as error:
             raise source.damaged(path, what, f"{error!r}") from None
 
     def number(self, capture: str, frame: str) -> int:
@@ -176,7 +188,13 @@ class _Fits:
                         key = capture, frame, side == "right"
                         self._numbers[key] = len(self._fits)
                         self._fits.append(np.array(numbers, np.float64))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (
+            AttributeError,
+            KeyError,
+            TypeError,
+            ValueError,
+            OverflowError,
+        ) as error:
             raise source.damaged(path, what, f"{error!r}") from None
 
     def number(self, capture: str, frame: str, is_right: bool) -> int:

@@ -69,7 +69,7 @@ def example(
     content, what = source.json(path, "hand_pts and is_left"), "hand_pts (21 x 3)"
     try:
         points = np.array(content["hand_pts"], np.float64).reshape(21, 3)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise source.damaged(path, what, f"{error!r}") from None
     stem = path.removesuffix(".json")
     if "is_left" in content:

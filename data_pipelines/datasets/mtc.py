@@ -67,7 +67,7 @@ def index(source: DownloadedFiles, split: str) -> Index:
                 points = np.asarray(hand["landmarks"], np.float64)
                 landmarks.append(points.reshape(21, 3))
             frames.append(f"{sequence}/{frame}")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise source.damaged(path, what, f"{error!r}") from None
     columns = {
         "frame": text(frames),
@@ -104,7 +104,13 @@ class _Cameras:
                     name: np.asarray(camera[name], np.float64).reshape(shape)
                     for name, shape in _CAMERA.items()
                 }
-            except (KeyError, IndexError, TypeError, ValueError) as error:
+            except (
+                KeyError,
+                IndexError,
+                TypeError,
+                ValueError,
+                OverflowError,
+            ) as error:
                 reason = f"camera {view} of {sequence!r}: {error!r}"
                 raise self._source.damaged(self._path, self._what, reason) from None
             for name, value in values.items():

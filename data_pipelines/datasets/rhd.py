@@ -55,7 +55,7 @@ def index(source: DownloadedFiles, split: str) -> Index:
         try:
             values = [np.asarray(content[n][name], np.float64) for n in numbers]
             columns[name] = np.stack(values).reshape(-1, *shape)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise source.damaged(path, f"{name} {shape}", f"{error!r}") from None
     for number in (numbers[0], numbers[-1]):
         source.path(_file(split, "color", number), f"a picture of {path}")

@@ -185,7 +185,7 @@ def _index(job: Job, split: str) -> tuple[Index, str]:
     if not (known and source.is_as_before(_noted(note))):
         print(f"{job.dataset} {split}: reading annotations", file=sys.stderr)
         note.unlink(missing_ok=True)
-        index = module.index(source, split)
+        index = datasets.index(module, source, split)
         if not index.count:
             raise SourceError(
                 f"{job.source!r} has no example of {job.dataset} {split}"

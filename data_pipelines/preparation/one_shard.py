@@ -145,7 +145,7 @@ class _Opened(NamedTuple):
     models: conventions.HandModels
 
     def example(self, row: int) -> dict[str, Any]:
-        made = self.module.example(self.source, self.index, row, self.models)
+        made = datasets.example(self.module, self.source, self.index, row, self.models)
         apart = reposing.apart_mm(made, self.models)
         return {"dataset": self.source.builder.name, "repose_mm": apart, **made}
 

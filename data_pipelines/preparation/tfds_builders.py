@@ -53,10 +53,10 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _generate_examples(self, root: Path, split: str) -> Iterator[tuple[str, Any]]:
         module, source, _ = datasets.open_source(self.dataset, root)
         models = conventions.load_models(self.dataset, self.hand)
-        index = module.index(source, split)
+        index = datasets.index(module, source, split)
         for row in range(index.count):
             try:
-                example = module.example(source, index, row, models)
+                example = datasets.example(module, source, index, row, models)
             except DroppedError:
                 continue
             apart = reposing.apart_mm(example, models)

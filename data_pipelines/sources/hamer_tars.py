@@ -209,7 +209,7 @@ class _Hand:
     def array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         try:
             return np.array(self._fields[name], np.float64).reshape(shape)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise self._wrong(f"{name} of shape {shape}", error) from None
 
     def fit_loss(self) -> float | None:

@@ -34,7 +34,7 @@ class DownloadedFiles:
 
     def __init__(self, root: Path, builder: Builder):
         self.root, self.builder = Path(root), builder
-        self._touched: set[str] = set()
+        self._touched: dict[str, None] = {}
 
     def touched(self) -> dict[str, list[int] | None]:
         """Return size and time of change of all files read so far; None if absent.
@@ -42,6 +42,14 @@ class DownloadedFiles:
         An index that was made of these files has to be made again when they change.
         """
         return {name: self._state(name) for name in sorted(self._touched)}
+
+    def _touch(self, name: str) -> None:
+        self._touched.pop(name, None)  # the last one stands last
+        self._touched[name] = None
+
+    def last_read(self) -> list[str]:
+        """Return the names of the files that were read last."""
+        return list(self._touched)[-3:]
 
     def _state(self, relative: str) -> list[int] | None:
         try:
@@ -65,14 +73,14 @@ class DownloadedFiles:
             SourceError: It is missing.
         """
         path = self.root / relative
-        self._touched.add(relative)
+        self._touch(relative)
         if not path.exists():
             raise self.missing(relative, what)
         return path
 
     def has(self, relative: str) -> bool:
         """Return whether there is such a file or directory."""
-        self._touched.add(relative)
+        self._touch(relative)
         return (self.root / relative).exists()
 
     def first(self, *relatives: str) -> str:

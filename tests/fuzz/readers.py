@@ -194,10 +194,10 @@ def _dataset(name: str) -> Reader:
     def read(folder: Path) -> Any:
         module, source, _ = datasets.open_source(name, folder)
         split = next(iter(source.builder.splits))
-        index = module.index(source, split)
+        index = datasets.index(module, source, split)
         for row in range(min(2, index.count)):
             with contextlib.suppress(DroppedError):
-                example = module.example(source, index, row, MODELS)
+                example = datasets.example(module, source, index, row, MODELS)
                 schema.encode({"dataset": name, **example})
 
     make = importlib.import_module(f"miniatures.{name}").make

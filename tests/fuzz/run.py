@@ -11,6 +11,7 @@ kept in `--keep`. The same numbers make the same inputs.
 import argparse
 import collections
 import contextlib
+import faulthandler
 import os
 import random
 import resource
@@ -35,6 +36,8 @@ from handjax.errors import HandjaxError  # noqa: E402
 
 SECONDS = 10
 BYTES = 1 << 30
+FAULTS = 3
+"""Exit code of a reader's process that has counted its faults."""
 LONGEST = 2000
 """Characters of a message that is still one line to a reader."""
 
@@ -96,11 +99,20 @@ def _late(*_: object) -> None:
     raise Misbehaved(f"it takes longer than {SECONDS} s")
 
 
-def read(reader: readers.Reader, folder: Path, path: Path, guard: Guard) -> Outcome:
-    """Give one input to a reader."""
+def read(
+    reader: readers.Reader,
+    folder: Path,
+    path: Path,
+    guard: Guard,
+    limits: bool = True,
+) -> Outcome:
+    """Give one input to a reader; `limits` ends it after `SECONDS`."""
     start = time.perf_counter()
-    signal.signal(signal.SIGALRM, _late)
-    signal.alarm(SECONDS)
+    if limits:
+        signal.signal(signal.SIGALRM, _late)
+        signal.alarm(SECONDS)
+        # A library that never returns does not see the alarm.
+        faulthandler.dump_traceback_later(SECONDS + 5, exit=True)
     kind, text = "read", ""
     try:
         with guard.watching(folder), warnings.catch_warnings():
@@ -117,14 +129,21 @@ def read(reader: readers.Reader, folder: Path, path: Path, guard: Guard) -> Outc
     except (Exception, Misbehaved):
         kind, text = "fault", traceback.format_exc()
     finally:
-        signal.alarm(0)
+        if limits:
+            signal.alarm(0)
+            faulthandler.cancel_dump_traceback_later()
     if guard.found:
         kind, text = "fault", guard.found
     return Outcome(kind, time.perf_counter() - start, text)
 
 
 def fuzz(
-    name: str, inputs: int, seed: int, keep: Path | None, guard: Guard
+    name: str,
+    inputs: int,
+    seed: int,
+    keep: Path | None,
+    guard: Guard,
+    limits: bool = True,
 ) -> tuple[collections.Counter, float, list[str]]:
     """Damage the files of one reader; return counts, longest time and faults."""
     reader = readers.READERS[name]
@@ -136,7 +155,7 @@ def fuzz(
         reader.make(folder)
         files = sorted(p for p in folder.rglob("*") if p.is_file())
         for path in files if not reader.whole else files[:1]:
-            outcome = read(reader, folder, path, guard)
+            outcome = read(reader, folder, path, guard, limits)
             if outcome.kind != "read" and name != "released weights":
                 raise SystemExit(f"{name}: {path.name} as it is: {outcome.text}")
         for number in range(inputs):
@@ -145,25 +164,27 @@ def fuzz(
             good = path.read_bytes()
             data = mutations.mutated(good, source)
             path.write_bytes(data)
-            outcome = read(reader, folder, path, guard)
+            if keep is not None:
+                # Should the process end, its last input is here.
+                keep.mkdir(parents=True, exist_ok=True)
+                last = keep / f"{name}-last{path.suffix}".replace(" ", "_")
+                last.write_bytes(data)
+            outcome = read(reader, folder, path, guard, limits)
             path.write_bytes(good)
             counts[outcome.kind] += 1
             longest = max(longest, outcome.seconds)
             if outcome.kind == "fault":
                 faults.append(f"{name} {path.name} {number}: {outcome.text}")
                 if keep is not None:
-                    keep.mkdir(parents=True, exist_ok=True)
-                    (
-                        keep / f"{name}-{number}{path.suffix}".replace(" ", "_")
-                    ).write_bytes(data)
+                    last.rename(keep / last.name.replace("last", str(number)))
     return counts, longest, faults
 
 
 def limit_memory() -> None:
     """Let this process take 1 GB more than it has."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    pages = int(Path("/proc/self/statm").read_text().split()[5])
     most = pages * resource.getpagesize() + BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
 def main() -> int:
@@ -176,9 +197,8 @@ def main() -> int:
     parser.add_argument("--reader", action="append", choices=list(readers.READERS))
     parser.add_argument("--keep", type=Path, default=Path("runs/fuzz"))
     arguments = parser.parse_args()
-    print(
-        "| reader | read | refused in one line | faults | longest, s |\n|---|---|---|---|---|"
-    )
+    print("| reader | read | refused in one line | faults | longest, s |")
+    print("|---|---|---|---|---|")
     wrong = 0
     for name in arguments.reader or readers.READERS:
         sys.stdout.flush()
@@ -187,8 +207,8 @@ def main() -> int:
             _, status = os.waitpid(child, 0)
             if status:
                 wrong += 1
-                if os.WIFSIGNALED(status):
-                    print(f"| {name} | killed by signal {os.WTERMSIG(status)} | | | |")
+                if os.WIFSIGNALED(status) or os.WEXITSTATUS(status) != FAULTS:
+                    print(f"| {name} | ended with status {status} | | | |")
             continue
         limit_memory()
         counts, longest, faults = fuzz(
@@ -199,7 +219,7 @@ def main() -> int:
         sys.stdout.flush()
         for fault in faults[:3]:
             print(fault, file=sys.stderr)
-        os._exit(bool(faults))
+        os._exit(FAULTS if faults else 0)
     return int(wrong > 0)
 
 

@@ -232,7 +232,7 @@ def _with_predictions(truth: Truth, predictions: Predictions) -> Truth:
 def _joints2d(rows: Any, path: Path, key: str) -> np.ndarray:
     try:
         joints2d = np.asarray(rows, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         joints2d = np.zeros(0)
     if joints2d.shape != (NUM_JOINTS, 2):
         raise UserError(

@@ -108,7 +108,7 @@ class InterHand(Benchmark):
         )
         try:
             return _truth(data, cameras, world)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(
                 f"{folder}: the annotations of {split} do not belong together, or are "
                 f"not InterHand2.6M's ({error!r}). {self.truth}"
@@ -118,11 +118,15 @@ class InterHand(Benchmark):
         """Read npz, JSON, or a zip with one JSON file at its root."""
         arrays = _arrays(path)
         try:
+            # null becomes NaN only in an array of floats.
+            if isinstance(arrays.get("joints"), list):
+                arrays["joints"] = _filled(arrays["joints"])
             ids = np.asarray(arrays["annotation_id"], np.int64)
             joints = np.asarray(arrays["joints"], np.float64)
             sides = arrays.get("hand_type")
             sides = None if sides is None else np.asarray(sides, np.float64)
-        except (KeyError, TypeError, ValueError) as error:
+            ids, joints = np.atleast_1d(ids), np.atleast_1d(joints)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{path}: {error!r}. {_FORMAT}") from error
         shapes_fit = joints.shape == (len(ids), _JOINTS, 3) and ids.ndim == 1
         if not shapes_fit or not (sides is None or sides.shape == (len(ids), 2)):
@@ -233,9 +237,6 @@ def _arrays(path: Path) -> dict[str, Any]:
         )
         if not isinstance(value, dict):
             raise UserError(f"{path}: holds no object. {_FORMAT}")
-        # null becomes NaN only in an array of floats.
-        if isinstance(value.get("joints"), list):
-            value["joints"] = _filled(value["joints"])
         return value
     try:
         return array_files.load_npz(path)
