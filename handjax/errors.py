@@ -7,6 +7,9 @@ exception is a bug and keeps its traceback.
 import difflib
 from collections.abc import Iterable
 
+LONGEST_MESSAGE = 1500
+"""Characters of a message that a user reads; the middle of a longer one is left out."""
+
 
 class HandjaxError(Exception):
     """Base of the errors whose message is meant for the user.
@@ -14,6 +17,14 @@ class HandjaxError(Exception):
     Raised as itself or as a subclass that is not a `UserError`, it reports a failure
     that the command line did not cause, such as a damaged checkpoint.
     """
+
+    def __str__(self):
+        # Messages quote files and libraries that quote files: a name of a megabyte.
+        text = super().__str__()
+        if len(text) <= LONGEST_MESSAGE:
+            return text
+        half = LONGEST_MESSAGE // 2 - 3
+        return f"{text[:half]} ... {text[-half:]}"
 
 
 class UserError(HandjaxError, ValueError):

@@ -208,9 +208,9 @@ class _Machine:
         self._bytes_read += form.size
         return form.unpack(self._read(form.size))[0]
 
-    def line(self) -> bytes:
-        """Read the rest of a line."""
-        line = self._readline()
+    def line(self, most: int = 4096) -> bytes:
+        """Read the rest of a line: a name or a number."""
+        line = self._readline(most)
         if line[-1:] != b"\n":
             raise EOFError("it ends too early")
         self._bytes_read += len(line)
@@ -369,7 +369,7 @@ def _bytes(machine: _Machine, size: struct.Struct) -> None:
 
 
 def _quoted(machine: _Machine) -> None:
-    line = machine.line()
+    line = machine.line(-1)
     if len(line) < 2 or line[0] != line[-1] or line[0] not in b"\"'":
         raise UserError("text without quotes")
     machine.push(codecs.escape_decode(line[1:-1])[0].decode("latin1"))
@@ -428,7 +428,7 @@ _OPCODES: dict[bytes, Callable[[_Machine], None]] = {
     b"S": _quoted,
     b"T": lambda m: _latin(m, _U4),
     b"U": lambda m: _latin(m, _U1),
-    b"V": lambda m: m.push(m.line().decode("raw-unicode-escape")),
+    b"V": lambda m: m.push(m.line(-1).decode("raw-unicode-escape")),
     b"\x8c": lambda m: _text(m, _U1),
     b"X": lambda m: _text(m, _U4),
     b"\x8d": lambda m: _text(m, _U8),

@@ -179,7 +179,8 @@ def _read_zip(name: str) -> Any:
             root = pickles[0].removesuffix("data.pkl")
             order = "little"
             if f"{root}byteorder" in archive.namelist():
-                order = archive.read(f"{root}byteorder").decode("ascii", "replace")
+                with archive.open(f"{root}byteorder") as file:
+                    order = file.read(16).decode("ascii", "replace")
 
             def storage(key: str, dtype: np.dtype, count: int) -> np.ndarray:
                 member = archive.getinfo(f"{root}data/{key}")

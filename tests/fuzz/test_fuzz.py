@@ -6,8 +6,15 @@ import pytest
 import readers
 import run
 
+from data_pipelines import datasets
+
 KEPT = Path(__file__).parent / "kept"
 INPUTS = 6
+_SETS = set(datasets.names()) - {"rhd", "freihand"}  # their miniatures take a second
+SLICE = [
+    pytest.param(name, marks=[pytest.mark.slow] if name in _SETS else [])
+    for name in readers.READERS
+]
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +22,7 @@ def guard():
     return run.Guard()
 
 
-@pytest.mark.parametrize("name", readers.READERS)
+@pytest.mark.parametrize("name", SLICE)
 def test_damaged_files_are_read_or_refused_in_one_line(name, guard):
     """Nothing outside of their folder is touched; see run.py."""
     counts, longest, faults = run.fuzz(name, INPUTS, 1, None, guard, limits=False)

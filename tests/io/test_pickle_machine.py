@@ -253,3 +253,9 @@ def test_values_are_shown_in_a_few_words():
     nested = [[[]] * 9] * 9
     for value in (10**5000, nested, "x" * 999, b"y" * 999, {1: 2}, object(), ALLOWED):
         assert len(shown(value)) < 100
+
+
+def test_messages_that_quote_files_stay_short():
+    error = UserError("a.pkl: " + "x" * 10**6 + " Copy it again.")
+    assert len(str(error)) <= 1500 and str(error).startswith("a.pkl: xxx")
+    assert str(error).endswith("Copy it again.")
