@@ -4,34 +4,62 @@
 compare what a file says of itself with what is there. Pickles in it run nothing.
 """
 
+import contextlib
+import errno
 import io
 import math
 import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from handjax.errors import UserError
+from handjax.errors import HandjaxError, UserError
 from handjax.io import limits, safe_pickle
 
 _CHUNK = 1 << 24
 
-ARCHIVE_ERRORS = (
+_ARCHIVE_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
     EOFError,
     NotImplementedError,  # a method of packing that Python lacks
     RuntimeError,  # a password
-    UnicodeDecodeError,
     OverflowError,
+    ValueError,
     struct.error,
 )
 """What `zipfile` raises for a damaged or a strange archive."""
+
+
+@contextlib.contextmanager
+def archive_errors(what: str, advice: str = "Copy it again.") -> Iterator[None]:
+    """Turn what `zipfile` raises into one line.
+
+    Args:
+        what: Name of the file and what it is not; begins the message.
+        advice: What to do; ends the message.
+
+    Raises:
+        UserError: The archive is damaged, or needs more memory than there is.
+    """
+    try:
+        yield
+    except HandjaxError:
+        raise
+    except MemoryError as error:
+        raise UserError(f"{what}: it needs more memory than there is.") from error
+    except _ARCHIVE_ERRORS as error:
+        raise UserError(f"{what} ({error}). {advice}") from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # A place before the beginning of the file; a disk that fails says otherwise.
+        raise UserError(f"{what} (wrong offsets). {advice}") from error
 
 
 def load_npz(
@@ -55,7 +83,7 @@ def load_npz(
         OSError: The file cannot be read.
     """
     name = os.fspath(path)
-    try:
+    with archive_errors(f"{name}: not a complete npz file"):
         with zipfile.ZipFile(path) as archive:
             members = {
                 member.filename.removesuffix(".npy"): member
@@ -74,12 +102,6 @@ def load_npz(
             return {
                 key: _member(archive, members[key], allowed, name) for key in wanted
             }
-    except MemoryError as error:
-        raise UserError(f"{name}: it needs more memory than there is.") from error
-    except ARCHIVE_ERRORS as error:
-        raise UserError(
-            f"{name}: not a complete npz file ({error}). Copy it again."
-        ) from error
 
 
 def load_npy(path: str | os.PathLike) -> np.ndarray:
@@ -90,11 +112,9 @@ def load_npy(path: str | os.PathLike) -> np.ndarray:
         OSError: The file cannot be read.
     """
     name = os.fspath(path)
-    try:
+    with archive_errors(f"{name}: not a complete npy file"):
         with open(path, "rb") as file:
             return _array(file, Path(path).stat().st_size, None, name)
-    except MemoryError as error:
-        raise UserError(f"{name}: it needs more memory than there is.") from error
 
 
 def _member(
@@ -120,7 +140,7 @@ def _array(file: Any, size: int, allowed: safe_pickle.Allowed | None, name: str)
         if version not in headers:
             raise ValueError(f"version {version} of the format is not known")
         shape, fortran, dtype = headers[version](file)
-    except ARCHIVE_ERRORS:
+    except (EOFError, zlib.error, zipfile.BadZipFile):
         raise
     except Exception as error:  # Python's parser of literals raises many kinds
         raise UserError(f"{name}: not an array ({error}). Copy it again.") from error

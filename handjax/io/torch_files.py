@@ -165,7 +165,8 @@ def _read_safetensors(name: str) -> dict[str, np.ndarray]:
 
 def _read_zip(name: str) -> Any:
     """Read an archive of `<root>/data.pkl`, `<root>/data/<key>` and `byteorder`."""
-    try:
+    advice = "Download or copy it again."
+    with array_files.archive_errors(f"{name}: not a complete checkpoint", advice):
         with zipfile.ZipFile(name) as archive:
             pickles = [n for n in archive.namelist() if n.endswith("data.pkl")]
             if len(pickles) != 1:
@@ -190,10 +191,6 @@ def _read_zip(name: str) -> Any:
             with archive.open(pickles[0]) as file:
                 reader = io.BufferedReader(file)
                 return torch_pickle.load(reader, name, storage, is_packed=True)
-    except array_files.ARCHIVE_ERRORS as error:
-        raise UserError(
-            f"{name}: not a complete checkpoint ({error}). Download or copy it again."
-        ) from error
 
 
 def _check_size(size: int, dtype: np.dtype, count: int) -> None:

@@ -166,7 +166,7 @@ def member_text(path: Path, member: str, suffix: str) -> str:
             path.stat()  # a missing file says so
             raise UserError(f"{path}: not a complete zip file. Copy it again.")
         return path.read_bytes().decode("utf-8", "replace")
-    try:
+    with array_files.archive_errors(f"{path}: {member} in it is damaged"):
         with zipfile.ZipFile(path) as archive:
             inside = archive.namelist()
             at_root = [n for n in inside if "/" not in n and not n.startswith(".")]
@@ -181,10 +181,6 @@ def member_text(path: Path, member: str, suffix: str) -> str:
             size = archive.getinfo(found[0]).file_size
             limits.check_unpacked(path.stat().st_size, size, f"{path}: {found[0]}")
             return archive.read(found[0]).decode("utf-8", "replace")
-    except array_files.ARCHIVE_ERRORS as error:
-        raise UserError(f"{path}: {member} in it is damaged: {error}.") from error
-    except MemoryError as error:
-        raise UserError(f"{path}: it needs more memory than there is.") from error
 
 
 def parsed(text: str | bytes, path: Path) -> Any:
