@@ -8,7 +8,6 @@ violet). Hands of which the detector is not sure are left out.
 """
 
 import argparse
-import io
 from pathlib import Path
 
 import cv2
@@ -18,6 +17,7 @@ from PIL import Image
 import handjax
 from data_pipelines.synthetic.records import Generator
 from handjax.inference import output_files, photos
+from handjax.io import image_files
 from handjax.visualization import render
 
 SEED, SIZE = 11, 480
@@ -40,8 +40,8 @@ def main() -> None:
     )
     cells = []
     for i in range(arguments.num):
-        encoded = io.BytesIO(generator("test", i)["image"])
-        photo = photos.Photo(Path(f"{i}.jpg"), np.array(Image.open(encoded)), None)
+        with image_files.opened(generator("test", i)["image"]) as picture:
+            photo = photos.Photo(Path(f"{i}.jpg"), np.array(picture), None)
         hands = [hand for hand in predictor.hands(photo) if not hand.not_sure]
         drawn = output_files.overlay(photo, hands)
         height = drawn.shape[0]
