@@ -63,13 +63,13 @@ def test_labels_of_hint(tmp_path):
 def test_sources_of_data_sets(tmp_path):
     litter(tmp_path, "x.json")
     files = DownloadedFiles.__new__(DownloadedFiles)
-    files.root, files._touched = tmp_path, set()
+    files.root, files._touched = tmp_path, {}
     assert files.names(".", "*.json", "labels") == ["x.json"]
     (tmp_path / "index").mkdir()
     litter(tmp_path / "index")
     np.save(tmp_path / "index" / "row.npy", np.arange(3))
     (tmp_path / "index" / "._row.npy").write_bytes(APPLE_DOUBLE)
-    about = {"split": "test", "count": 3, "dropped": 0, "sha256": ""}
+    about = {"split": "test", "count": 3, "dropped": {}, "sha256": ""}
     (tmp_path / "index" / index_files._ABOUT).write_text(json.dumps(about))
     assert list(index_files.read(tmp_path / "index")[0].columns) == ["row"]
 
@@ -82,7 +82,7 @@ def test_members_of_tars_and_zips(tmp_path):
             tar.addfile(member, io.BytesIO(b"data"))
     (tmp_path / "._000001.tar").write_bytes(APPLE_DOUBLE)
     files = DownloadedFiles.__new__(DownloadedFiles)
-    files.root, files._touched = tmp_path, set()
+    files.root, files._touched = tmp_path, {}
     assert hamer_tars._count(files) == 1
     assert [key for key, *_ in hamer_tars._samples(files, "000000.tar")] == ["a"]
     path = tmp_path / "pred.zip"
