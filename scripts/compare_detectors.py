@@ -85,7 +85,7 @@ def _measured(paths: list[Path], find: Any) -> dict[str, Any]:
 
 
 def _handjax(variant: str) -> Any:
-    from handjax.inference.detector import HandDetector
+    from handjax.detection.hand_detector import HandDetector
 
     detector = HandDetector(variant)
 

@@ -15,8 +15,14 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from data_pipelines.storage import shards
+from handjax.detection.hand_detector import LandmarkReader
+from handjax.detection.regions import (
+    Region,
+    crop_region,
+    landmark_region,
+    region_homography,
+)
 from handjax.geometry import crop
-from handjax.inference import detector
 from handjax.mano.hand_model import HandModel
 from handjax.nn import landmark_noise
 
@@ -30,7 +36,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="npz to write")
     parser.add_argument("--seed", type=int, default=0, help="of the jitter")
     args = parser.parse_args()
-    reader = detector.LandmarkReader()
+    reader = LandmarkReader()
     records = shards.open_split(args.pictures, "train")
     rng = np.random.default_rng(args.seed)
     rows = []
@@ -50,7 +56,7 @@ def readings(reader, records, rng) -> list[tuple]:
     rows = []
     for recolour in (True, False):
         seen = [recoloured(image, rng) if recolour else image for image in images]
-        crops = [detector.crop_region(*x) for x in zip(seen, regions, strict=True)]
+        crops = [crop_region(*x) for x in zip(seen, regions, strict=True)]
         found = reader(np.stack(crops))
         for i, record in enumerate(records):
             if found.presence[i] < PRESENT:
@@ -64,17 +70,17 @@ def readings(reader, records, rng) -> list[tuple]:
                     found.presence[i],
                 )
             )
-            back = np.linalg.inv(detector.region_homography(regions[i]))
+            back = np.linalg.inv(region_homography(regions[i]))
             points = crop.warp_points(back, found.screen_px[i, :, :2])
-            regions[i] = detector.landmark_region(points)
+            regions[i] = landmark_region(points)
     return rows
 
 
-def jittered(points_px: np.ndarray, rng) -> detector.Region:
+def jittered(points_px: np.ndarray, rng) -> Region:
     """Return the region of true joints: 11 degrees, 10 % and 4 % off."""
-    region = detector.landmark_region(points_px.astype(np.float64))
+    region = landmark_region(points_px.astype(np.float64))
     size = region.size_px * np.exp(rng.normal(0, 0.1))
-    return detector.Region(
+    return Region(
         region.centre_px + rng.normal(0, 0.04, 2) * size,
         float(size),
         region.angle + float(rng.normal(0, 0.2)),
@@ -88,7 +94,7 @@ def recoloured(image: np.ndarray, rng) -> np.ndarray:
     return np.clip(noisy, 0, 255).astype(np.uint8)
 
 
-def turned_pose(record, region: detector.Region) -> np.ndarray:
+def turned_pose(record, region: Region) -> np.ndarray:
     """Return the pose in the axes of a camera turned to the region, upright."""
     ray = np.linalg.solve(record["K"].astype(np.float64), [*region.centre_px, 1.0])
     turn = Rotation.from_euler("z", -region.angle) * shortest(ray)

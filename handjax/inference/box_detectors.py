@@ -15,8 +15,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from handjax.detection.hand_detector import (
+    COVERED,
+    SURE,
+    HandDetector,
+    covered_share,
+)
 from handjax.inference import photos
-from handjax.inference.detector import COVERED, SURE, HandDetector, covered_share
 from handjax.inference.photos import HandBox, PhotoError
 from handjax.io import pixels
 

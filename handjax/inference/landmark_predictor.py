@@ -17,10 +17,11 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from handjax.detection.hand_detector import DetectedHand
+from handjax.detection.regions import Region
 from handjax.errors import UserError
 from handjax.geometry import crop
 from handjax.inference import released
-from handjax.inference.detector import DetectedHand, Region
 from handjax.mano import fit
 from handjax.mano.hand_model import HandModel
 from handjax.nn.landmark_noise import Landmarks

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from handjax.detection.hand_detector import SURE, HandDetector
 from handjax.errors import UserError
 from handjax.geometry.skeleton import HAND
 from handjax.inference import photos, released
 from handjax.inference.box_detectors import find_boxes
-from handjax.inference.detector import SURE, HandDetector
 from handjax.inference.landmark_predictor import LandmarkPrediction, LandmarkPredictor
 from handjax.inference.photos import HandBox
 from handjax.inference.prediction import HandPrediction, Request

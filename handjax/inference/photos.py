@@ -20,7 +20,7 @@ from handjax.io import image_files, json_files, pixels
 from handjax.io.folders import visible
 
 if TYPE_CHECKING:
-    from handjax.inference.detector import DetectedHand
+    from handjax.detection.hand_detector import DetectedHand
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 _OTHER_SUFFIXES = (".heic", ".heif", ".avif", ".gif", ".jfif", ".jp2", ".jxl", ".tga")

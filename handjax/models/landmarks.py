@@ -69,7 +69,7 @@ class Reading(NamedTuple):
 
 
 class Region(NamedTuple):
-    """Turned squares of pictures, as `detector.Region`."""
+    """Turned squares of pictures, as `regions.Region`."""
 
     centre: Float[Array, "batch 2"]
     size: Float[Array, "batch"]
@@ -248,7 +248,7 @@ def features(landmarks: Landmarks) -> Float[Array, "batch 127"]:
 
 
 def region_of(points: Float[Array, "batch joint 2"]) -> Region:
-    """Return the regions of landmarks, by the rule of `detector.landmark_region`."""
+    """Return the regions of landmarks, by the rule of `regions.landmark_region`."""
     turn = landmark_noise.turn_upright(points)[:, :2, :2]
     angle = -jnp.arctan2(turn[:, 1, 0], turn[:, 0, 0])
     palm = np.array([0, 1, 2, 3, 5, 6, 9, 10, 13, 14, 17, 18])

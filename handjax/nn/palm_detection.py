@@ -3,7 +3,7 @@
 Zhang et al., "MediaPipe Hands", 2020, https://arxiv.org/abs/2006.10214. A network of
 residual depthwise blocks with PReLU, and two steps back up, predicts from its maps of
 stride 16 and 8 a box, seven points and a score for each of 2,016 anchors.
-`handjax.inference.detector` makes hands of them. `pretrained` gives their weights.
+`handjax.detection.hand_detector` makes hands of them. `pretrained` gives their weights.
 """
 
 import functools

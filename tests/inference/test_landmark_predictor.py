@@ -4,8 +4,10 @@ import jax
 import numpy as np
 import pytest
 
+from handjax.detection import hand_detector
+from handjax.detection.regions import Region
 from handjax.geometry import crop
-from handjax.inference import detector, released
+from handjax.inference import released
 from handjax.inference.landmark_predictor import WEIGHTS, LandmarkPredictor
 from handjax.metrics import mesh_errors
 from handjax.nn import landmark_noise
@@ -33,15 +35,15 @@ def detected(landmarks, i, *, is_right=0.99, presence=None, angle=0.0):
     screen, middle = landmarks.screen[i].astype(float), np.full(2, 111.5)
     flat = (screen[:, :2] - middle) @ turn[:2, :2].T + middle
     presence = float(landmarks.presence[i]) if presence is None else presence
-    return detector.DetectedHand(
-        region=detector.Region(middle, 224.0, angle),
+    return hand_detector.DetectedHand(
+        region=Region(middle, 224.0, angle),
         box_px=np.concatenate([flat.min(0), flat.max(0)]),
         landmarks2d_px=flat,
         depth_px=screen[:, 2],
         landmarks3d=landmarks.world[i] @ turn.T,
         presence=presence,
         is_right=is_right,
-        sure=presence >= detector.SURE,
+        sure=presence >= hand_detector.SURE,
     )
 
 

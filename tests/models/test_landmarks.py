@@ -12,7 +12,8 @@ import tiny
 
 from handjax import models
 from handjax.checkpoints import workdir
-from handjax.inference import detector, released
+from handjax.detection import regions
+from handjax.inference import released
 from handjax.models import landmarks
 from handjax.nn import landmark_noise
 from handjax.nn.backbones import hand_landmark
@@ -61,7 +62,7 @@ def test_regions_are_those_of_the_detector(read, angle):
     points = np.einsum("nab,njb->nja", turn, read.screen[..., :2]).astype(np.float64)
     found = landmarks.region_of(jnp.asarray(points, jnp.float32))
     for i, each in enumerate(points):
-        expected = detector.landmark_region(each)
+        expected = regions.landmark_region(each)
         np.testing.assert_allclose(found.centre[i], expected.centre_px, atol=1e-2)
         np.testing.assert_allclose(found.size[i], expected.size_px, rtol=1e-4)
         off = np.angle(np.exp(1j * (float(found.angle[i]) - expected.angle)))
@@ -72,8 +73,8 @@ def test_warp_cuts_out_what_the_detector_does():
     rng = np.random.default_rng(0)
     image = np.repeat(np.repeat(rng.random((12, 12, 3)), 20, 0), 20, 1) * 255
     image = image.astype(np.uint8)
-    region = detector.Region(np.array([110.0, 130.0]), 190.0, 0.5)
-    expected = detector.crop_region(image, region).astype(float)
+    region = regions.Region(np.array([110.0, 130.0]), 190.0, 0.5)
+    expected = regions.crop_region(image, region).astype(float)
     given = landmarks.Region(
         jnp.asarray(region.centre_px)[None],
         jnp.asarray([region.size_px]),
@@ -89,8 +90,8 @@ def test_points_go_back_to_where_they_were_read(read):
         jnp.full((8, 2), 100.0), jnp.full(8, 150.0), jnp.full(8, 0.7)
     )
     points = landmarks.points_of(landmarks.Reading(read, region))
-    given = detector.Region(np.full(2, 100.0), 150.0, 0.7)
-    back = np.linalg.inv(detector.region_homography(given))
+    given = regions.Region(np.full(2, 100.0), 150.0, 0.7)
+    back = np.linalg.inv(regions.region_homography(given))
     expected = read.screen[0, :, :2] @ back[:2, :2].T + back[:2, 2]
     np.testing.assert_allclose(points[0], expected, atol=1e-2)
 

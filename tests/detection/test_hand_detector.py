@@ -7,22 +7,25 @@ import pytest
 from PIL import Image
 
 from data_pipelines.synthetic.records import Generator
-from handjax.geometry.crop import mirror_homography, warp_points
-from handjax.inference import detector
-from handjax.inference.detector import (
+from handjax.detection import hand_detector
+from handjax.detection.hand_detector import (
     DetectedHand,
     HandDetector,
     Palm,
-    Region,
-    crop_region,
     decode_palms,
     iou,
-    landmark_region,
     merge_palms,
-    palm_region,
-    region_homography,
     without_duplicates,
 )
+from handjax.detection.regions import (
+    Region,
+    crop_region,
+    landmark_region,
+    palm_region,
+    region_homography,
+)
+from handjax.geometry import crop
+from handjax.geometry.crop import mirror_homography, warp_points
 from handjax.nn import palm_detection
 
 RNG = np.random.default_rng(0)
@@ -123,7 +126,7 @@ def test_landmark_regions_turn_and_grow_with_the_hand(angle):
     points[[0, 5, 9, 13]] = [[0, 40], [-9, -10], [0, -12], [9, -10]]
     first = landmark_region(points)
     assert abs(first.angle) < 0.1
-    turn = detector.rotation_z(angle)[:2, :2]
+    turn = crop.rotation_z(angle)[:2, :2]
     moved = landmark_region(3 * points @ turn.T + [7, 5])
     np.testing.assert_allclose(moved.angle, first.angle + angle)
     np.testing.assert_allclose(moved.size_px, 3 * first.size_px)
@@ -136,7 +139,7 @@ def test_landmark_regions_turn_and_grow_with_the_hand(angle):
 def test_margins_put_the_photo_where_the_matrix_says():
     image = np.zeros((60, 90, 3), np.uint8)
     image[20:30, 60:70] = 255
-    picture, H = detector._with_margin(image, 0.25)
+    picture, H = hand_detector._with_margin(image, 0.25)
     assert picture.shape == (192, 192, 3)
     rows, columns = np.nonzero(picture[..., 0] > 127)
     expected = warp_points(H, np.array([[64.5, 24.5]]))[0]
@@ -145,7 +148,7 @@ def test_margins_put_the_photo_where_the_matrix_says():
 
 @pytest.mark.parametrize("shape", [(700, 1000), (900, 500), (400, 400)])
 def test_tiles_cover_the_photo(shape):
-    tiles = detector._tiles(*shape, parts=(2,))
+    tiles = hand_detector._tiles(*shape, parts=(2,))
     seen = np.zeros(shape, bool)
     for tile in tiles:
         low = np.maximum(np.round(tile.centre_px + 0.5 - tile.size_px / 2), 0)
@@ -191,9 +194,9 @@ def test_the_covered_share_is_of_the_smaller_box():
 
 def test_two_boxes_share_what_they_share():
     a, b = np.array([0.0, 0, 4, 4]), np.array([2.0, 1, 6, 3])
-    assert detector.intersection(a, b) == 4
+    assert hand_detector.intersection(a, b) == 4
     assert iou(a, b) == 4 / (16 + 8 - 4)
-    assert detector.intersection(a, b + 10) == 0
+    assert hand_detector.intersection(a, b + 10) == 0
 
 
 # --- the networks -------------------------------------------------------------------

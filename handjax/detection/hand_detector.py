@@ -20,10 +20,20 @@ from typing import Any, NamedTuple
 import cv2
 import jax
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
+from handjax.detection.regions import (
+    CROP_SIZE,
+    Region,
+    crop_region,
+    landmark_region,
+    middle,
+    outline_box,
+    palm_region,
+    region_homography,
+)
 from handjax.errors import UserError
-from handjax.geometry.crop import rotation_z, warp_image, warp_points
+from handjax.geometry.crop import rotation_z, warp_points
 from handjax.io import pixels
 from handjax.nn import palm_detection
 from handjax.nn.backbones import hand_landmark
@@ -34,7 +44,6 @@ SURE = 0.9
 was a thing or a cut-off hand, and nearly every mesh made from it was wrong."""
 POSSIBLE = 0.5
 """Presence below which a region is not reported."""
-CROP_SIZE = hand_landmark.IMAGE_SIZE
 
 _BATCH, _MANY = 8, 32
 """Crops are read one by one, and in eights if there are many. Each size is compiled
@@ -64,18 +73,6 @@ class Palm(NamedTuple):
     """x0, y0, x1, y1 of the palm without its fingers, pixels of the photo."""
     keypoints_px: Float[np.ndarray, "7 2"]
     """Wrist, index, middle, ring and little knuckle, thumb base and knuckle; pixels."""
-
-
-class Region(NamedTuple):
-    """A turned square of a photo, in which the fingers of a hand point upwards."""
-
-    centre_px: Float[np.ndarray, "2"]
-    """Middle, pixels of the photo."""
-    size_px: float
-    """Side, pixels of the photo."""
-    angle: float
-    """Radians in -pi..pi by which the square is turned, positive from x towards y
-    (clockwise as one sees it); 0 for a hand that points upwards."""
 
 
 class DetectedHand(NamedTuple):
@@ -193,12 +190,12 @@ class HandDetector:
                 "with x1 > x0 and y1 > y0."
             )
         side = float(max(box[2] - box[0], box[3] - box[1]))
-        square = Region(_middle(*box), side * _BOX_GROWTH, 0.0)
+        square = Region(middle(*box), side * _BOX_GROWTH, 0.0)
         around = square._replace(size_px=2 * side)
         hands = [
             hand
             for hand in self._from_palms(image, self.find_palms(image, around))
-            if _inside(_middle(*hand.box_px), box)
+            if _inside(middle(*hand.box_px), box)
             and 0.4 * side < max(hand.box_px[2:] - hand.box_px[:2]) < 2 * side
         ]
         if not _any_sure(hands):
@@ -330,85 +327,12 @@ def _compiled(model, variables, **options):
     return functools.partial(run, variables)
 
 
-# --- regions ------------------------------------------------------------------------
-
-
-def palm_region(
-    box_px: Float[np.ndarray, "4"], keypoints_px: Float[np.ndarray, "7 2"]
-) -> Region:
-    """Return the region of a hand from its palm.
-
-    Upwards is from the wrist to the middle knuckle; the middle moves up by half the
-    height of the palm's box, and the side is 2.6 times its larger one.
-    """
-    angle = _angle(keypoints_px[2] - keypoints_px[0])
-    sides = box_px[2:] - box_px[:2]
-    upwards = np.array([np.sin(angle), -np.cos(angle)])
-    centre = _middle(*box_px) + upwards * 0.5 * sides[1]
-    return Region(centre, float(2.6 * sides.max()), angle)
-
-
-_PALM_AND_NEXT = [0, 1, 2, 3, 5, 6, 9, 10, 13, 14, 17, 18]
-"""Joints whose box is that of a hand, whatever its finger tips do."""
-
-
-def landmark_region(points_px: Float[np.ndarray, "21 2"]) -> Region:
-    """Return the region of a hand from its landmarks.
-
-    Upwards is from the wrist to the knuckles (the middle one counts twice as much as
-    index and ring finger). The turned box of wrist, thumb and the two lower joints of
-    the fingers moves up by a tenth of its height; twice its larger side is the side.
-    """
-    knuckles = ((points_px[5] + points_px[13]) / 2 + points_px[9]) / 2
-    angle = _angle(knuckles - points_px[0])
-    turn = rotation_z(angle)[:2, :2]
-    upright = points_px[_PALM_AND_NEXT] @ turn
-    low, high = upright.min(0), upright.max(0)
-    width, height = high - low
-    centre = turn @ ((low + high) / 2 - np.array([0, 0.1 * height]))
-    return Region(centre, float(2 * max(width, height, 1e-3)), angle)
-
-
-def outline_box(points_px: Float[np.ndarray, "21 2"]) -> Float[np.ndarray, "4"]:
-    """Return the box of a hand's outline from its landmarks.
-
-    Hand meshes reach past the wrist by four tenths of its way from the middle knuckle,
-    and past all points by 6 % of the larger side. Both numbers are fitted to 76
-    rendered hands, whose boxes it meets with a median IoU of 0.85 (0.57 without).
-    """
-    stump = points_px[0] + 0.4 * (points_px[0] - points_px[9])
-    margin = 0.06 * np.ptp(points_px, axis=0).max()
-    reached = np.vstack([points_px, stump])
-    return np.concatenate([reached.min(0) - margin, reached.max(0) + margin])
-
-
-def _angle(upwards: np.ndarray) -> float:
-    """Angle of a region, from the direction in the photo that is its upwards."""
-    return float(np.arctan2(upwards[0], -upwards[1]))
-
-
-def region_homography(
-    region: Region, size: int = CROP_SIZE
-) -> Float[np.ndarray, "3 3"]:
-    """Return the matrix that takes pixels of the photo to pixels of a region's crop."""
-    turn = np.linalg.inv(rotation_z(region.angle))
-    zoom = size / region.size_px
-    out = np.eye(3)
-    out[:2, :2] = zoom * turn[:2, :2]
-    out[:2, 2] = (size - 1) / 2 - out[:2, :2] @ region.centre_px
-    return out
-
-
-def crop_region(
-    image: UInt8[np.ndarray, "height width 3"], region: Region, size: int = CROP_SIZE
-) -> UInt8[np.ndarray, "size size 3"]:
-    """Cut a region out of a photo, turned upright, black outside of the photo."""
-    return warp_image(image, region_homography(region, size), size)
+# --- tiles ----------------------------------------------------------------------
 
 
 def _square(height: int, width: int) -> Region:
     """The square around a whole photo."""
-    return Region(_middle(0, 0, width - 1, height - 1), float(max(height, width)), 0.0)
+    return Region(middle(0, 0, width - 1, height - 1), float(max(height, width)), 0.0)
 
 
 def _with_margin(image: np.ndarray, margin: float) -> tuple[np.ndarray, np.ndarray]:
@@ -547,9 +471,3 @@ def _inside(point: np.ndarray, box: np.ndarray) -> bool:
 
 def _sides(box: np.ndarray) -> np.ndarray:
     return np.maximum(box[2:] - box[:2], 1e-6)
-
-
-def _middle(
-    x0: float | int, y0: float | int, x1: float | int, y1: float | int
-) -> Float[np.ndarray, "2"]:
-    return np.array([x0 + x1, y0 + y1]) / 2
