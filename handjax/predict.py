@@ -247,6 +247,7 @@ def _load(
         step=arguments.step,
         batch_size=arguments.batch_size or batch_size,
         tta=arguments.tta,
+        min_score=arguments.min_score,
     )
 
 

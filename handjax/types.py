@@ -31,6 +31,23 @@ class Paper(NamedTuple):
     """Equations that are no code of ours, and why."""
 
 
+class HandFeatures(NamedTuple):
+    """What a landmark network says about an upright crop (`nn.hand_features`)."""
+
+    screen_px: Float[AnyArray, "batch 21 3"]
+    """Points of the crop: x, y in its pixels, z in the same unit, minus the wrist's."""
+    world: Float[AnyArray, "batch 21 3"]
+    """Points in metres, in the axes of the crop."""
+    presence: Float[AnyArray, "batch"]
+    """Probability that the crop shows a hand."""
+    is_right: Float[AnyArray, "batch"]
+    """Probability of a right hand."""
+    pooled: Float[AnyArray, "batch dim"]
+    """Mean of the last map."""
+    sampled: Float[AnyArray, "batch 21 channel"]
+    """All maps at the points, one after the other from stride 4 on."""
+
+
 class Batch(NamedTuple):
     """One training or evaluation batch, as the loader makes it (see `data_pipelines`).
 
@@ -90,6 +107,14 @@ class Batch(NamedTuple):
     betas_valid: Bool[AnyArray, "batch"] | None = None
     """Whether betas are supervised; zero betas may serve as a prior
     (`data_pipelines.loading.filters`). None: `mano_valid` decides."""
+
+    features: HandFeatures | None = None
+    """Computed once and read instead of `image` by stages with `data="features"`."""
+
+    @property
+    def seen(self) -> "AnyArray | HandFeatures | None":
+        """What a network reads: features that were computed before, or the image."""
+        return self.image if self.features is None else self.features
 
     @property
     def joints2d_weights(self) -> AnyArray:

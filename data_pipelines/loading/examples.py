@@ -76,6 +76,8 @@ class ExampleMaker(NamedTuple):
         self,
         records: Sequence[dict[str, Any]],
         draws: Float[np.ndarray, "batch draw"] | None = None,
+        *,
+        regions: Float[np.ndarray, "batch 4"] | None = None,
     ) -> Batch:
         """Make one batch.
 
@@ -84,6 +86,9 @@ class ExampleMaker(NamedTuple):
                 split.
             draws: Uniform numbers from `augment.draws`, a row for each record; None
                 leaves the augmentation out.
+            regions: Turned squares to crop instead of boxes, in pixels of the picture
+                with a right hand: middle x, y, side, and the angle in radians by which
+                the square is turned (positive from x towards y).
 
         Raises:
             BadRecordError: A record or its picture makes no sense.
@@ -95,7 +100,10 @@ class ExampleMaker(NamedTuple):
         center, extent = tight_boxes(hands, inside)
         angle, flip = np.zeros(len(records)), np.zeros(len(records), bool)
         colours = None
-        if self.augmentation is None or draws is None:
+        if regions is not None:
+            center, extent = regions[:, :2], np.repeat(regions[:, 2:3], 2, axis=1)
+            angle = -regions[:, 3]
+        elif self.augmentation is None or draws is None:
             extent = extent * self.crop.box_scale
         else:
             changes = self.augmentation.changes(draws, extent, self.crop.box_scale)

@@ -17,7 +17,7 @@ import ml_collections
 from data_pipelines.loading import recipes
 from data_pipelines.storage import dataset_names
 from handjax.errors import UserError, shown, suggest
-from handjax.family.stage import LABELLED_POSES
+from handjax.family.stage import FEATURES, LABELLED_POSES
 from handjax.io import json_files
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -25,7 +25,8 @@ OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("cosine", "step", "constant")
 DECAY_MASKS = ("no_1d", "paper", "all")
 BATCH_NORMS = ("global", "device")
-STAGE_DATA = ("images", "poses", LABELLED_POSES)
+STAGE_DATA = ("images", "poses", LABELLED_POSES, FEATURES)
+REGIONS = ("found", "true")
 LETTERS = "asl_letters"
 """What the labelled poses are called where a data set is named."""
 
@@ -54,7 +55,8 @@ LATER_MODEL_KEYS: dict[str, dict[str, Any]] = {
         labels=tuple("abcdefhiklouwxy"),
         keep_ratio=1.0,
     ),
-    "tokenhand": dict(sampler_gradient=True),
+    "simplehand": dict(features="", feature_dropout=0.0),
+    "tokenhand": dict(sampler_gradient=True, features="", feature_dropout=0.0),
     "tore": dict(output_unit="metres", token_init="normal"),
 }
 """Keys of `config.model` that families got after their first workdirs were written,
@@ -100,6 +102,11 @@ def _data() -> dict[str, Any]:
         image_size=224,  # side of the stored picture, pixels
         max_turn=180.0,  # of rendered hands from fingers up, palm to camera; degrees
         recipe="default",  # of rendered training pictures (synthetic.recipes)
+        # Of stages with data="features": regions of each training picture that frozen
+        # features are computed for, the first as the detector finds it; and regions of
+        # test pictures, "found" by the detector or "true" ones, of the true joints.
+        feature_views=2,
+        regions="found",
         crop_size=224,  # side of what the network sees, pixels
         root="middle_mcp",
         box_scale=1.25,  # of the box around the joints, in evaluation
@@ -180,8 +187,9 @@ def stage(
         steps: number of updates; `batch_size` is over all devices and hosts.
         batch_size: examples in one update.
         losses: weight of each loss that the stage's `loss_fn` returns.
-        data: "images" (decoded crops), "poses" (the geometry alone) or
-            "labelled_poses" (hands that show letters, and the letter as a text).
+        data: "images" (decoded crops), "features" (of a frozen network, for the same
+            pictures), "poses" (the geometry alone) or "labelled_poses" (hands that
+            show letters, and the letter as a text).
         optimizer: changes to `name, lr, b1, b2, eps, momentum, weight_decay,
             decay_mask`.
         schedule: changes to `name, warmup_steps, warmup_factor, end_factor,
@@ -416,16 +424,34 @@ def check(config: ml_collections.ConfigDict) -> None:
     _positive("data.box_scale", config.data.box_scale)
     _at_least("data.crop_size", config.data.crop_size, 16)
     _at_least("data.threads", config.data.threads, 0)
+    _at_least("data.feature_views", config.data.feature_views, 1)
+    _one_of("data.regions", config.data.regions, REGIONS)
     if not config.stages:
         raise UserError("config.stages is empty; name at least one stage.")
     for name, value in config.stages.items():
         _check_stage(f"stages.{name}", value)
+        _check_features(f"stages.{name}.data", value.data, config.model)
         if value.patience and not train.eval_every:
             raise UserError(
                 f"config.stages.{name}.patience={value.patience} counts evaluations, "
                 "but with config.train.eval_every=0 there is one at the end only; set "
                 "train.eval_every, or patience=0."
             )
+
+
+def _check_features(where: str, data: str, model: ml_collections.ConfigDict) -> None:
+    """Refuse pictures for a model of frozen features, and the other way round."""
+    features = bool(model.get("features", ""))
+    if features and data == "images":
+        raise UserError(
+            f"config.{where}='images' is of a backbone that is trained; with "
+            f"config.model.features={model['features']!r} use {FEATURES!r}."
+        )
+    if data == FEATURES and not features:
+        raise UserError(
+            f"config.{where}={FEATURES!r} needs a model on frozen features, such as "
+            "config.model.features='frozen' of simplehand and tokenhand; use 'images'."
+        )
 
 
 def _check_stage(where: str, value: ml_collections.ConfigDict) -> None:

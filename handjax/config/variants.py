@@ -4,7 +4,7 @@ A config file has variants (sizes of one recipe) and may have rows of its paper'
 tables; `configs/hamba.py:small,table4_no_graph` is both.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import ml_collections
 
@@ -16,15 +16,24 @@ Config = ml_collections.ConfigDict
 
 VARIANTS = ("paper", "small", "demo", "smoke")
 """Sizes that every family has."""
+OPEN = ("open", "open_smoke")
+"""Those of families that stand on frozen features (`frozen_features`), too."""
 
 
-def parse(file: str, variant: str, rows: Collection[str] = ()) -> tuple[str, str]:
+def parse(
+    file: str,
+    variant: str,
+    rows: Collection[str] = (),
+    *,
+    sizes: Sequence[str] = VARIANTS,
+) -> tuple[str, str]:
     """Return variant and row of "VARIANT", "ROW" or "VARIANT,ROW".
 
     Args:
         file: Path of the config, for messages.
         variant: The text behind the colon; empty for the paper's.
-        rows: Rows that the file has beside `VARIANTS`.
+        rows: Rows that the file has beside its sizes.
+        sizes: Variants of the file.
 
     Returns:
         The variant, "paper" where none is named, and the row or "".
@@ -35,10 +44,10 @@ def parse(file: str, variant: str, rows: Collection[str] = ()) -> tuple[str, str
     size, _, row = (variant or "paper").partition(",")
     if size in rows:
         size, row = "paper", size
-    if size not in VARIANTS:
+    if size not in sizes:
         more = f", each with or without one of {', '.join(rows)} behind a comma"
         raise UserError(
-            f"{file} has no variant {variant!r}; it has {', '.join(VARIANTS)}"
+            f"{file} has no variant {variant!r}; it has {', '.join(sizes)}"
             f"{more if rows else ''}."
         )
     if row and row not in rows:
@@ -117,3 +126,33 @@ def short_run_pictures(config: Config, *, crop_size: int, box_scale: float) -> N
         channel_noise=0.1,
         brightness=(-0.1, 0.1),
     )
+
+
+def frozen_features(config: Config) -> None:
+    """Train on features of MediaPipe's landmark network, which is not trained.
+
+    Regions are turned upright, and training pictures are of the recipe that is made for
+    photographs (`data_pipelines.synthetic.recipes`); test pictures are those of
+    "small". Left hands are mirrored, as everywhere.
+
+    Args:
+        config: Changed in place.
+    """
+    small(config)
+    config.data.update(recipe="photos", image_size=224, crop_size=224)
+    config.model.update(
+        features="frozen", backbone="mediapipe_hand_full", feature_dropout=0.1
+    )
+    set_intervals(config, log=100, evaluate=1_000)
+
+
+def frozen_features_smoke(config: Config) -> None:
+    """Set the data and intervals of runs of every line of code.
+
+    Args:
+        config: Changed in place.
+    """
+    config.data.update(num_train=16, num_test=8, feature_views=2)
+    config.model.backbone = "mediapipe_hand_lite"
+    config.eval.batch_size = 8
+    set_intervals(config, log=2, evaluate=4)

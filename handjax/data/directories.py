@@ -5,6 +5,7 @@ and in both cases the directories of `config.data.mix`. The built-in data set is
 first use.
 """
 
+import hashlib
 import math
 import os
 from collections.abc import Iterable
@@ -48,6 +49,21 @@ def default_directory(data: Data) -> Path:
         f"synthetic-{data.num_train}-{data.num_test}-seed{data.seed}{size}{view}"
         f"-v{schema.SCHEMA_VERSION}.{generate.VERSION}-{hand}"
     )
+
+
+def features_directory(data_set: Path, split: str, views: tuple) -> Path:
+    """Return where the features of a split are kept: named by its data and the views.
+
+    Args:
+        data_set: Directory of the data set.
+        split: Of that data set.
+        views: What decides the features (`frozen_features.Views`).
+    """
+    metadata = data_set / "metadata.json"
+    digest = hashlib.sha256(metadata.read_bytes())
+    digest.update(repr((split, tuple(views))).encode())
+    name = f"{data_set.name}-{split}-{digest.hexdigest()[:10]}"
+    return cache_root() / "features" / name
 
 
 def is_built_in(data: Data) -> bool:

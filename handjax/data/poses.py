@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import grain
 import jax
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
+from scipy.spatial.transform import Rotation
 
 from data_pipelines.loading.pose_files import PoseFile
 from data_pipelines.synthetic import letters, poses
@@ -19,6 +20,7 @@ from data_pipelines.synthetic.letters import LetterSource
 from data_pipelines.synthetic.poses import PosePriorSource
 from handjax.distributed.split_shares import WHOLE, ProcessShare
 from handjax.errors import UserError
+from handjax.geometry import crop
 from handjax.geometry.skeleton import MANO_JOINTS
 from handjax.mano import hand_model
 from handjax.mano.model_files import ManoFile
@@ -49,6 +51,7 @@ def pose_batches(
     process: ProcessShare = WHOLE,
     threads: int = 2,
     letters_as: Letters | None = None,
+    upright: bool = False,
 ) -> Iterator[Batch]:
     """Yield batches without end; update n is the same however a run resumes.
 
@@ -64,12 +67,16 @@ def pose_batches(
             one alone would, in order.
         threads: Number of threads that draw poses ahead of time.
         letters_as: Draw hands that show letters instead, with `Batch.text`.
+        upright: Turn hands about the optical axis as the detector's regions do:
+            fingers upwards, give or take what a region is wrong by.
     """
     if letters_as is None:
         drawn = _drawn(file, seed, poses.POSED)
     else:
         drawn = grain.MapDataset.source(_letters(seed, letters_as, letters.TRAIN))
-    make = _maker(hand_file, letters_as, root=root, crop_size=crop_size)
+    make = _maker(
+        hand_file, letters_as, root=root, crop_size=crop_size, upright=upright
+    )
     yield from (
         drawn.batch(batch_size, drop_remainder=True)[process.index :: process.count][
             start_step:
@@ -122,7 +129,12 @@ def _letters(seed: int, letters_as: Letters, stream: int) -> LetterSource:
 
 
 def _maker(
-    hand_file: ManoFile, letters_as: Letters | None, *, root: int, crop_size: int
+    hand_file: ManoFile,
+    letters_as: Letters | None,
+    *,
+    root: int,
+    crop_size: int,
+    upright: bool = False,
 ) -> Any:
     """Return a function from rows of a source to a batch."""
     # On the CPU, in the loader's threads: on an accelerator it would wait for the
@@ -132,6 +144,8 @@ def _maker(
 
     def batch(drawn: dict[str, np.ndarray]) -> Batch:
         pose, betas = drawn["mano_pose"], drawn["betas"]
+        if upright:
+            pose = _turned_upright(hand, pose, betas, drawn.get("roll"))
         posed = jax.device_get(_posed(hand, pose, betas))
         made = from_meshes(
             posed.vertices,
@@ -146,6 +160,25 @@ def _maker(
         return made._replace(text=letters_as.text[drawn["label"]])
 
     return batch
+
+
+def _turned_upright(
+    hand: hand_model.HandModel,
+    pose: Float[np.ndarray, "batch 16 3"],
+    betas: Float[np.ndarray, "batch beta"],
+    roll: Float[np.ndarray, "batch"] | None,
+) -> Float[np.ndarray, "batch 16 3"]:
+    """Return the poses turned so that fingers point upwards, then by `roll`."""
+    joints3d = np.asarray(_posed(hand, pose, betas).joints3d, np.float64)
+    knuckles = (joints3d[:, 5] + joints3d[:, 13]) / 4 + joints3d[:, 9] / 2
+    upwards = knuckles - joints3d[:, 0]
+    angle = -np.arctan2(upwards[:, 0], -upwards[:, 1])
+    turn = Rotation.from_matrix(
+        crop.rotation_z(angle if roll is None else angle + roll)
+    )
+    turned = pose.copy()
+    turned[:, 0] = (turn * Rotation.from_rotvec(pose[:, 0])).as_rotvec()
+    return turned
 
 
 @jax.jit

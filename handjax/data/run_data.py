@@ -22,6 +22,7 @@ from data_pipelines.storage import schema, shards
 from data_pipelines.synthetic import letters
 from handjax.config import schema as configs
 from handjax.data import directories as data_directories
+from handjax.data import frozen_features
 from handjax.data.directories import default_directory
 from handjax.data.poses import (
     Letters,
@@ -34,9 +35,10 @@ from handjax.data.training_sets import TrainingSets, is_annotators_hand
 from handjax.distributed import split_shares
 from handjax.distributed.split_shares import WHOLE, ProcessShare
 from handjax.errors import UserError, suggest
-from handjax.family.stage import Stage
+from handjax.family.stage import FEATURES, Stage
 from handjax.geometry.crop import CropConfig
 from handjax.mano.model_files import ManoFile, joint_regressor
+from handjax.nn import hand_features
 from handjax.nn.text import text_encoder
 from handjax.types import Batch
 
@@ -111,6 +113,7 @@ class OpenData:
             unmade=self.evaluated if built_in else None,
             keep=keep,
         )
+        self._read_features: dict[str, Batch] = {}
         roots = hand_file.skeleton.roots
         self.root = roots[self.data.root]
         self.maker = ExampleMaker(
@@ -140,7 +143,9 @@ class OpenData:
 
     def describe_filters(self, stages: Sequence[Stage]) -> list[str]:
         """Describe how filters change the stages' records, a line each."""
-        reads = any(self.config.stages[s.name].data == "images" for s in stages)
+        reads = any(
+            self.config.stages[s.name].data in ("images", FEATURES) for s in stages
+        )
         return self.training.describe_filters() if reads else []
 
     def drawn(self, stage: Stage, examples: int) -> list[Drawn]:
@@ -154,7 +159,7 @@ class OpenData:
             One entry per data set; [] for examples that are generated, not read.
         """
         kind = self.config.stages[stage.name].data
-        if kind == "images":
+        if kind in ("images", FEATURES):
             return self.training.drawn(examples)
         if kind == "poses" and self.poses is not None:
             return [Drawn("poses", examples, len(self.poses))]
@@ -200,6 +205,15 @@ class OpenData:
     ) -> Iterator[Batch]:
         options = self.config.stages[stage.name]
         seed = self.config.seed
+        if options.data == FEATURES:
+            return frozen_features.train_batches(
+                self._features("train"),
+                batch_size=batch_size,
+                seed=seed,
+                start_step=start_step,
+                process=split_shares.this_process(),
+                threads=self.data.threads,
+            )
         if options.data != "images":
             given = f"config.stages.{stage.name}.data={options.data!r}"
             if stage.needs_image:
@@ -221,6 +235,7 @@ class OpenData:
                 process=split_shares.this_process(),
                 threads=self.data.threads,
                 letters_as=self.letters if self._is_labelled(stage) else None,
+                upright=self.reads_features,
             )
         return loader.train_batches(
             self.training.sources,
@@ -304,9 +319,53 @@ class OpenData:
             letters_as=self.letters,
         )
 
+    @functools.cached_property
+    def reads_features(self) -> bool:
+        """Return whether hands are seen in regions that are turned upright."""
+        return any(stage.data == FEATURES for stage in self.config.stages.values())
+
+    def _features(self, split: str) -> Batch:
+        """Return the features of a split, which are computed the first time.
+
+        Those of a mixture's data sets follow one another; shares do not count.
+        """
+        if split not in self._read_features:
+            training = split == "train"
+            sources = (
+                {path: one.source for path, one in self.training.opened.items()}
+                if training
+                else {self.evaluated: loader.Source(self.records(split))}
+            )
+            views = frozen_features.Views(
+                variant=self.config.model.backbone,
+                count=self.data.feature_views if training else 1,
+                seed=self.config.seed,
+                root=self.root,
+                training=training,
+                regions="found" if training else self.data.regions,
+            )
+            self._read_features[split] = frozen_features.concatenated(
+                [
+                    frozen_features.ensure(
+                        source,
+                        data_directories.features_directory(path, split, views),
+                        views,
+                    )
+                    for path, source in sources.items()
+                ]
+            )
+        return self._read_features[split]
+
     def _in_order(
         self, split: str, num: int, load_image: bool, share: ProcessShare = WHOLE
     ) -> Iterator[Batch]:
+        if self.reads_features:
+            return frozen_features.in_order(
+                self._features(split),
+                batch_size=self.config.eval.batch_size,
+                num=num,
+                process=share,
+            )
         records = self.records(split)
         return loader.eval_batches(
             records,
@@ -335,6 +394,10 @@ def example_batch(
         bones=len(hand_file.parents),
     )
     batch = batch._replace(image=np.zeros((size, crop_size, crop_size, 3), np.uint8))
+    if any(s.data == FEATURES for s in config.stages.values()):
+        batch = batch._replace(
+            features=hand_features.empty(config.model.backbone, size)
+        )
     if any(s.data == configs.LABELLED_POSES for s in config.stages.values()):
         batch = batch._replace(text=_letter_ids(config)[np.zeros(size, int)])
     return batch
@@ -354,7 +417,8 @@ def for_stage(batch: Batch, stage: Stage) -> Batch:
     """Return an example batch with exactly the fields that a stage receives."""
     real = stage.real_poses * len(batch.index)
     return batch._replace(
-        image=batch.image if stage.needs_image else None,
+        image=batch.image if stage.needs_image and batch.features is None else None,
+        features=batch.features if stage.needs_image else None,
         real_pose=np.zeros((real, *batch.mano_pose.shape[1:]), np.float32)
         if real
         else None,

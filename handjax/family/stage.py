@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 if TYPE_CHECKING:  # jax stays out of `--help`, which reads the configs' schema
     from handjax.types import Batch, HandOutput, Variables
 
+FEATURES = "features"
+"""A value of `config.stages.<name>.data`: features of a frozen network, which are
+computed once (`data.frozen_features`) for the pictures that "images" would read."""
 LABELLED_POSES = "labelled_poses"
 """A value of `config.stages.<name>.data`, of which families of texts have to know."""
 

@@ -25,7 +25,7 @@ def load(
         source: A model that comes with handjax ("landmarks"; `handjax models` lists
             them), a workdir of `handjax.train`, or what `handjax convert` made of the
             weights of a whole model.
-        **options: Of `PhotoPredictor` for a name: `min_score`; of
+        **options: For a name: `min_score`; of
             `HandPredictor.from_workdir` for a directory: `stage`, `step`, `batch_size`,
             `tta`.
 
@@ -35,7 +35,16 @@ def load(
     """
     if str(source) in released.names():
         found = released.load(released.path_of(str(source)))
-        return PhotoPredictor(found, name=str(source), **options)
+        if found.config.family == "landmarks":
+            return PhotoPredictor(found, name=str(source), **options)
+        return HandPredictor(
+            found.config,
+            found.model,
+            found.variables,
+            name=str(source),
+            licence=found.about["licence"],
+            **options,
+        )
     return HandPredictor.from_workdir(_directory(source), **options)
 
 

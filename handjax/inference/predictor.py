@@ -19,6 +19,7 @@ from jaxtyping import Float, UInt8
 
 from handjax import models
 from handjax.checkpoints.workdir import load_for_inference
+from handjax.detection.hand_detector import SURE, HandDetector
 from handjax.errors import UserError
 from handjax.family import hand_constants, hypotheses
 from handjax.family.capabilities import Explains, Samples
@@ -26,6 +27,7 @@ from handjax.geometry import crop
 from handjax.geometry.skeleton import HAND
 from handjax.inference import explanations, photos, placement
 from handjax.inference import tta as augmentation
+from handjax.inference.box_detectors import find_boxes
 from handjax.inference.photos import HandBox, Photo
 from handjax.inference.placement import BoxGuard, CropView, Placed
 from handjax.inference.prediction import (
@@ -58,6 +60,8 @@ class HandPredictor:
         batch_size: int = 1,
         tta: str | None = None,
         name: str = "",
+        min_score: float | int = SURE,
+        licence: str | None = None,
     ):
         """Prepare a model for photos; it is compiled at the first one.
 
@@ -69,6 +73,9 @@ class HandPredictor:
             tta: Test-time augmentation: "released" or "mean" averages 95 views of each
                 crop (see `inference.tta`).
             name: Identifies the model in reports.
+            min_score: Presence below which a hand is `not_sure`, of models that read
+                upright regions.
+            licence: Of released weights; those of one's own state none.
 
         Raises:
             UserError: The test-time augmentation gives no single hand, or `batch_size`
@@ -82,13 +89,14 @@ class HandPredictor:
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size} must be 1 or more.")
         self.config, self.batch_size, self.name = config, batch_size, name
-        self.licence = None  # of weights of one's own; only released ones state it
+        self.licence = licence
         if tta:
             self.name += f", test-time augmentation {tta!r}"
         self.faces = np.asarray(variables["constants"]["faces"])
         self.skeleton = hand_constants.skeleton_of(variables)
         self._model, self._variables, self._tta = model, variables, tta
         self._root = self.skeleton.roots[config.data.root]
+        self._min_score = min_score
         self._predict = jax.jit(functools.partial(_predict, model, tta))
         self._draw = jax.jit(functools.partial(_draw, model), static_argnames="count")
         self._explain = jax.jit(functools.partial(model.apply, method="explain"))
@@ -108,7 +116,7 @@ class HandPredictor:
             workdir: Of a run.
             stage: Another stage than the last.
             step: Another checkpoint than the newest.
-            **options: `batch_size` and `tta` of the class.
+            **options: `batch_size`, `tta` and `min_score` of the class.
 
         Raises:
             MissingFileError: The workdir has no such checkpoint.
@@ -132,18 +140,29 @@ class HandPredictor:
         image: Image,
         *,
         box_px: Sequence[float | int] | None = None,
-        is_right: bool = True,
+        is_right: bool | None = None,
         intrinsics: Sequence[float | int] | None = None,
     ) -> HandPrediction:
         """Reconstruct one hand of one photo.
 
         Args:
             image: A file, or RGB pixels 0..255 (floats: 0..1).
-            box_px: x0, y0, x1, y1 around the hand; None takes the middle square.
-            is_right: False for a left hand.
+            box_px: x0, y0, x1, y1 around the hand; None takes the middle square, or
+                the surest hand of models with a detector (`reads_upright`).
+            is_right: False for a left hand; None for a right one, or what the detector
+                says.
             intrinsics: fx, fy, cx, cy in pixels; None as `photos.intrinsics_of` says.
+
+        Raises:
+            UserError: No box is given, and the detector finds no hand.
         """
-        return self.run([request(image, box_px, is_right, intrinsics)])[0]
+        if box_px is not None or not self.reads_upright:
+            return self.run([request(image, box_px, is_right, intrinsics)])[0]
+        photo = photos.opened(image)
+        found = self.hands(photo, is_right=is_right, intrinsics=intrinsics)
+        if not found:
+            raise UserError(f"{photo.path}: no hand was found; give its box.")
+        return found[0]
 
     def hypotheses(
         self,
@@ -193,6 +212,42 @@ class HandPredictor:
         self.check_explains()
         wanted = [request(image, box_px, is_right, intrinsics)]
         return self.run_explanations(wanted, self.run(wanted))[0]
+
+    def hands(
+        self,
+        image: Image,
+        *,
+        is_right: bool | None = None,
+        intrinsics: Sequence[float | int] | None = None,
+    ) -> list[HandPrediction]:
+        """Reconstruct all hands of a photo, the surest first.
+
+        Args:
+            image: A file, or RGB pixels 0..255.
+            is_right: The side of all of them; None lets the detector decide.
+            intrinsics: fx, fy, cx, cy in pixels; None as `photos.intrinsics_of` says.
+        """
+        photo = photos.opened(image)
+        boxes = self.find(photo.image)
+        if is_right is not None:
+            boxes = [b._replace(is_right=is_right, side_given=True) for b in boxes]
+        return self.run(requests(photo, boxes, intrinsics=intrinsics))
+
+    def find(self, image: UInt8[np.ndarray, "height width 3"]) -> list[HandBox]:
+        """Return the boxes of all hands, the surest first, each with its reading."""
+        return find_boxes(self._detector, image)
+
+    @property
+    def reads_upright(self) -> bool:
+        """Whether the model reads regions in which the fingers point upwards.
+
+        The detector of such a model finds hands and regions alike.
+        """
+        return bool(self.config.get("model", {}).get("features", ""))
+
+    @functools.cached_property
+    def _detector(self) -> HandDetector:
+        return HandDetector(min_score=self._min_score)
 
     # --- many photos ----------------------------------------------------------------
 
@@ -306,7 +361,16 @@ class HandPredictor:
 
     def _groups(self, wanted: Sequence[Request]) -> Iterator["_Group"]:
         for start in range(0, len(wanted), self.batch_size):
-            yield self._group(wanted[start : start + self.batch_size])
+            group = wanted[start : start + self.batch_size]
+            yield self._group([self._read(one) for one in group])
+
+    def _read(self, one: Request) -> Request:
+        """Return the hand with the detector's reading, which upright regions need."""
+        if not self.reads_upright or one.box.reading is not None:
+            return one
+        reading = self._detector.find_in_box(one.photo.image, one.box.box_px)
+        side = one.box.is_right if one.box.side_given else reading.is_right > 0.5
+        return one._replace(box=one.box._replace(reading=reading, is_right=side))
 
     def _group(self, wanted: Sequence[Request]) -> "_Group":
         """Crop as evaluation does."""
@@ -319,13 +383,21 @@ class HandPredictor:
         box_px = np.array([one.box.box_px for one in padded], np.float64)
         # Boxes are tight around the hand; the middle of a photo is the view itself.
         whole = np.array([one.box.source == "whole_image" for one in padded])
+        seen_px, angle = box_px, np.zeros(len(padded))
+        scale = np.where(whole, 1.0, self.config.data.box_scale)
+        if self.reads_upright:
+            regions = [one.box.reading.region for one in padded]
+            seen_px = np.array([region.square_px for region in regions])
+            angle = np.array([-region.angle for region in regions])
+            scale = np.ones(len(padded))
         view = placement.view(
-            box_px,
+            seen_px,
             intrinsics,
             np.array([one.photo.image.shape[1] for one in padded], np.float64),
             size,
             is_right=np.array([one.box.is_right for one in padded]),
-            scale=np.where(whole, 1.0, self.config.data.box_scale),
+            scale=scale,
+            angle=angle,
         )
         images = [
             _cropped(one, H, size)
@@ -392,7 +464,7 @@ class _Group(NamedTuple):
 def request(
     image: Image,
     box_px: Sequence[float | int] | None,
-    is_right: bool,
+    is_right: bool | None,
     intrinsics: Sequence[float | int] | None,
 ) -> Request:
     """Check one hand of one photo; see `HandPredictor.__call__` for the arguments.
@@ -400,12 +472,13 @@ def request(
     Raises:
         PhotoError: The photo cannot be read, or the box is degenerate or outside of it.
     """
-    photo = photos.opened(image)
+    photo, source = photos.opened(image), "given"
     if box_px is None:
-        box = HandBox(photos.whole_image_box(photo), is_right, "whole_image")
+        given, source = photos.whole_image_box(photo), "whole_image"
     else:
         given = photos.four_numbers(str(photo.path), "box_px", box_px)
-        box = HandBox(given, is_right, "given")
+    side, said = is_right is None or is_right, is_right is not None
+    box = HandBox(given, side, source, side_given=said)
     return requests(photo, [box], intrinsics=intrinsics)[0]
 
 

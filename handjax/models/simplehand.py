@@ -12,6 +12,12 @@ Parameters (`parameter_table`): backbone 42,851,004; deconvolution with its Batc
 Its table is about the HRNet model, which has no deconvolution and a wider 2-D head:
 1.59 M here. What the other 0.3 M are is not known (a 3x3 convolution 128 -> 256 with
 BatchNorm would fit), so the released code is followed, not the number.
+
+`features="frozen"` (`configs/simplehand.py:open`) is ours, for models that ship: the
+backbone is MediaPipe's hand landmark network as it is, crops are turned upright, and
+tokens are sampled at the points that this network finds, from all of its maps
+(`nn.hand_features`). Regressor and losses stay the paper's; the 2-D joints are the
+network's points plus a correction.
 """
 
 from typing import Any, NamedTuple
@@ -31,12 +37,21 @@ from handjax.family.stage import Stage
 from handjax.geometry import camera
 from handjax.geometry.skeleton import MIDDLE_MCP, NUM_JOINTS, WRIST
 from handjax.losses import elementwise
-from handjax.nn import backbones
+from handjax.nn import backbones, hand_features
+from handjax.nn.backbones import hand_landmark
+from handjax.nn.hand_features import LandmarkTokens
 from handjax.nn.metaformer import MeshRegressor, torch_linear_init
 from handjax.nn.ops.image import normalised
 from handjax.nn.point_transformer import farthest_points
 from handjax.nn.token_sampler import TokenGenerator
-from handjax.types import AnyArray, Batch, HandOutput, Paper, Variables
+from handjax.types import (
+    AnyArray,
+    Batch,
+    HandFeatures,
+    HandOutput,
+    Paper,
+    Variables,
+)
 
 PAPER = Paper(
     name="SimpleHand",
@@ -86,6 +101,10 @@ class Model(nn.Module):
     position_codes: bool
     dropout: float  # of the attention probabilities
     drop_path: float
+    # "frozen": tokens of a landmark network that is not trained, instead of the fields
+    # above; `backbone` is then one of `backbones.hand_landmark`.
+    features: str
+    feature_dropout: float
     # Heads. The release configures a head for the root's depth and comments it out.
     root_depth: bool
     # "torch": the release's; "centre": all joints begin in the middle of the crop,
@@ -102,6 +121,21 @@ class Model(nn.Module):
         """Build backbone, heads, token generator and regressor."""
         _check_fields(self)
         dtype = jnp.dtype(self.dtype)
+        self.regressor = MeshRegressor(
+            self.regressor_tokens,
+            self.regressor_widths,
+            self.regressor_blocks,
+            self.mixer,
+            self.position_codes,
+            self.dropout,
+            self.drop_path,
+            dtype=dtype,
+        )
+        if self.features:
+            self.generator = LandmarkTokens(
+                self.token_dim, self.feature_dropout, dtype=dtype
+            )
+            return
         self.image_encoder = backbones.build(
             self.backbone,
             drop_path_rate=self.backbone_drop_path,
@@ -116,16 +150,6 @@ class Model(nn.Module):
         self.generator = TokenGenerator(
             self.token_generator, self.token_dim, self.upsample, self.sine_code, dtype
         )
-        self.regressor = MeshRegressor(
-            self.regressor_tokens,
-            self.regressor_widths,
-            self.regressor_blocks,
-            self.mixer,
-            self.position_codes,
-            self.dropout,
-            self.drop_path,
-            dtype=dtype,
-        )
 
     @property
     def num_points(self) -> int:
@@ -135,15 +159,22 @@ class Model(nn.Module):
     def __call__(
         self,
         image: UInt8[AnyArray, "batch height width 3"]
-        | Float[AnyArray, "batch height width 3"],
+        | Float[AnyArray, "batch height width 3"]
+        | HandFeatures,
         *,
         train: bool = False,
     ) -> HandOutput:
-        """Predict the hand in crops of 0..255 RGB; sides divisible by 32."""
+        """Predict the hand in crops of 0..255 RGB; sides divisible by 32.
+
+        With `features`, crops of 224 pixels whose fingers point upwards, or what
+        `nn.hand_features` made of them before.
+        """
         return self.predict(image, train=train).output
 
     def predict(self, image: Any, *, train: bool = False) -> Prediction:
         """Predict as `__call__`, and return the sampling points, too."""
+        if self.features:
+            return self._from_features(image, train=train)
         dtype = jnp.dtype(self.dtype)
         maps = self.image_encoder(
             normalised(
@@ -165,6 +196,19 @@ class Model(nn.Module):
         )
         return Prediction(output, points)
 
+    def _from_features(self, seen: Any, *, train: bool) -> Prediction:
+        """Predict from what the frozen network says (`features="frozen"`)."""
+        if not isinstance(seen, HandFeatures):
+            weights = self.get_variable("constants", "landmark_network")
+            seen = hand_features.of_crops(self.backbone, weights, seen)
+        tokens, joints_px = self.generator(seen, train=train)
+        # In the unit that the regressor's layers begin with, a hand has length 1.
+        vertices = HAND_LENGTH * self.regressor(tokens, train=train)
+        regressor = self.get_variable("constants", "joint_regressor")
+        joints3d = joints_from_vertices(regressor, vertices)
+        output = HandOutput(vertices, joints3d, joints2d=joints_px)
+        return Prediction(output, joints_px / hand_landmark.IMAGE_SIZE)
+
     def init_all(self, batch: Batch, hand: HandConstants) -> HandOutput:
         """Run every submodule once and store the hand model's constants."""
         hand.require_hand(PAPER.name)
@@ -174,9 +218,11 @@ class Model(nn.Module):
         if self.token_generator == "F":
             chosen = farthest_points(hand.v_template, self.coarse_points)
             constants["coarse_vertices"] = chosen
+        if self.features:
+            constants["landmark_network"] = hand_landmark.pretrained(self.backbone)
         for name, value in constants.items():
-            self.put_variable("constants", name, jnp.asarray(value))
-        return self(batch.image)
+            self.put_variable("constants", name, jax.tree.map(jnp.asarray, value))
+        return self(batch.seen)
 
     def _token_map(self, maps: dict[str, Array]) -> Array:
         if self.token_map not in maps:
@@ -186,6 +232,9 @@ class Model(nn.Module):
             )
         return maps[self.token_map]
 
+
+HAND_LENGTH = 0.1
+"""Metres that the regressor behind frozen features calls 1."""
 
 _JOINTS2D_INITS: dict[str, dict[str, Any]] = {
     "torch": dict(kernel_init=torch_linear_init),
@@ -198,12 +247,15 @@ _JOINTS2D_INITS: dict[str, dict[str, Any]] = {
 
 def _size_px(image: Any) -> Float[Array, "1 1 2"]:
     """Return pixels per unit: the release divides by the width, not width - 1."""
+    if isinstance(image, HandFeatures):
+        return jnp.full((1, 1, 2), float(hand_landmark.IMAGE_SIZE))
     height, width = image.shape[1:3]
     return jnp.array([[[width, height]]], jnp.float32)
 
 
 def _check_fields(model: Model) -> None:
     """Refuse fields that do not go together."""
+    hand_features.check(model.features, model.backbone)
     lengths = {
         key: len(getattr(model, key))
         for key in ("regressor_tokens", "regressor_widths", "regressor_blocks")
@@ -251,7 +303,7 @@ def mesh_loss(
     """
     (output, points), updates = model.apply(
         variables,
-        batch.image,
+        batch.seen,
         train=True,
         method="predict",
         mutable=["batch_stats"],
@@ -287,7 +339,7 @@ def _targets2d(
     variables: Variables, batch: Batch
 ) -> tuple[Float[Array, "batch point 2"], Float[Array, "batch point"]]:
     """Return the points in units of the crop, and the weight of each."""
-    size = _size_px(batch.image)
+    size = _size_px(batch.seen)
     target = jnp.asarray(batch.joints2d) / size
     seen = jnp.asarray(batch.joints2d_weights)
     if "coarse_vertices" in variables["constants"]:
@@ -312,8 +364,8 @@ def _is_whole(batch: Batch) -> Bool[Array, "batch"]:
 
 
 def predict_image(model: Model, variables: Variables, batch: Batch) -> HandOutput:
-    """Predict the hand from the image."""
-    return model.apply(variables, batch.image)
+    """Predict the hand from the image, or from features of it."""
+    return model.apply(variables, batch.seen)
 
 
 _PARTS = {

@@ -6,6 +6,12 @@ in an image has, and decodes the expected codes with the frozen tokenizer.
 
 Only a summary of the paper is public and no code; what it leaves open is filled with
 the choices of the work it builds on (SimpleHand, PCT, T2M-GPT), each said in its place.
+
+`features="frozen"` (`configs/tokenhand.py:open`) is ours, for models that ship: the
+backbone is MediaPipe's hand landmark network as it is, crops are turned upright (so are
+the tokenizer's meshes), and the classifier's image tokens are made of what that network
+says at the points that it finds (`nn.hand_features`). Tokenizer, classifier, soft
+inference and losses stay the paper's.
 """
 
 from typing import Any
@@ -26,7 +32,9 @@ from handjax.family.hand_constants import (
 from handjax.family.stage import Stage
 from handjax.geometry.skeleton import NUM_JOINTS, NUM_VERTICES
 from handjax.losses import elementwise, supervision
-from handjax.nn import backbones
+from handjax.nn import backbones, hand_features
+from handjax.nn.backbones import hand_landmark
+from handjax.nn.hand_features import LandmarkTokens
 from handjax.nn.metaformer import (
     MeshRegressor,
     MetaFormerBlock,
@@ -39,7 +47,14 @@ from handjax.nn.ops.image import normalised
 from handjax.nn.point_transformer import PointTransformer, level_sizes
 from handjax.nn.token_sampler import TokenGenerator
 from handjax.nn.vq import Quantized, VectorQuantizer, nearest_code, soft_lookup
-from handjax.types import AnyArray, Batch, HandOutput, Paper, Variables
+from handjax.types import (
+    AnyArray,
+    Batch,
+    HandFeatures,
+    HandOutput,
+    Paper,
+    Variables,
+)
 
 PAPER = Paper(
     name="TokenHand",
@@ -198,6 +213,10 @@ class Model(nn.Module):
     dropout: float  # of the classifier's attention
     drop_path: float  # of the classifier
     inference: str  # or "hard": the best code of each token
+    # "frozen": image tokens of a landmark network that is not trained, instead of a
+    # generator's; `backbone` is then one of `backbones.hand_landmark`.
+    features: str
+    feature_dropout: float
     # Input. ImageNet's, for which public backbone weights are made.
     image_mean: tuple[float, ...]
     image_std: tuple[float, ...]
@@ -214,6 +233,19 @@ class Model(nn.Module):
         self.tokenizer = Tokenizer(
             **{key: getattr(self, key) for key in TOKENIZER_FIELDS}, dtype=dtype
         )
+        self.classifier = Classifier(
+            self.decoder_tokens[0],
+            self.num_codes,
+            self.classifier_blocks,
+            self.dropout,
+            self.drop_path,
+            dtype,
+        )
+        if self.features:
+            self.generator = LandmarkTokens(
+                self.token_dim, self.feature_dropout, dtype=dtype
+            )
+            return
         self.image_encoder = backbones.build(
             self.backbone,
             drop_path_rate=self.backbone_drop_path,
@@ -230,23 +262,49 @@ class Model(nn.Module):
         self.generator = TokenGenerator(
             self.token_generator, self.token_dim, dtype=dtype
         )
-        self.classifier = Classifier(
-            self.decoder_tokens[0],
-            self.num_codes,
-            self.classifier_blocks,
-            self.dropout,
-            self.drop_path,
-            dtype,
-        )
 
     def __call__(
         self,
         image: UInt8[AnyArray, "batch height width 3"]
-        | Float[AnyArray, "batch height width 3"],
+        | Float[AnyArray, "batch height width 3"]
+        | HandFeatures,
         *,
         train: bool = False,
     ) -> HandOutput:
-        """Predict the hand in crops of 0..255 RGB; sides divisible by 32."""
+        """Predict the hand in crops of 0..255 RGB; sides divisible by 32.
+
+        With `features`, crops of 224 pixels whose fingers point upwards, or what
+        `nn.hand_features` made of them before.
+        """
+        tokens, joints_px = (
+            self._landmark_tokens(image, train=train)
+            if self.features
+            else self._image_tokens(image, train=train)
+        )
+        logits = self.classifier(tokens, train=train)
+        indices = jnp.argmax(logits, axis=-1)
+        if self.inference == "hard" and not train:
+            codes = self.tokenizer.vq.lookup(indices)
+        else:
+            codes = soft_lookup(logits, self.tokenizer.vq.embedding.value)
+        vertices = self.tokenizer.decode(codes)
+        return self._output(vertices)._replace(
+            joints2d=joints_px, logits=logits, indices=indices
+        )
+
+    def _landmark_tokens(
+        self, seen: Any, *, train: bool
+    ) -> tuple[Float[Array, "batch 21 dim"], Float[Array, "batch 21 2"]]:
+        """Return image tokens and 2-D joints from the frozen network."""
+        if not isinstance(seen, HandFeatures):
+            weights = self.get_variable("constants", "landmark_network")
+            seen = hand_features.of_crops(self.backbone, weights, seen)
+        return self.generator(seen, train=train)
+
+    def _image_tokens(
+        self, image: Any, *, train: bool
+    ) -> tuple[Float[Array, "batch 21 dim"], Float[Array, "batch 21 2"]]:
+        """Return the paper's image tokens, and the 2-D joints in pixels."""
         image_in = normalised(
             image,
             self.image_mean,
@@ -259,18 +317,7 @@ class Model(nn.Module):
         joints = self.joints2d_head(pooled).reshape(-1, NUM_JOINTS, 2)
         where = joints if self.sampler_gradient else jax.lax.stop_gradient(joints)
         tokens = self.generator(features, where, train=train)
-        logits = self.classifier(tokens, train=train)
-        indices = jnp.argmax(logits, axis=-1)
-        if self.inference == "hard" and not train:
-            codes = self.tokenizer.vq.lookup(indices)
-        else:
-            codes = soft_lookup(logits, self.tokenizer.vq.embedding.value)
-        vertices = self.tokenizer.decode(codes)
-        return self._output(vertices)._replace(
-            joints2d=joints * _last_pixel(image),
-            logits=logits,
-            indices=indices,
-        )
+        return tokens, joints * _last_pixel(image)
 
     def reconstruct(
         self,
@@ -310,9 +357,13 @@ class Model(nn.Module):
             "constants", "joint_regressor", jnp.asarray(hand.joint_regressor)
         )
         self.put_variable("constants", "faces", jnp.asarray(hand.faces))
+        if self.features:
+            network = hand_landmark.pretrained(self.backbone)
+            network = jax.tree.map(jnp.asarray, network)
+            self.put_variable("constants", "landmark_network", network)
         self.tokenizer.set_template(hand.v_template)
         self.reconstruct(batch.vertices)
-        return self(batch.image)
+        return self(batch.seen)
 
     def _output(self, vertices: Float[Array, "batch 778 3"]) -> HandOutput:
         regressor = self.get_variable("constants", "joint_regressor")
@@ -321,12 +372,15 @@ class Model(nn.Module):
 
 def _last_pixel(image: Any) -> Float[Array, "1 1 2"]:
     """Return pixels per unit of the sampler's coordinates: width - 1, height - 1."""
+    if isinstance(image, HandFeatures):
+        return jnp.full((1, 1, 2), hand_landmark.IMAGE_SIZE - 1.0)
     height, width = image.shape[1:3]
     return jnp.array([[[width - 1, height - 1]]], jnp.float32)
 
 
 def _check_fields(model: Model) -> None:
     """Refuse fields that do not go together."""
+    hand_features.check(model.features, model.backbone)
     sizes = level_sizes(NUM_VERTICES, model.encoder_strides)
     if sizes[-1] != model.decoder_tokens[0]:
         raise UserError(
@@ -414,9 +468,9 @@ def mesh_loss(
     """
     labels = model.apply(variables, batch.vertices, method="encode")
     output, updates = model.apply(
-        variables, batch.image, train=True, mutable=["batch_stats"], rngs=rngs
+        variables, batch.seen, train=True, mutable=["batch_stats"], rngs=rngs
     )
-    to_unit = 1 / _last_pixel(batch.image)
+    to_unit = 1 / _last_pixel(batch.seen)
     joints2d = elementwise.point_l1(output.joints2d * to_unit, batch.joints2d * to_unit)
     mesh_valid = batch.vertices_valid
     terms = {
@@ -450,8 +504,8 @@ def predict_mesh(model: Model, variables: Variables, batch: Batch) -> HandOutput
 
 
 def predict_image(model: Model, variables: Variables, batch: Batch) -> HandOutput:
-    """Predict the hand from the image."""
-    return model.apply(variables, batch.image)
+    """Predict the hand from the image, or from features of it."""
+    return model.apply(variables, batch.seen)
 
 
 def _millimetres(output: HandOutput, batch: Batch) -> Float[Array, ""]:

@@ -26,7 +26,8 @@ def load(path):
 CASES = [
     (path, variant)
     for path in FILES
-    for variant in (*VARIANTS, *getattr(load(path), "ROWS", ()))
+    for module in [load(path)]
+    for variant in (*getattr(module, "SIZES", VARIANTS), *getattr(module, "ROWS", ()))
 ]
 """Variants, and rows of the papers' tables where a file has them by name."""
 
@@ -48,7 +49,8 @@ def test_config_is_accepted_and_builds_its_model(case):
     workdir.build_model(family, config)
     assert {stage.name for stage in family.stages(config)} == set(config.stages)
     for stage in family.stages(config):
-        assert stage.needs_image == (config.stages[stage.name].data == "images")
+        kind = config.stages[stage.name].data
+        assert stage.needs_image == (kind in ("images", "features"))
 
 
 NO_RECIPE = {"dtype", "fused", "remat", "remat_policy", "scan_path", "edges"}

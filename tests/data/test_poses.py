@@ -52,6 +52,26 @@ def test_joints_project_where_the_batch_says():
     )
 
 
+def test_upright_hands_are_the_same_hands_turned_about_the_optical_axis():
+    (plain,), (upright,) = _batches(0, 1), _batches(0, 1, upright=True)
+
+    knuckles = (upright.joints3d[:, 5] + upright.joints3d[:, 13]) / 4
+    upwards = (knuckles + upright.joints3d[:, 9] / 2 - upright.joints3d[:, 0])[:, :2]
+    angle = np.arctan2(upwards[:, 0], -upwards[:, 1])
+    roll = np.array([PosePriorSource(4)[i]["roll"] for i in range(3)])
+
+    np.testing.assert_allclose(angle, roll, atol=1e-4)
+    np.testing.assert_allclose(
+        upright.vertices[..., 2], plain.vertices[..., 2], atol=1e-6
+    )
+    np.testing.assert_allclose(
+        np.linalg.norm(upright.vertices, axis=-1),
+        np.linalg.norm(plain.vertices, axis=-1),
+        atol=1e-6,
+    )
+    assert 0.05 < np.abs(roll).mean() < 0.5
+
+
 # --- real poses ---------------------------------------------------------------------
 
 

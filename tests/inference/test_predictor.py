@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from handjax.detection.hand_detector import DetectedHand, HandDetector
+from handjax.detection.regions import Region
 from handjax.geometry import crop
 from handjax.inference import photos, predictor
 from handjax.inference.photos import HandBox, Photo
@@ -93,6 +95,58 @@ def test_perfect_answer_comes_back_in_the_photos_camera(is_right):
     np.testing.assert_allclose(found.vertices + found.translation, vertices, atol=1e-3)
     assert found.translation_source == "joints2d" and found.confidence is None
     assert (found.faces == (FACES if is_right else FACES[:, ::-1])).all()
+
+
+def _upright_hand(is_right, image):
+    """A hand, the region that a detector would find, and its crop as a camera."""
+    vertices, joints3d, joints2d = hand_in_camera()
+    region = Region(joints2d.mean(0), float(2 * np.ptp(joints2d)), 0.7)
+    K, side = INTRINSICS.copy(), region.square_px.reshape(2, 2)
+    seen, sign, last = (vertices, joints3d, joints2d), 1, image.shape[1] - 1
+    if not is_right:
+        seen = vertices * [-1, 1, 1], joints3d * [-1, 1, 1]
+        seen = (*seen, np.array([last, 0]) + joints2d * [-1, 1])
+        K[0, 2], sign = last - K[0, 2], -1
+        side = np.sort(np.array([last, 0]) + side * [-1, 1], axis=0)
+    view = crop.view(side.ravel(), K, SIZE, angle=-sign * region.angle)
+    turned = seen[1] @ view.R_crop_camera.T
+    answer = HandOutput(
+        np.float32(seen[0] @ view.R_crop_camera.T - turned[ROOT]),
+        np.float32(turned - turned[ROOT]),
+        np.float32(crop.warp_points(view.H_crop_image, seen[2])),
+    )
+    return (vertices, joints3d, joints2d), region, answer
+
+
+@pytest.mark.parametrize("is_right", [True, False])
+def test_upright_regions_are_turned_back_into_the_photo(is_right, monkeypatch):
+    hand, region, answer = _upright_hand(is_right, GRAY)
+    box_px = (*hand[2].min(0), *hand[2].max(0))
+    found = DetectedHand(
+        region,
+        np.array(box_px),
+        hand[2],
+        np.zeros(21),
+        np.zeros((21, 3)),
+        presence=0.6,
+        is_right=0.95 if is_right else 0.05,
+        sure=False,
+    )
+    monkeypatch.setattr(HandDetector, "__init__", lambda self, **options: None)
+    monkeypatch.setattr(HandDetector, "find", lambda self, image: [found])
+    monkeypatch.setattr(HandDetector, "find_in_box", lambda self, image, box: found)
+    config = ml_collections.ConfigDict(
+        {**CONFIG.to_dict(), "model": dict(features="frozen")}
+    )
+    predict = predictor.HandPredictor(config, Says(answer), VARIABLES)
+    lens = (300, 310, 101, 77)
+
+    for options in ({}, {"box_px": box_px}, {"box_px": box_px, "is_right": is_right}):
+        made = predict(GRAY, intrinsics=lens, **options)
+        np.testing.assert_allclose(made.joints2d, hand[2], atol=1e-3)
+        np.testing.assert_allclose(made.vertices + made.translation, hand[0], atol=1e-3)
+        assert made.box.is_right == is_right
+        assert made.presence == 0.6 and made.not_sure
 
 
 class FindsRed:
