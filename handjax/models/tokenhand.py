@@ -303,7 +303,7 @@ class Model(nn.Module):
 
     def _image_tokens(
         self, image: Any, *, train: bool
-    ) -> tuple[Float[Array, "batch 21 dim"], Float[Array, "batch 21 2"]]:
+    ) -> tuple[Float[Array, "batch token dim"], Float[Array, "batch 21 2"]]:
         """Return the paper's image tokens, and the 2-D joints in pixels."""
         image_in = normalised(
             image,
