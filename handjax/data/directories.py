@@ -51,17 +51,16 @@ def default_directory(data: Data) -> Path:
     )
 
 
-def features_directory(data_set: Path, split: str, views: tuple) -> Path:
-    """Return where the features of a split are kept: named by its data and the views.
+def features_directory(data_set: Path, split: str, *settings: tuple) -> Path:
+    """Return where features of a split are kept: named by its data and the settings.
 
     Args:
         data_set: Directory of the data set.
         split: Of that data set.
-        views: What decides the features (`frozen_features.Views`).
+        *settings: What else decides the features, such as `frozen_features.Views`.
     """
-    metadata = data_set / "metadata.json"
-    digest = hashlib.sha256(metadata.read_bytes())
-    digest.update(repr((split, tuple(views))).encode())
+    digest = hashlib.sha256((data_set / "metadata.json").read_bytes())
+    digest.update(repr((split, *map(tuple, settings))).encode())
     name = f"{data_set.name}-{split}-{digest.hexdigest()[:10]}"
     return cache_root() / "features" / name
 

@@ -56,22 +56,22 @@ class Views(NamedTuple):
     count: int
     """Views of each picture."""
     seed: int
-    root: int
-    """Joint that 3-D targets are relative to."""
     training: bool
     """Whether regions that miss the hand are replaced."""
     regions: str = "found"
     """Of first views: "found" by the detector, or "true": those of the true joints,
     half as far off as the jitter of training."""
+    version: int = VERSION
 
 
-def ensure(source: Source, directory: Path, views: Views) -> Batch:
+def ensure(source: Source, directory: Path, views: Views, maker: ExampleMaker) -> Batch:
     """Return the features of a split, computing those that are missing.
 
     Args:
         source: Records to read.
         directory: Where the parts are kept.
         views: Which features.
+        maker: Turns records into labels, without augmentation.
 
     Returns:
         All examples in one batch, those of a picture one after another; `image` is
@@ -86,10 +86,11 @@ def ensure(source: Source, directory: Path, views: Views) -> Batch:
         directory / f"part-{i:05d}-of-{total:05d}.safetensors" for i in range(total)
     ]
     with locked(directory):
-        check_same(directory, {"version": VERSION, "size": size, **views._asdict()})
+        filters = source.filters._asdict()
+        check_same(directory, {"size": size, **filters, **views._asdict()})
         missing = [i for i, path in enumerate(paths) if not path.is_file()]
         if missing:
-            _compute(_FeatureReader(source, views), paths, missing, size)
+            _compute(_FeatureReader(source, views, maker), paths, missing, size)
     return concatenated([_from_bytes(path.read_bytes()) for path in paths])
 
 
@@ -108,13 +109,15 @@ def _compute(
 class _FeatureReader:
     """Computes parts of one split."""
 
-    def __init__(self, source: Source, views: Views):
+    def __init__(self, source: Source, views: Views, maker: ExampleMaker):
         self.views, self.detector = views, HandDetector(views.variant)
-        self.reader = Reader(source.split, CorruptRecords(10), rows=source.rows)
-        self.maker = ExampleMaker(
-            crop=CropConfig(size=CROP_SIZE),
-            counts=source.split.counts,
-            root=views.root,
+        self.maker = maker._replace(crop=CropConfig(size=CROP_SIZE))
+        self.reader = Reader(
+            source.split,
+            CorruptRecords(10),
+            rows=source.rows,
+            filters=source.filters,
+            posable=source.posable,
         )
 
     def __call__(self, numbers: range) -> Batch:
@@ -131,7 +134,10 @@ class _FeatureReader:
 
     def _region(self, picture: np.ndarray, points: np.ndarray, number: int) -> Region:
         """Return the region of a hand, as the detector finds it near its box."""
-        true, rng = landmark_region(points), np.random.default_rng([self._seed, number])
+        true, rng = (
+            landmark_region(points),
+            np.random.default_rng([self.views.seed, number]),
+        )
         if self.views.regions == "true":
             return jittered(true, rng, 0.5)
         box = np.concatenate([points.min(0), points.max(0)])
@@ -147,7 +153,7 @@ class _FeatureReader:
         numbers: range,
         view: int,
     ) -> Batch:
-        rngs = [np.random.default_rng([self._seed, n, view]) for n in numbers]
+        rngs = [np.random.default_rng([self.views.seed, n, view]) for n in numbers]
         if view:
             regions = [jittered(r, rng) for r, rng in zip(regions, rngs, strict=True)]
         rows = np.array([[*r.centre_px, r.size_px, r.angle] for r in regions])
@@ -158,10 +164,6 @@ class _FeatureReader:
             changed = [recoloured(i, rng) for i, rng in zip(images, rngs, strict=True)]
             images = np.stack(changed)
         return batch._replace(image=None, features=read(self.views.variant, images))
-
-    @property
-    def _seed(self) -> int:
-        return self.views.seed
 
 
 def read(variant: str, images: UInt8[np.ndarray, "n 224 224 3"]) -> HandFeatures:

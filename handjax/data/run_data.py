@@ -327,32 +327,34 @@ class OpenData:
     def _features(self, split: str) -> Batch:
         """Return the features of a split, which are computed the first time.
 
-        Those of a mixture's data sets follow one another; shares do not count.
+        Raises:
+            UserError: Several data sets are to be trained on.
         """
         if split not in self._read_features:
             training = split == "train"
-            sources = (
-                {path: one.source for path, one in self.training.opened.items()}
-                if training
-                else {self.evaluated: loader.Source(self.records(split))}
-            )
+            path, source = self.evaluated, loader.Source(self.records(split))
+            if training:
+                opened = self.training.opened
+                if len(opened) != 1:
+                    raise UserError(
+                        f"A stage with data={FEATURES!r} trains on one data set, not "
+                        f"on {len(opened)}; leave config.data.mix and mixture empty."
+                    )
+                ((path, one),) = opened.items()
+                source = one.source
             views = frozen_features.Views(
                 variant=self.config.model.backbone,
                 count=self.data.feature_views if training else 1,
                 seed=self.config.seed,
-                root=self.root,
                 training=training,
                 regions="found" if training else self.data.regions,
             )
-            self._read_features[split] = frozen_features.concatenated(
-                [
-                    frozen_features.ensure(
-                        source,
-                        data_directories.features_directory(path, split, views),
-                        views,
-                    )
-                    for path, source in sources.items()
-                ]
+            maker = self.maker._replace(augmentation=None)
+            kept = data_directories.features_directory(
+                path, split, views, source.filters, (self.root,)
+            )
+            self._read_features[split] = frozen_features.ensure(
+                source, kept, views, maker
             )
         return self._read_features[split]
 

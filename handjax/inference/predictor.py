@@ -81,6 +81,11 @@ class HandPredictor:
             UserError: The test-time augmentation gives no single hand, or `batch_size`
                 is below 1.
         """
+        if tta and config.get("model", {}).get("features", ""):
+            raise UserError(
+                f"tta={tta!r} turns crops, and this model reads upright ones; predict "
+                "without."
+            )
         if tta and augmentation.answers_per_hand(tta) > 1:
             raise UserError(
                 f"tta={tta!r} averages errors, which takes the truth; predict "

@@ -113,6 +113,12 @@ def augmented(predict_fn: Callable, mode: str | None) -> Callable:
         return predict_fn
 
     def predict_augmented(model: Any, variables: Any, batch: Batch) -> HandOutput:
+        if batch.image is None:
+            raise UserError(
+                f"tta={mode!r} turns pictures, and this model was given features of "
+                "them; evaluate it without."
+            )
+
         def look(image):
             return predict_fn(model, variables, batch._replace(image=image))
 

@@ -55,7 +55,15 @@ def of_crops(
         variant: Of `hand_landmark.VARIANTS`.
         variables: Of that network (`hand_landmark.pretrained`).
         image: Crops in which the fingers point upwards (`detection.regions`).
+
+    Raises:
+        UserError: The crops have another size.
     """
+    if image.shape[1:3] != (hand_landmark.IMAGE_SIZE,) * 2:
+        raise UserError(
+            f"{variant} reads crops of {hand_landmark.IMAGE_SIZE} pixels, these have "
+            f"{image.shape[1]} x {image.shape[2]}; set config.data.crop_size."
+        )
     # Without a parent: inside a model its weights are constants, no parameters.
     network = hand_landmark.build(variant, parent=None)
     maps = network.apply(variables, jnp.asarray(image, jnp.float32) / 255)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from fake_records import joints, mirrored, record
 
+from data_pipelines.loading.examples import ExampleMaker
 from data_pipelines.loading.loader import Source
 from data_pipelines.storage import schema, shards
 from handjax.data import frozen_features
@@ -17,12 +18,13 @@ from handjax.detection.regions import Region, landmark_region
 from handjax.distributed.split_shares import ProcessShare
 from handjax.errors import UserError
 from handjax.geometry import crop
+from handjax.geometry.crop import CropConfig
 from handjax.nn import hand_features
 from handjax.nn.backbones import hand_landmark
 from handjax.types import HandFeatures
 
 LITE = "mediapipe_hand_lite"
-VIEWS = frozen_features.Views(LITE, count=2, seed=0, root=9, training=True)
+VIEWS = frozen_features.Views(LITE, count=2, seed=0, training=True)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +80,9 @@ def no_networks(monkeypatch, reads):
 
 
 def ensure(split, directory, views=VIEWS):
-    return frozen_features.ensure(Source(split), directory, views)
+    return frozen_features.ensure(
+        Source(split), directory, views, ExampleMaker(CropConfig())
+    )
 
 
 def test_views_of_a_picture_follow_each_other_and_no_picture_is_kept(split, tmp_path):
