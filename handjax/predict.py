@@ -1,6 +1,7 @@
 """Reconstruct hands from photos.
 
     python -m handjax.predict photo.jpg
+    python -m handjax.predict left.jpg right.jpg 'more/*.png' folder --output D
     python -m handjax.predict photo.jpg --workdir W --output D
     python -m handjax.predict folder --workdir W --output D --boxes boxes.json
 
@@ -22,8 +23,10 @@ Photos that it does not name are treated as without it.
 """
 
 import argparse
+import math
 import os
 import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,7 +64,7 @@ class Options(NamedTuple):
 def _parser() -> Parser:
     parser = Parser("predict", __doc__)
     add = parser.add_argument
-    add("photo", help="a photo, or a folder of photos")
+    add("photo", nargs="+", help="photos, folders of photos, or patterns")
     add("--workdir", help="directory of a trained model of your own")
     add("--output", default="hands", help="directory for the results; default: hands")
     add(
@@ -121,21 +124,22 @@ def _predict(arguments: argparse.Namespace) -> int:
     from handjax.inference import photos
     from handjax.io import compile_cache
 
-    paths = photos.listed(arguments.photo)
+    paths = photos.listed_all(arguments.photo)
+    folders = [Path(name) for name in arguments.photo if Path(name).is_dir()]
     _check_flags(arguments)
-    _check_output(Path(arguments.output), Path(arguments.photo))
+    _check_output(Path(arguments.output), folders)
     options, word = _options(arguments)
     _check_names(arguments.boxes, options.boxes, paths)
     if not arguments.workdir:
         word = "" if options.box else "; boxes by handjax's detector"
-    single = not Path(arguments.photo).is_dir()
-    other = [] if single else photos.passed_over(arguments.photo)
+    other = [name for folder in folders for name in photos.passed_over(folder)]
     if other:
         print(
             f"{len(other)} pictures are left out for their format, first {other[0]}; "
             f"convert them to one of {', '.join(photos.SUFFIXES)}.",
             file=sys.stderr,
         )
+    single = len(paths) == 1 and not folders
     if single:
         photos.read(paths[0])  # before the model is loaded: mistakes show at once
     if compile_cache.use():
@@ -169,9 +173,9 @@ def _check_flags(arguments: argparse.Namespace) -> None:
             )
 
 
-def _check_output(output: Path, photo: Path) -> None:
-    """Refuse folders that cannot be written, and that of the photos itself."""
-    if photo.is_dir() and output.resolve() == photo.resolve():
+def _check_output(output: Path, folders: list[Path]) -> None:
+    """Refuse folders that cannot be written, and those of the photos themselves."""
+    if output.resolve() in [folder.resolve() for folder in folders]:
         raise UserError(
             f"--output {output} is the folder of the photos, where results would be "
             "taken for photos; give another one."
@@ -263,18 +267,24 @@ def predict_paths(
         group = paths[start : start + predictor.batch_size]
         opened, queue = [], []
         for path in group:
+            clock = Clock()
             try:
-                wanted = _requests(path, options)
+                wanted = _requests(path, options, clock)
             except (UserError, OSError) as error:
                 failed += 1
                 command_line.say_error(error)
                 continue
-            opened.append((path, wanted))
+            opened.append((path, wanted, clock))
             queue += wanted
+        together = Clock()
         predictions = _predictions(predictor, queue, options)
-        for path, wanted in opened:
+        together.lap("network")
+        for path, wanted, clock in opened:
+            share = len(wanted) / len(queue)
+            clock.seconds["network"] = share * together.seconds["network"]
+            clock.start()
             hands, predictions = predictions[: len(wanted)], predictions[len(wanted) :]
-            failed += _write(predictor, stems[path], hands, wanted, output)
+            failed += _write(predictor, stems[path], hands, wanted, output, clock)
         if len(paths) > 1:
             print(f"{start + len(group)}/{len(paths)} photos", flush=True)
     return failed
@@ -296,17 +306,42 @@ def _predictions(
     return hands
 
 
-def _requests(path: Path, options: Options):
+class Clock:
+    """Seconds that the steps of a photo took, by name."""
+
+    def __init__(self) -> None:
+        """Begin the first step."""
+        self.seconds: dict[str, float] = {}
+        self.start()
+
+    def start(self) -> None:
+        """Begin a step."""
+        self._since = time.perf_counter()
+
+    def lap(self, step: str) -> None:
+        """End a step and begin the next one."""
+        self.seconds[step] = time.perf_counter() - self._since
+        self.start()
+
+    def __str__(self) -> str:
+        """Name the steps with their milliseconds."""
+        steps = (f"{step} {1e3 * s:.0f}" for step, s in self.seconds.items())
+        return f"{', '.join(steps)} ms"
+
+
+def _requests(path: Path, options: Options, clock: Clock) -> "list[Request]":
     """Find one photo's hands: by --box, --boxes, the detector, or the middle."""
     from handjax.inference import photos
     from handjax.inference.predictor import requests
 
     opened = photos.read(path)
+    clock.lap("read")
     noted = options.boxes.get(path.name)
     intrinsics = options.intrinsics
     if noted and noted.intrinsics and intrinsics is None:
         intrinsics = noted.intrinsics
     boxes = _boxes(opened, noted, options)
+    clock.lap("detect")
     return requests(opened, boxes, intrinsics=intrinsics)
 
 
@@ -333,7 +368,7 @@ def _boxes(
     return [HandBox(whole_image_box(opened), options.is_right, "whole_image")]
 
 
-def _write(predictor, stem: str, hands, wanted, output: str) -> int:
+def _write(predictor, stem: str, hands, wanted, output: str, clock: Clock) -> int:
     from handjax.inference import output_files
 
     opened, intrinsics = wanted[0].photo, wanted[0].intrinsics
@@ -353,17 +388,28 @@ def _write(predictor, stem: str, hands, wanted, output: str) -> int:
             f"{opened.path}: results could not be written to {output}: {error}"
         )
         return 1
-    shown = ", ".join(
-        f"{output_files.named(hand)} ({hand.box.source} box"
-        + (f", confidence {hand.confidence:.2f}" if hand.confidence else "")
-        + (f", presence {hand.presence:.2f}" if hand.presence is not None else "")
-        + (", not sure" if hand.not_sure else "")
-        + _spread(hand)
-        + ")"
-        for hand in hands
-    )
-    print(f"{opened.path.name}: {shown}; camera {intrinsics.source} -> {stem}.json")
+    clock.lap("files")
+    camera = f"camera {intrinsics.source}"
+    where = Path(output) / f"{stem}.json"
+    print(f"{opened.path.name} -> {where}; {camera}; {clock}", flush=True)
+    for hand in hands:
+        print(f"  {_described(hand)}", flush=True)
     return 0
+
+
+def _described(hand: "HandPrediction") -> str:
+    """Say of one hand which it is, how sure that is, and how far away."""
+    from handjax.inference import output_files
+
+    parts = [f"{hand.box.source} box"]
+    if hand.confidence:
+        parts.append(f"confidence {hand.confidence:.2f}")
+    if hand.presence is not None:
+        parts.append(f"presence {hand.presence:.2f}")
+    parts.append(f"{math.hypot(*hand.translation):.2f} m away")
+    if hand.not_sure:
+        parts.append("NOT SURE: mostly such meshes are wrong")
+    return f"{output_files.named(hand)}: {', '.join(parts)}{_spread(hand)}"
 
 
 def _spread(hand) -> str:

@@ -5,7 +5,10 @@ are at whole numbers; boxes are x0, y0, x1, y1 in pixels of the upright photo (a
 EXIF orientation, as viewers show it).
 """
 
+import glob
 import math
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,8 +25,8 @@ from handjax.io.folders import visible
 if TYPE_CHECKING:
     from handjax.detection.hand_detector import DetectedHand
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-_OTHER_SUFFIXES = (".heic", ".heif", ".avif", ".gif", ".jfif", ".jp2", ".jxl", ".tga")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
+_OTHER_SUFFIXES = (".heic", ".heif", ".avif", ".gif", ".jp2", ".jxl", ".tga")
 _OTHER_SUFFIXES += (".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2")
 
 FULL_FRAME_DIAGONAL_MM = 43.2666
@@ -160,9 +163,36 @@ def passed_over(folder: str | Path) -> list[str]:
     return [p.name for p in visible(folder) if p.suffix.lower() in _OTHER_SUFFIXES]
 
 
+_VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
+
+
+def listed_all(names: Sequence[str]) -> list[Path]:
+    """List the photos that files, folders and patterns such as `*.jpg` name, once each.
+
+    Raises:
+        PhotoError: One of them names no photo.
+    """
+    paths: dict[Path, None] = {}
+    for name in names:
+        if re.match(r"[a-z]+://", name):
+            raise PhotoError(
+                f"{name}: addresses are not opened; download the photo first, such as "
+                f"with curl -O {shlex.quote(name)}"
+            )
+        matches = [] if Path(name).exists() else sorted(glob.glob(name))
+        for match in matches or [name]:
+            paths |= dict.fromkeys(listed(match))
+    return list(paths)
+
+
 def listed(path: str | Path) -> list[Path]:
     """List the photo itself, or all photos directly inside a folder, by name."""
     path = Path(path)
+    if path.suffix.lower() in _VIDEO_SUFFIXES and path.is_file():
+        raise PhotoError(
+            f"{path}: a video; cut it into photos first, such as with mkdir frames && "
+            f"ffmpeg -i {shlex.quote(str(path))} frames/%05d.jpg, and give the folder."
+        )
     if path.is_dir():
         found = [p for p in visible(path) if p.suffix.lower() in SUFFIXES]
         if not found:

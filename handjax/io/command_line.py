@@ -54,7 +54,8 @@ class Parser(argparse.ArgumentParser):
             UserError: An argument is unknown or missing, or its value is not allowed.
         """
         args = self._joined(sys.argv[1:] if args is None else args)
-        values, rest = self.parse_known_args(args, namespace)
+        # Intermixed, so that photos may stand before and after the options.
+        values, rest = self.parse_known_intermixed_args(args, namespace)
         if rest:
             flag = rest[0].partition("=")[0]
             near = suggest(flag, self._option_string_actions)

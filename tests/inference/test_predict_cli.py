@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -80,9 +81,9 @@ def command(monkeypatch, tmp_path):
     monkeypatch.setattr(predict, "_load", load)
     monkeypatch.delenv("HANDJAX_HAND_LANDMARKER", raising=False)
 
-    def run(photo, *flags):
+    def run(photo, *more):
         output = tmp_path / "out"
-        return predict.main([str(photo), "--workdir=w", f"--output={output}", *flags])
+        return predict.main([str(photo), "--workdir=w", f"--output={output}", *more])
 
     return run
 
@@ -121,7 +122,7 @@ def test_one_photo_gives_json_overlay_and_meshes(command, photo, tmp_path, capsy
     np.testing.assert_allclose(mesh.vertices, placed * [1, -1, -1], atol=2e-6)
     with Image.open(out / "hand_overlay.png") as picture:
         assert picture.size[1] > 400
-    assert "left hand (given box, confidence 0.8" in capsys.readouterr().out
+    assert "left hand: given box, confidence 0.8" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("more", [[], ["--hypotheses=2", "--seed=5"]])
@@ -215,6 +216,47 @@ def test_without_box_the_detector_finds_the_hand_of_any_model(
     middle = np.array([x0 + x1, y0 + y1]) / 2
     apart = np.abs(middle - record["bbox_center"]).max()
     assert apart < 0.15 * record["bbox_size"].max()
+
+
+def test_photos_folders_and_patterns_are_taken_together(
+    command, photo, tmp_path, capsys
+):
+    for name in ("b1.png", "b2.png", "c.jfif"):
+        (photo.parent / name).write_bytes(photo.read_bytes())
+    other = tmp_path / "more"
+    other.mkdir()
+    (other / "d.jpg").write_bytes(photo.read_bytes())
+    pattern = str(photo.parent / "b?.png")
+    arguments = [str(photo), pattern, str(photo.parent / "c.jfif"), str(other)]
+    assert command(*arguments, str(photo), "--box=20,10,100,80") == 0
+    written = {path.name for path in (tmp_path / "out").glob("*.json")}
+    assert written == {f"{stem}.json" for stem in ("hand", "b1", "b2", "c", "d")}
+    assert "5/5 photos" in capsys.readouterr().out
+
+
+def test_milliseconds_and_distance_are_said(command, photo, capsys):
+    assert command(photo, "--box=20,10,100,80") == 0
+    said = capsys.readouterr().out
+    assert re.search(r"read \d+, detect \d+, network \d+, files \d+ ms", said)
+    assert re.search(r"right hand: given box.* \d+\.\d\d m away", said)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("https://a.b/c.jpg", "curl -O"),
+        ("clip.mp4", "ffmpeg -i"),
+        ("x*.jpg", "no such"),
+    ],
+)
+def test_what_is_no_photo_gets_the_command_that_helps(
+    command, tmp_path, monkeypatch, capsys, name, words
+):
+    monkeypatch.chdir(tmp_path)
+    Path("clip.mp4").touch()
+    assert command(name) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
 
 
 def test_folder_skips_bad_photos_and_says_so(command, photo, tmp_path, capsys):
