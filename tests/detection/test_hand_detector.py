@@ -187,9 +187,9 @@ def test_a_part_of_a_hand_is_not_another_hand():
 
 def test_the_covered_share_is_of_the_smaller_box():
     outer, inner = np.array([0.0, 0, 10, 10]), np.array([2.0, 2, 6, 12])
-    assert detector.covered_share(outer, inner) == 32 / 40
-    assert detector.covered_share(inner, outer) == 32 / 40
-    assert detector.covered_share(outer, outer + 20) == 0
+    assert hand_detector.covered_share(outer, inner) == 32 / 40
+    assert hand_detector.covered_share(inner, outer) == 32 / 40
+    assert hand_detector.covered_share(outer, outer + 20) == 0
 
 
 def test_two_boxes_share_what_they_share():
