@@ -121,6 +121,7 @@ def test_the_first_process_alone_talks_and_writes(runs):
     assert len(steps) == len(set(steps)) == 12
 
 
+@pytest.mark.slow
 def test_a_run_of_two_goes_on_with_one_and_with_four_devices(runs, tmp_path):
     one, _, _ = runs
     workdir = tmp_path / "w"
@@ -138,6 +139,7 @@ def test_a_run_of_two_goes_on_with_one_and_with_four_devices(runs, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_two_processes_agree_on_a_broken_checkpoint(runs, tmp_path):
     one, _, _ = runs
     workdir = tmp_path / "w"

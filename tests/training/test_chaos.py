@@ -33,6 +33,7 @@ def survived(tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_interrupted_runs_end_as_the_unbroken_one(survived):
     counts = survived.hits
     assert sum(counts[x] for x in counts if x.startswith("SIGKILL")) == 1
@@ -41,6 +42,7 @@ def test_interrupted_runs_end_as_the_unbroken_one(survived):
     assert (survived.root / f"broken-{survived.rounds}" / "DONE").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["parameters", "lines"])
 def test_a_difference_is_found(survived, tmp_path, what):
     for name in ("unbroken", "broken-1"):

@@ -213,7 +213,11 @@ def test_every_size_has_the_shapes_it_announces(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "millions"), [("fastvit_t8", 3.257), ("fastvit_ma36", 42.851)]
+    ("name", "millions"),
+    [
+        ("fastvit_t8", 3.257),
+        pytest.param("fastvit_ma36", 42.851, marks=pytest.mark.slow),
+    ],
 )
 def test_parameter_counts_are_the_published_ones(name, millions):
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
