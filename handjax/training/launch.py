@@ -1,5 +1,6 @@
 """From a config to a finished workdir: everything around the training loop."""
 
+import contextlib
 import hashlib
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from handjax.config import schema as configs
 from handjax.distributed import processes, sharding
 from handjax.errors import UserError
 from handjax.family import hand_constants
-from handjax.io import atomic_files, compile_cache
+from handjax.io import atomic_files, compile_cache, locks
 from handjax.training import init_from, loop, parameter_table
 from handjax.training.environment import _commit, _write_environment, versions
 from handjax.training.nonfinite import NonFiniteError
@@ -50,6 +51,19 @@ def train(
         processes.join(cluster)
         stop.listen()  # joining takes SIGTERM for itself
     compile_cache.use(config.train.compile_cache)
+    # One process holds the workdir for all of its run.
+    first = jax.process_index() == 0
+    with locks.held(Path(workdir)) if first else contextlib.nullcontext():
+        return _train(config, workdir, stop, force_config, profile)
+
+
+def _train(
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    stop: Stop,
+    force_config: bool,
+    profile: bool,
+) -> int:
     try:
         run = prepare(config, workdir, force_config=force_config, stop=stop)
         finished = loop.fit(run._replace(profile=profile))

@@ -65,8 +65,8 @@ def test_a_run_says_what_it_uses_and_ends_with_a_table(unbroken):
     assert (workdir / "DONE").read_text() in out
     found = {p.name for p in workdir.iterdir()}
     assert found == {
-        "DONE", "checkpoints", "config.json", "environment.json", "eval", "images",
-        "metrics.jsonl", "tensorboard",
+        ".lock", "DONE", "checkpoints", "config.json", "environment.json", "eval",
+        "images", "metrics.jsonl", "tensorboard",
     }  # fmt: skip
     told = [n["epochs_noise"] for n in _numbers(workdir) if "epochs_noise" in n]
     assert told == [step * 8 / 32 for step in range(1, 7)]
