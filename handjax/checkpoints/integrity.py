@@ -1,9 +1,11 @@
 """Verify that saved arrays are those that were written, and those that are expected."""
 
+import errno
 import gc
 import hashlib
 import json
 import logging
+import os
 import sys
 import zlib
 from collections.abc import Iterator
@@ -16,6 +18,18 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from handjax.io import console
+
+_MACHINE = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.ENOMEM,
+)
+"""What the system says when a file may be whole, but cannot be read now."""
 
 
 def sha256(flat: dict[str, Any]) -> str:
@@ -64,6 +78,39 @@ def verify(tree: Any, expected: dict[str, int]) -> None:
     wrong = [k for k in sorted(found) if expected.get(k, found[k]) != found[k]]
     if wrong:
         raise OSError(f"the bytes of {wrong[0]!r} are not those that were written")
+
+
+def withheld(directory: Path, error: BaseException) -> str:
+    """Return why the system does not hand out a checkpoint's files; "" if it does.
+
+    Such a checkpoint may be whole: rights, open files or a disk have to be put right.
+
+    Args:
+        directory: Directory of the step.
+        error: What reading it has raised.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError) and link.errno in _MACHINE:
+            return os.strerror(link.errno)
+        for number in _MACHINE:  # TensorStore's errors have a text alone
+            if os.strerror(number) in str(link):
+                return os.strerror(number)
+        link = link.__cause__ or link.__context__
+    try:
+        for folder, _, names in os.walk(directory, onerror=_raise):
+            for name in names:
+                with open(Path(folder) / name, "rb") as file:
+                    while file.read(1 << 24):
+                        pass
+    except OSError as refused:
+        if refused.errno in _MACHINE:
+            return f"{refused.filename or directory}: {os.strerror(refused.errno)}"
+    return ""
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def unreadable(directory: Path) -> str:

@@ -130,7 +130,8 @@ class Checkpoints:
             say: Receives one line for each checkpoint that cannot be read.
 
         Raises:
-            CheckpointError: There are checkpoints and none can be read.
+            CheckpointError: There are checkpoints and none can be read, or the system
+                does not hand out the files of one, which is left where it is.
             UserError: The newest is of a model with other names or shapes.
         """
         steps = self.steps()
@@ -143,7 +144,12 @@ class Checkpoints:
                         return self._restore(step, variables, train)
             except _NOT_THE_FILE:
                 raise
+            except CheckpointError:
+                raise
             except Exception as error:
+                refused = integrity.withheld(self.directory / str(step), error)
+                if refused:
+                    raise self._withheld(step, refused) from error
                 say(self._set_aside(step, error))
             else:  # intact, but of another model: leave it where it is
                 raise UserError(
@@ -187,14 +193,25 @@ class Checkpoints:
         """Agree on whether a step can be read, before any process reads it.
 
         Raises:
-            OSError: Process 0 cannot read it; raised on every process.
+            OSError: Process 0 finds it damaged; raised on every process.
+            CheckpointError: The system does not let process 0 read it.
         """
         if jax.process_count() == 1:
             return
         first, directory = jax.process_index() == 0, self.directory / str(step)
         wrong = integrity.unreadable(directory) if first else ""
-        if not processes.all_agree(not wrong):
-            raise OSError(wrong or "process 0 says so")
+        if processes.all_agree(not wrong):
+            return
+        refused = integrity.withheld(directory, OSError(wrong)) if first else ""
+        if not processes.all_agree(not refused):
+            raise self._withheld(step, refused or "process 0 says so")
+        raise OSError(wrong or "process 0 says so")
+
+    def _withheld(self, step: int, reason: str) -> CheckpointError:
+        return CheckpointError(
+            f"Checkpoint {self.directory}/{step} cannot be read now: {reason}. It may "
+            "be whole and stays where it is; put that right and run the same command."
+        )
 
     def _set_aside(self, step: int, error: Exception) -> str:
         target = self.directory.parent / "unreadable" / f"{self.stage}-{step}"

@@ -1,5 +1,7 @@
 """Checkpoints survive crashes, full disks and damaged files."""
 
+import errno
+import os
 import shutil
 import subprocess
 import sys
@@ -219,3 +221,23 @@ def test_variables_can_be_read_without_a_model(tmp_path):
 def test_a_directory_that_is_no_workdir_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
         load_for_inference(tmp_path)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.EMFILE])
+@pytest.mark.parametrize("as_text", [False, True])
+def test_what_the_system_withholds_is_not_set_aside(
+    tmp_path, monkeypatch, number, as_text
+):
+    _saved(tmp_path, [1, 2]).close()
+
+    def refuse(*_):
+        if as_text:  # TensorStore's way
+            raise ValueError(f"UNKNOWN: Error opening file: {os.strerror(number)}")
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "_restore", refuse)
+        with pytest.raises(CheckpointError, match=os.strerror(number)):
+            _restore(tmp_path)
+    assert not (tmp_path / "checkpoints" / "unreadable").exists()
+    assert _restore(tmp_path).step == 2
