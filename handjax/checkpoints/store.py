@@ -248,6 +248,8 @@ class Checkpoints:
                 "deleted it while this run was training. Put it back and run the same "
                 "command to go on from its last checkpoint, or start again."
             )
+        # What the manager remembers may not have reached the disk.
+        self._manager.reload()
         steps = self.steps()
         last = f"step {steps[-1]} is intact" if steps else "there is none before it"
         return CheckpointError(

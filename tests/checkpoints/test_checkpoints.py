@@ -241,3 +241,10 @@ def test_what_the_system_withholds_is_not_set_aside(
             _restore(tmp_path)
     assert not (tmp_path / "checkpoints" / "unreadable").exists()
     assert _restore(tmp_path).step == 2
+
+
+def test_a_failed_write_names_the_last_step_that_is_on_disk(tmp_path):
+    store = _saved(tmp_path, [1, 2])
+    shutil.rmtree(tmp_path / "checkpoints" / "mesh" / "2")  # counted, never finished
+    assert "step 1 is intact" in str(store._failed(OSError("no space")))
+    store.close()
