@@ -167,6 +167,8 @@ class LandmarkPredictor:
             weights=WEIGHTS_OF_FIT,
             iterations=self._iterations,
         )
+        # Both are known, for 2-D points were given.
+        assert fitted.residual_px is not None and fitted.joints2d is not None
         side = max(hand.box_px[2:] - hand.box_px[:2])
         residual = float(fitted.residual_px[0] / side)
         one = LandmarkPrediction(

@@ -11,7 +11,7 @@ come back to them by `placement.py`.
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ from jaxtyping import Float, UInt8
 
 from handjax import models
 from handjax.checkpoints.workdir import load_for_inference
-from handjax.detection.hand_detector import SURE, HandDetector
+from handjax.detection.hand_detector import SURE, DetectedHand, HandDetector
 from handjax.errors import UserError
 from handjax.family import hand_constants, hypotheses
 from handjax.family.capabilities import Explains, Samples
@@ -391,7 +391,9 @@ class HandPredictor:
         seen_px, angle = box_px, np.zeros(len(padded))
         scale = np.where(whole, 1.0, self.config.data.box_scale)
         if self.reads_upright:
-            regions = [one.box.reading.region for one in padded]
+            # `run` has read the boxes that came without a reading.
+            readings = [cast(DetectedHand, one.box.reading) for one in padded]
+            regions = [reading.region for reading in readings]
             seen_px = np.array([region.square_px for region in regions])
             angle = np.array([-region.angle for region in regions])
             scale = np.ones(len(padded))

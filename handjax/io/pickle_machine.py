@@ -397,13 +397,13 @@ def _refused(name: str) -> Callable[[_Machine], None]:
     return refuse
 
 
-_OPCODES: dict[bytes, Callable[[_Machine], None]] = {
+_OPCODES: dict[bytes, Callable[[_Machine], object]] = {
     b"\x80": _protocol,
     b"\x95": _frame,
     # stack and memo
     b"(": _Machine.mark,
     b"0": _Machine.pop,
-    b"1": lambda m: m.after_mark() and None,
+    b"1": lambda m: m.after_mark(),
     b"2": _Machine.duplicate,
     b"p": lambda m: m.put(_decimal(m.line())),
     b"q": lambda m: m.put(m.number(_U1)),

@@ -68,7 +68,7 @@ def _train(
         run = prepare(config, workdir, force_config=force_config, stop=stop)
         finished = loop.fit(run._replace(profile=profile))
     except (store.CheckpointError, NonFiniteError, jax.errors.JaxRuntimeError) as error:
-        processes.leave_if_alone(error, _last_checkpoint(workdir))
+        processes.leave_if_alone(error, _last_checkpoint(workdir, config))
         raise
     if finished is None:
         return 130 if run.stop.reason == "SIGINT" else 0
@@ -95,10 +95,11 @@ def dry_run(
     run.say(memory_plan.describe(run, run.family.stages(config), num_processes))
 
 
-def _last_checkpoint(workdir: str) -> str:
-    """Name the last checkpoint of the workdir in a sentence."""
+def _last_checkpoint(workdir: str, config: ml_collections.ConfigDict) -> str:
+    """Name the last checkpoint of the last stage that has one, in a sentence."""
     steps = stage_steps(Path(workdir))
-    saved = [f"{stage} {max(found)}" for stage, found in steps.items() if found]
+    order = [stage.name for stage in models.load(config.family).stages(config)]
+    saved = [f"{stage} {max(steps[stage])}" for stage in order if steps.get(stage)]
     return f"The last checkpoint: {saved[-1] if saved else 'none yet'}."
 
 
