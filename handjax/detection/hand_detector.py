@@ -55,6 +55,9 @@ _MARGINS = (0.25, 0.6)
 the detector does not see palms that fill its picture. Repeated border pixels fill them,
 for beside black ones it overlooks more."""
 _ANGLES = np.arange(8) * np.pi / 4
+_LIKELY = 3
+"""Of those angles, how many are read again. With one, 16 instead of 13 of 150 rendered
+hands with given boxes had landmarks a quarter of the box away."""
 _BOX_GROWTH = 1.25
 _TILE_PX = 192
 _REFINED_FROM = 0.1
@@ -249,7 +252,10 @@ class HandDetector:
     def _from_angles(self, image, square: Region) -> list[DetectedHand]:
         turned = [square._replace(angle=float(angle)) for angle in _ANGLES]
         hands = self.read_regions(image, turned)
-        return self._refined(image, [max(hands, key=lambda hand: hand.presence)])
+        # A hand that is read upside down can look the surest until it is read again.
+        likely = sorted(hands, key=lambda hand: -hand.presence)[:_LIKELY]
+        refined = self._refined(image, likely)
+        return [max(refined, key=lambda hand: hand.presence)]
 
     def _refined(self, image, hands: list[DetectedHand]) -> list[DetectedHand]:
         """Read again where the landmarks say that the hand is, unless that is worse."""
