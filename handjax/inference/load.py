@@ -25,9 +25,9 @@ def load(
         source: A model that comes with handjax ("landmarks"; `handjax models` lists
             them), a workdir of `handjax.train`, or what `handjax convert` made of the
             weights of a whole model.
-        **options: For a name: `min_score`; of
-            `HandPredictor.from_workdir` for a directory: `stage`, `step`, `batch_size`,
-            `tta`.
+        **options: For a name `min_score` and `batch_size`; for a directory those of
+            `HandPredictor.from_workdir`: `stage`, `step`, `batch_size`, `tta`,
+            `min_score`.
 
     Raises:
         MissingFileError: There is no such directory, or no checkpoint in it.

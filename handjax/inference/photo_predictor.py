@@ -13,18 +13,14 @@ from handjax.detection.hand_detector import SURE, HandDetector
 from handjax.errors import UserError
 from handjax.geometry.skeleton import HAND
 from handjax.inference import photos, released
-from handjax.inference.box_detectors import find_boxes
 from handjax.inference.landmark_predictor import LandmarkPrediction, LandmarkPredictor
 from handjax.inference.photos import HandBox
 from handjax.inference.prediction import HandPrediction, Request
-from handjax.inference.predictor import requests
+from handjax.inference.predictor import FindsHands, Image, requests
 from handjax.visualization.mesh_export import outward_faces
 
-Image = Any
-"""A path, or pixels as `io.pixels.from_array` takes them: RGB 0..255, floats 0..1."""
 
-
-class PhotoPredictor:
+class PhotoPredictor(FindsHands):
     """Weights that come with handjax, with everything between them and a photo."""
 
     def __init__(
@@ -92,30 +88,6 @@ class PhotoPredictor:
         side = hand.is_right > 0.5 if is_right is None else is_right
         box = HandBox(given, side, "given", hand, is_right is not None)
         return self.run(requests(photo, [box], intrinsics=intrinsics))[0]
-
-    def hands(
-        self,
-        image: Image,
-        *,
-        is_right: bool | None = None,
-        intrinsics: Sequence[float | int] | None = None,
-    ) -> list[HandPrediction]:
-        """Reconstruct all hands of a photo, the surest first.
-
-        Args:
-            image: A file, or RGB pixels 0..255 (floats: 0..1).
-            is_right: The side of all of them; None lets the detector decide.
-            intrinsics: fx, fy, cx, cy in pixels; None as `photos.intrinsics_of` says.
-        """
-        photo = photos.opened(image)
-        boxes = self.find(photo.image)
-        if is_right is not None:
-            boxes = [b._replace(is_right=is_right, side_given=True) for b in boxes]
-        return self.run(requests(photo, boxes, intrinsics=intrinsics))
-
-    def find(self, image: Image) -> list[HandBox]:
-        """Return the boxes of all hands, the surest first, each with its reading."""
-        return find_boxes(self.detector, photos.opened(image).image)
 
     def run(self, wanted: Sequence[Request]) -> list[HandPrediction]:
         """Reconstruct hands of any photos, one for each request."""

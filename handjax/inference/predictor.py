@@ -48,7 +48,41 @@ Image = Any
 """A path, or pixels as `io.pixels.from_array` takes them: RGB 0..255, floats 0..1."""
 
 
-class HandPredictor:
+class FindsHands:
+    """What predictors share that find the hands of a photo by themselves."""
+
+    detector: HandDetector
+
+    def run(self, wanted: Sequence[Request]) -> list[HandPrediction]:
+        """Reconstruct hands of any photos, one for each request."""
+        raise NotImplementedError
+
+    def hands(
+        self,
+        image: Image,
+        *,
+        is_right: bool | None = None,
+        intrinsics: Sequence[float | int] | None = None,
+    ) -> list[HandPrediction]:
+        """Reconstruct all hands of a photo, the surest first.
+
+        Args:
+            image: A file, or RGB pixels 0..255 (floats: 0..1).
+            is_right: The side of all of them; None lets the detector decide.
+            intrinsics: fx, fy, cx, cy in pixels; None as `photos.intrinsics_of` says.
+        """
+        photo = photos.opened(image)
+        boxes = self.find(photo)
+        if is_right is not None:
+            boxes = [b._replace(is_right=is_right, side_given=True) for b in boxes]
+        return self.run(requests(photo, boxes, intrinsics=intrinsics))
+
+    def find(self, image: Image) -> list[HandBox]:
+        """Return the boxes of all hands, the surest first, each with its reading."""
+        return find_boxes(self.detector, photos.opened(image).image)
+
+
+class HandPredictor(FindsHands):
     """A trained model that reads photos."""
 
     def __init__(
@@ -218,30 +252,6 @@ class HandPredictor:
         wanted = [request(image, box_px, is_right, intrinsics)]
         return self.run_explanations(wanted, self.run(wanted))[0]
 
-    def hands(
-        self,
-        image: Image,
-        *,
-        is_right: bool | None = None,
-        intrinsics: Sequence[float | int] | None = None,
-    ) -> list[HandPrediction]:
-        """Reconstruct all hands of a photo, the surest first.
-
-        Args:
-            image: A file, or RGB pixels 0..255.
-            is_right: The side of all of them; None lets the detector decide.
-            intrinsics: fx, fy, cx, cy in pixels; None as `photos.intrinsics_of` says.
-        """
-        photo = photos.opened(image)
-        boxes = self.find(photo.image)
-        if is_right is not None:
-            boxes = [b._replace(is_right=is_right, side_given=True) for b in boxes]
-        return self.run(requests(photo, boxes, intrinsics=intrinsics))
-
-    def find(self, image: UInt8[np.ndarray, "height width 3"]) -> list[HandBox]:
-        """Return the boxes of all hands, the surest first, each with its reading."""
-        return find_boxes(self._detector, image)
-
     @property
     def reads_upright(self) -> bool:
         """Whether the model reads regions in which the fingers point upwards.
@@ -251,7 +261,8 @@ class HandPredictor:
         return bool(self.config.get("model", {}).get("features", ""))
 
     @functools.cached_property
-    def _detector(self) -> HandDetector:
+    def detector(self) -> HandDetector:
+        """The detector, loaded when it is first needed."""
         return HandDetector(min_score=self._min_score)
 
     # --- many photos ----------------------------------------------------------------
@@ -373,7 +384,7 @@ class HandPredictor:
         """Return the hand with the detector's reading, which upright regions need."""
         if not self.reads_upright or one.box.reading is not None:
             return one
-        reading = self._detector.find_in_box(one.photo.image, one.box.box_px)
+        reading = self.detector.find_in_box(one.photo.image, one.box.box_px)
         side = one.box.is_right if one.box.side_given else reading.is_right > 0.5
         return one._replace(box=one.box._replace(reading=reading, is_right=side))
 
