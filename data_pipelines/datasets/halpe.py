@@ -16,7 +16,7 @@ import numpy as np
 from data_pipelines.sources import conventions, pictures
 from data_pipelines.sources.conventions import HandModels
 from data_pipelines.sources.description import Archive, Builder, Index, text
-from data_pipelines.sources.reading import DownloadedFiles, SourceError
+from data_pipelines.sources.reading import WRONG_VALUES, DownloadedFiles, SourceError
 from data_pipelines.storage import schema
 
 BUILDER = Builder(
@@ -77,7 +77,7 @@ def index(source: DownloadedFiles, split: str) -> Index:
                     rows.append((person["id"], is_right))
     except SourceError:
         raise
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+    except WRONG_VALUES as error:
         what = "people with 136 keypoints"
         raise source.damaged(path, what, f"{error!r}") from None
     columns = {

@@ -25,7 +25,7 @@ from data_pipelines.sources.description import (
     Index,
     text,
 )
-from data_pipelines.sources.reading import DownloadedFiles
+from data_pipelines.sources.reading import WRONG_VALUES, DownloadedFiles
 from handjax.errors import UserError
 
 _NAME = "interhand26m"
@@ -117,13 +117,7 @@ class _Cameras:
                     parts = (of["camrot"].reshape(9), of["campos"], K.reshape(9))
                     self._numbers[capture, camera] = len(self._values)
                     self._values.append(np.concatenate(parts).astype(np.float64))
-        except (
-            AttributeError,
-            KeyError,
-            TypeError,
-            ValueError,
-            OverflowError,
-        ) as error:
+        except WRONG_VALUES as error:
             raise source.damaged(path, what, f"{error!r}") from None
 
     def number(self, capture: str, camera: str) -> int:
@@ -152,13 +146,7 @@ class _Frames:
                     joints = np.array(value["world_coord"], np.float64)
                     self._numbers[capture, frame] = len(self._joints)
                     self._joints.append(joints.reshape(2, 21, 3))
-        except (
-            AttributeError,
-            KeyError,
-            TypeError,
-            ValueError,
-            OverflowError,
-        ) as error:
+        except WRONG_VALUES as error:
             raise source.damaged(path, what, f"{error!r}") from None
 
     def number(self, capture: str, frame: str) -> int:
@@ -188,13 +176,7 @@ class _Fits:
                         key = capture, frame, side == "right"
                         self._numbers[key] = len(self._fits)
                         self._fits.append(np.array(numbers, np.float64))
-        except (
-            AttributeError,
-            KeyError,
-            TypeError,
-            ValueError,
-            OverflowError,
-        ) as error:
+        except WRONG_VALUES as error:
             raise source.damaged(path, what, f"{error!r}") from None
 
     def number(self, capture: str, frame: str, is_right: bool) -> int:

@@ -20,7 +20,7 @@ import numpy as np
 from data_pipelines.sources import conventions, pictures
 from data_pipelines.sources.conventions import HandModels
 from data_pipelines.sources.description import Archive, Builder, Index, text
-from data_pipelines.sources.reading import DownloadedFiles
+from data_pipelines.sources.reading import WRONG_VALUES, DownloadedFiles
 
 BUILDER = Builder(
     name="mtc",
@@ -67,7 +67,7 @@ def index(source: DownloadedFiles, split: str) -> Index:
                 points = np.asarray(hand["landmarks"], np.float64)
                 landmarks.append(points.reshape(21, 3))
             frames.append(f"{sequence}/{frame}")
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+    except WRONG_VALUES as error:
         raise source.damaged(path, what, f"{error!r}") from None
     columns = {
         "frame": text(frames),

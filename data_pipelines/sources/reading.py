@@ -24,6 +24,10 @@ class SourceError(UserError):
     """A downloaded file is missing or damaged; the message says what to do."""
 
 
+WRONG_VALUES = (AttributeError, KeyError, TypeError, ValueError, OverflowError)
+"""What Python raises for annotations whose values are of other types."""
+
+
 class DownloadedFiles:
     """Files below the directory that the user gave.
 
