@@ -158,11 +158,8 @@ def _demo(config: Config) -> Config:
 
 def _smoke(config: Config) -> Config:
     """Every line of code in a minute or two; the numbers mean nothing."""
-    config = smoke(_narrow(_paper(config)), log=2)
+    config = smoke(_two_layers(_narrow(_paper(config))), log=2)
     config.data.crop_size = 64
-    config.model.update(
-        regressor_tokens=(21, 84), regressor_widths=(32, 16), regressor_blocks=(1, 1)
-    )
     config.stages.mesh = _from_scratch(10, 8)
     return config
 
@@ -185,12 +182,17 @@ def _open(config: Config) -> Config:
 
 def _open_smoke(config: Config) -> Config:
     """Every line of "open"; the numbers mean nothing."""
-    config = _open(config)
+    config = _two_layers(_open(config))
     frozen_features_smoke(config)
+    config.stages.mesh = _on_features(4, 8)
+    return config
+
+
+def _two_layers(config: Config) -> Config:
+    """A regressor that is compiled within seconds."""
     config.model.update(
         regressor_tokens=(21, 84), regressor_widths=(32, 16), regressor_blocks=(1, 1)
     )
-    config.stages.mesh = _on_features(4, 8)
     return config
 
 
