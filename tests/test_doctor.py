@@ -48,7 +48,8 @@ def test_damaged_weights_are_named(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("installed", [True, False])
 def test_extras_are_those_of_the_package(monkeypatch, installed):
-    monkeypatch.setattr(checks, "_installed", lambda name: installed)
+    version = "1.0" if installed else None
+    monkeypatch.setattr(checks, "_version", lambda name: version)
     rows = list(checks._extras())
     declared = importlib.metadata.metadata("handjax").get_all("Provides-Extra")
     hidden = {"cuda12", "cuda13", "tpu", "dev"}

@@ -4,7 +4,6 @@ A check never raises: what is broken is what it is here to report.
 """
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import shutil
@@ -24,6 +23,9 @@ CARDS: Mapping[str, tuple[str, str, str]] = {
 it."""
 MIN_MEMORY_GB, MIN_DISK_GB = 4.0, 5.0
 """Below these a note is due: training and its data want more."""
+
+
+_REINSTALL = "the installation is damaged; install handjax again"
 
 
 class Row(NamedTuple):
@@ -57,16 +59,13 @@ def _python() -> Row:
 
 
 def _packages() -> Row:
-    found, missing = [], []
-    for name in ("handjax", *PACKAGES):
-        try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            missing.append(name)
+    versions = {name: _version(name) for name in ("handjax", *PACKAGES)}
+    missing = [name for name, version in versions.items() if version is None]
     if missing:
         advice = f"pip install {' '.join(missing)}"
         return Row("packages", PROBLEM, f"missing: {', '.join(missing)}", advice)
-    return Row("packages", OK, ", ".join(found))
+    found = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return Row("packages", OK, found)
 
 
 def _devices() -> Row:
@@ -111,7 +110,7 @@ def _hand_model() -> Row:
     try:
         file = model_files.load("open")
     except (HandjaxError, OSError) as error:
-        return Row("hand model", PROBLEM, str(error), "pip install --force-reinstall .")
+        return Row("hand model", PROBLEM, str(error), _REINSTALL)
     count = len(file.v_template)
     return Row(
         "hand model",
@@ -130,7 +129,7 @@ def _models() -> Iterator[Row]:
         try:
             found = released.about(path)
         except (HandjaxError, OSError) as error:
-            advice = "pip install --force-reinstall ."
+            advice = _REINSTALL
             yield Row(f"model {name}", PROBLEM, str(error), advice)
             continue
         size = Path(path).stat().st_size / 1e6
@@ -168,7 +167,7 @@ def _extras() -> Iterator[Row]:
             name = requirement.split("[")[0].split(">")[0].split("=")[0].strip()
             extras.setdefault(extra.strip(" \"'"), []).append(name)
     for extra in sorted(set(extras) - {"cuda12", "cuda13", "tpu", "dev"}):
-        missing = [name for name in extras[extra] if not _installed(name)]
+        missing = [name for name in extras[extra] if _version(name) is None]
         if missing:
             advice = f"pip install {' '.join(missing)}"
             yield Row(f"extra {extra}", NOTE, "not installed", advice)
@@ -176,9 +175,9 @@ def _extras() -> Iterator[Row]:
             yield Row(f"extra {extra}", OK, "installed")
 
 
-def _installed(distribution: str) -> bool:
+def _version(distribution: str) -> str | None:
+    """Return the version of a distribution; None if it is not installed."""
     try:
-        importlib.metadata.version(distribution)
+        return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+        return None
