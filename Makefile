@@ -20,7 +20,7 @@ help:
 	@echo "make demo        reconstruct a hand, then train a small TokenHand on built-in data (about 13 minutes on 2 cores)"
 	@echo "make test        run the test suite"
 	@echo "make slow-tests  run the tests marked slow as well"
-	@echo "make fuzz        give damaged files to every reader (about 5 minutes; INPUTS=3000 for more)"
+	@echo "make fuzz        give damaged files to every reader, INPUTS=300 each"
 	@echo "make lint        formatting, lint, types, import arrows"
 	@echo "make wheel       build the wheel and use it in an empty directory"
 

@@ -408,7 +408,7 @@ def _described(hand: "HandPrediction") -> str:
         parts.append(f"presence {hand.presence:.2f}")
     parts.append(f"{math.hypot(*hand.translation):.2f} m away")
     if hand.not_sure:
-        parts.append("NOT SURE: mostly such meshes are wrong")
+        parts.append("NOT SURE: such meshes are mostly wrong")
     return f"{output_files.named(hand)}: {', '.join(parts)}{_spread(hand)}"
 
 

@@ -142,9 +142,7 @@ class Checkpoints:
                     difference = integrity.difference(variables, self._shapes(step))
                     if not difference:
                         return self._restore(step, variables, train)
-            except _NOT_THE_FILE:
-                raise
-            except CheckpointError:
+            except (*_NOT_THE_FILE, CheckpointError):
                 raise
             except Exception as error:
                 refused = integrity.withheld(self.directory / str(step), error)
